@@ -1,0 +1,10 @@
+"""nfd_jax: mean-field feature dynamics of very wide, very deep networks, beside the networks themselves."""
+
+from nfd_jax import datasets
+from nfd_jax.architecture import ResNet
+from nfd_jax.limit import solve_limit
+from nfd_jax.network import solve_network
+from nfd_jax.task import Task
+from nfd_jax.trajectory import Trajectory
+
+__all__ = ["ResNet", "Task", "Trajectory", "datasets", "solve_limit", "solve_network"]

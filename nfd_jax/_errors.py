@@ -1,0 +1,73 @@
+"""Argument checks and the outcomes of a run: every message names the argument, its value and the way out."""
+
+from __future__ import annotations
+
+import enum
+import math
+from collections.abc import Iterable, Sequence
+from numbers import Integral, Real
+from typing import Any
+
+import numpy as np
+
+
+class Outcome(enum.Enum):
+    """How one member of a run ended; the value is the message a user reads."""
+
+    OK = "finished with finite outputs"
+    DIVERGED = "diverged: outputs or loss left the finite numbers; lower the learning rate"
+
+
+def positive_int(name: str, value: Any, minimum: int = 1) -> int:
+    """`value` as an int of at least `minimum`, else a TypeError or ValueError that names `name`."""
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
+    if value < minimum:
+        raise ValueError(f"{name} must be at least {minimum}, got {value}")
+    return int(value)
+
+
+def finite_float(name: str, value: Any, minimum: float = 0.0, *, strict: bool = False) -> float:
+    """`value` as a finite float, at least `minimum` (above it where `strict`)."""
+    if isinstance(value, bool) or not isinstance(value, Real | np.ndarray) or np.ndim(value) != 0:
+        raise TypeError(f"{name} must be a real number, got {value!r} of type {type(value).__name__}")
+    number = float(value)
+    if not math.isfinite(number) or number < minimum or (strict and number == minimum):
+        bound = f"above {minimum:g}" if strict else f"at least {minimum:g}"
+        raise ValueError(f"{name} must be a finite number {bound}, got {value!r}")
+    return number
+
+
+def one_of(name: str, value: Any, choices: Iterable[str]) -> str:
+    """`value` where it is one of `choices`, else a ValueError that lists them."""
+    known = tuple(choices)
+    if value not in known:
+        raise ValueError(f"unknown {name} {value!r}; choose one of {', '.join(map(repr, known))}")
+    return value
+
+
+def seed_sequence(seeds: Any) -> tuple[int, ...]:
+    """Seeds as a tuple: an int S stands for 0 to S-1, a sequence of distinct ints for itself."""
+    if isinstance(seeds, Integral) and not isinstance(seeds, bool):
+        return tuple(range(positive_int("seeds", seeds)))
+    if isinstance(seeds, Sequence | np.ndarray) and not isinstance(seeds, str):
+        listed = tuple(positive_int("seeds", seed, minimum=0) for seed in seeds)
+        if not listed or len(set(listed)) != len(listed):
+            raise ValueError(f"seeds must be at least one distinct integer, got {seeds!r}")
+        return listed
+    raise TypeError(f"seeds must be an integer count or a sequence of integers, got {seeds!r}")
+
+
+def finite_array(name: str, value: Any, ndims: tuple[int, ...]) -> np.ndarray:
+    """`value` as a finite float64 numpy array of one of the ranks `ndims`, not empty."""
+    try:
+        array = np.asarray(value, dtype=np.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"{name} must be an array of real numbers, got {type(value).__name__}") from error
+    if array.ndim not in ndims or array.size == 0:
+        wanted = " or ".join(str(ndim) for ndim in ndims)
+        raise ValueError(f"{name} must be a non-empty array with {wanted} axes, got shape {array.shape}")
+    if not np.all(np.isfinite(array)):
+        index = tuple(int(i) for i in np.argwhere(~np.isfinite(array))[0])
+        raise ValueError(f"{name} must be finite, got {array[index]} at index {index}; clean the data first")
+    return array

@@ -1,0 +1,361 @@
+"""Closed forms and recursions that the Monte-Carlo solvers are checked against.
+
+An independent road: float64 numpy and scipy, no particles, no automatic differentiation, nothing
+imported from the rest of the package. Everything is the limit of infinite width for the model
+
+    h_l     = h_{l-1} + sqrt(T/L) W_l phi(h_{l-1}) / sqrt(n),                     h_0 given
+    g_{l-1} = g_l + sqrt(T/L) phi'(h_{l-1}) * W_l^T g_l / sqrt(n),                g_L = V
+    f       = V^T h_L / n
+
+with `<x, y> = x^T y / n`, one output and entries of size one: `<V, V> = 1`, `<V, h_0> = 0`.
+
+* `gaussian_kernels`: E[phi(u) phi(v)] and E[phi'(u) phi'(v)] for jointly Gaussian u, v.
+* `initial_kernels`, `tangent_kernel`: any activation, before training, at finite or infinite depth.
+* `linear_dynamics`, `linear_outputs`: the linear network, any number of training steps, either closure.
+
+Sources: Cho and Saul, arXiv 1112.3712 (arc-cosine kernels); Yang, Yu, Zhu, Hayou, Tensor Programs VI,
+arXiv 2310.02244, Prop. 4.4 and Lemma C.1 (the linear network; derived anew here, see `linear_dynamics`).
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.integrate import solve_ivp
+from scipy.linalg import solve_triangular
+from scipy.special import ndtr
+
+Array: TypeAlias = NDArray[np.float64]
+Closure: TypeAlias = Literal["coupled", "decoupled"]
+
+# --------------------------------------------------------------------------- Gaussian expectations
+
+
+def gaussian_kernels(activation: str, covariance: ArrayLike) -> tuple[Array, Array]:
+    """E[phi(u_a) phi(u_b)] and E[phi'(u_a) phi'(u_b)] for u ~ N(0, covariance).
+
+    `activation` is one of identity, relu, abs, tanh, gelu (the exact x * Phi(x)); `covariance` is
+    (P, P), positive semidefinite, and may be singular or have zero rows. Returns two (P, P) arrays.
+    At a kink the derivative is taken to be 0, which matters only for a sample of zero variance.
+    """
+    gram = _square(covariance, "covariance")
+    if activation == "identity":
+        return gram.copy(), np.ones_like(gram)
+    if activation == "abs":
+        return _abs_kernels(gram)
+    if activation == "relu":
+        # relu = (x + |x|) / 2, and an odd function of u is uncorrelated with an even one of v.
+        magnitudes, signs = _abs_kernels(gram)
+        return (gram + magnitudes) / 4, (_alive(gram) + signs) / 4
+    if activation in _SMOOTH:
+        return _quadrature_kernels(*_SMOOTH[activation], gram)
+    names = ["identity", "relu", "abs", *_SMOOTH]
+    raise ValueError(f"activation must be one of {', '.join(names)}; got {activation!r}")
+
+
+def _abs_kernels(gram: Array) -> tuple[Array, Array]:
+    """E|u||v| and E[sign u sign v] by the angle between u and v (Cho and Saul, orders 1 and 0)."""
+    scale = np.outer(np.diag(gram), np.diag(gram))
+    determinant = scale - gram**2
+    # Parallel samples have determinant 0 up to rounding, of which arctan2 would see the square root.
+    sine = np.sqrt(np.where(determinant > 8 * np.finfo(float).eps * scale, determinant, 0.0))
+    angle = np.arctan2(sine, gram)
+    magnitudes = (2 * sine + (math.pi - 2 * angle) * gram) / math.pi
+    return magnitudes, (1 - 2 * angle / math.pi) * _alive(gram)
+
+
+def _alive(gram: Array) -> Array:
+    """1 where both samples have positive variance, else 0."""
+    positive = (np.diag(gram) > 0).astype(float)
+    return np.outer(positive, positive)
+
+
+def _gelu_slope(x: Array) -> Array:
+    return ndtr(x) + x * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+
+
+_Pointwise: TypeAlias = Callable[[Array], Array]
+_SMOOTH: dict[str, tuple[_Pointwise, _Pointwise]] = {
+    "tanh": (np.tanh, lambda x: 1 / np.cosh(x) ** 2),
+    "gelu": (lambda x: x * ndtr(x), _gelu_slope),
+}
+
+
+def _quadrature_kernels(phi: _Pointwise, slope: _Pointwise, gram: Array) -> tuple[Array, Array]:
+    """Both expectations on a two-dimensional grid, u and v made from two iid normals by Cholesky.
+
+    The grid is the trapezoidal rule: for phi analytic up to a distance d from the real axis its error
+    is exp(-2 pi d / (sigma * step)), so with this step tanh (d = pi / 2) is exact to rounding at any
+    variance, where 80-point Gauss-Hermite is off by 1e-8 at variance 1 and by 1e-4 at variance 4.
+    """
+    step = 0.25 / max(1.0, math.sqrt(np.diag(gram).max()))
+    half = math.ceil(9.0 / step)  # beyond nine standard deviations the weight is below 1e-18
+    nodes = step * np.arange(-half, half + 1)
+    weights = step * np.exp(-(nodes**2) / 2) / math.sqrt(2 * math.pi)
+    values, slopes = np.zeros_like(gram), np.zeros_like(gram)
+    for a, b in zip(*np.triu_indices(len(gram)), strict=True):
+        spread = math.sqrt(gram[a, a])
+        shared = gram[a, b] / spread if spread > 0 else 0.0
+        own = math.sqrt(max(gram[b, b] - shared**2, 0.0))
+        u, v = spread * nodes, shared * nodes[:, None] + own * nodes
+        values[a, b] = values[b, a] = (weights * phi(u)) @ phi(v) @ weights
+        slopes[a, b] = slopes[b, a] = (weights * slope(u)) @ slope(v) @ weights
+    return values, slopes
+
+
+# --------------------------------------------------------------------------- before training
+
+
+@dataclass(frozen=True)
+class InitialKernels:
+    """Kernels before training at layer times t = l / L; S is L + 1, or `points` at infinite depth."""
+
+    times: Array  # (S,)       from 0 to 1
+    features: Array  # (S, P, P)  H_t = <h_t, h_t>
+    activations: Array  # (S, P, P)  Phi_t = <phi(h_t), phi(h_t)>
+    gradients: Array  # (S, P, P)  G_t = <g_t, g_t>, all ones at t = 1
+    tangent: Array  # (P, P)     K, tangent kernel of the hidden matrices
+
+
+def initial_kernels(
+    activation: str, gram: ArrayLike, depth: float, horizon: float = 1.0, points: int = 65
+) -> InitialKernels:
+    """Kernels of the untrained network for the input Gram matrix `gram` = <h_0, h_0>, (P, P).
+
+    `depth` is L or math.inf, `horizon` is T; `points` sets the output grid at infinite depth. Exact
+    recursions at finite depth (NFD and TP6 alike: fields are Gaussian at initialisation),
+
+        H_l = H_{l-1} + (T/L) Phi(H_{l-1}),     G_{l-1} = G_l + (T/L) G_l * Phidot(H_{l-1}),
+        K   = (T/L) sum_l Phi_{l-1} * G_l,
+
+    and dH/dt = T Phi(H), -dG/dt = T G * Phidot(H), K = T integral of Phi_t * G_t at infinite depth,
+    there to about 1e-11 (DOP853 and its interpolant).
+    """
+    start = _square(gram, "gram")
+    if depth == math.inf:
+        return _initial_flow(activation, start, horizon, points)
+    blocks = _blocks(depth)
+    step = horizon / blocks
+    features = np.empty((blocks + 1, *start.shape))
+    features[0] = start
+    activations, slopes = np.empty_like(features), np.empty_like(features)
+    for block in range(blocks + 1):
+        activations[block], slopes[block] = gaussian_kernels(activation, features[block])
+        if block < blocks:
+            features[block + 1] = features[block] + step * activations[block]
+    gradients = np.ones_like(features)
+    for block in reversed(range(blocks)):
+        gradients[block] = gradients[block + 1] * (1 + step * slopes[block])
+    tangent = step * (activations[:-1] * gradients[1:]).sum(axis=0)
+    return InitialKernels(np.linspace(0, 1, blocks + 1), features, activations, gradients, tangent)
+
+
+def _initial_flow(activation: str, start: Array, horizon: float, points: int) -> InitialKernels:
+    """The three equations as one forward flow: G_t = exp(T (I_1 - I_t)) with dI/dt = Phidot(H)."""
+    shape = start.shape
+
+    def velocity(_: float, state: Array) -> Array:
+        features, exponent, _ = state.reshape(3, *shape)
+        phi, slope = gaussian_kernels(activation, features)
+        return horizon * np.stack([phi, slope, phi * np.exp(-exponent)]).ravel()
+
+    times = np.linspace(0, 1, points)
+    state = np.stack([start, np.zeros(shape), np.zeros(shape)]).ravel()
+    solution = solve_ivp(velocity, (0, 1), state, method="DOP853", t_eval=times, rtol=1e-12, atol=1e-14)
+    features, exponent, weighted = np.moveaxis(solution.y.T.reshape(points, 3, *shape), 1, 0)
+    activations = np.stack([gaussian_kernels(activation, kernel)[0] for kernel in features])
+    gradients = np.exp(exponent[-1] - exponent)
+    return InitialKernels(times, features, activations, gradients, gradients[0] * weighted[-1])
+
+
+def tangent_kernel(activation: str, gram: ArrayLike, depth: float, horizon: float = 1.0) -> Array:
+    """(P, P) kernel K of the hidden matrices: a small step moves f by -eta K chi, `chi` = dloss/df."""
+    return initial_kernels(activation, gram, depth, horizon, points=2).tangent
+
+
+# --------------------------------------------------------------------------- the linear network
+#
+# Derivation. A matrix with iid normal entries, queried adaptively, acts at infinite width as
+# (Gaussian conditioning, Stein's lemma; i, j run over the queries)
+#
+#     W h^i / sqrt(n)   = u^i + sum_j E[dh^i/dr^j] g^j,    cov(u) = <h, h>,    u and r independent,
+#     W^T g^j / sqrt(n) = r^j + sum_i E[dg^j/du^i] h^i,    cov(r) = <g, g>,
+#
+# so that with the learned part added and e = T/L the l-th block reads
+#
+#     h_l     = h_{l-1} + sqrt(e) u + e D g_l,       D^{ij} = A^{ij} - eta chi_j <h_{l-1}^j, h_{l-1}^i>,
+#     g_{l-1} = g_l + sqrt(e) r + e E h_{l-1},       E^{ji} = B^{ji} - eta chi_i <g_l^i, g_l^j>,
+#
+# sums over earlier training steps only; the decoupled closure is A = B = 0. All coefficients are
+# deterministic numbers. Cut the network at level l: the blocks below it turn g_l into
+# h_l = rho g_l + noise, those above turn h_l into g_l = sigma h_l + noise, and the two noises share no
+# generator. Joining the sides gives every inner product at the cut, A = (1 - rho sigma)^-1 rho there and
+# B = (1 - sigma rho)^-1 sigma; moving the cut by a block updates rho or sigma. No pair of levels is ever
+# needed, which is where this differs from the two-time Gamma and C of TP6, Prop. 4.4 and Lemma C.1.
+
+
+@dataclass(frozen=True)
+class LinearDynamics:
+    """A linear network trained for K steps on P samples; infinite width, L blocks.
+
+    Forward queries (k, a) are flattened step first, F = (K + 1) P of them; backward queries are K, since
+    with one output and a linear activation g does not depend on the sample. Responses are the A and B of
+    the theory (divided by sqrt(T/L), so of order one in L); they vanish in the decoupled closure.
+    """
+
+    outputs: Array  # (K + 1, P)  before training, then after each step
+    features: Array  # (L + 1, F, F)  <h_l^i, h_l^j>
+    gradients: Array  # (L + 1, K, K)  <g_l^i, g_l^j>
+    forward_response: Array  # (L, F, K)  A in block l + 1: weight of g_{l+1}^j in its W h_l^i
+    backward_response: Array  # (L, K, F)  B in block l + 1: weight of h_l^i in its W^T g_{l+1}^j
+
+
+@dataclass(frozen=True)
+class _Half:
+    """One side of a cut as seen from it, x = reflection @ y + noise.
+
+    Below the cut x are the forward queries h_l and y the backward ones g_l; above it the reverse.
+    """
+
+    reflection: Array
+    noise: Array  # covariance
+
+    def meet(self, other: "_Half") -> tuple[Array, Array]:
+        """Join both sides: covariance of x, and response of x to a source added to y."""
+        loop = _geometric(self.reflection @ other.reflection)
+        response = loop @ self.reflection
+        return loop @ self.noise @ loop.T + response @ other.noise @ response.T, response
+
+    def extend(self, step: float, outward: Array, fresh: Array, inward: Array, drive: Array) -> "_Half":
+        """Move the cut outward by one block, from (x, y) to (x', y'):
+
+        x' = x + N(0, step fresh) + step outward @ y',    y = y' + N(0, step drive) + step inward @ x.
+        """
+        loop = _geometric(step * self.reflection @ inward)
+        carried = loop @ self.reflection
+        noise = loop @ self.noise @ loop.T + step * carried @ drive @ carried.T + step * fresh
+        return _Half(carried + step * outward, noise)
+
+
+def _geometric(causal: Array) -> Array:
+    """(1 - causal)^-1; strictly lower triangular, as nothing acts on its own or an earlier step."""
+    unit = np.eye(len(causal))
+    return np.asarray(solve_triangular(unit - causal, unit, lower=True, unit_diagonal=True, check_finite=False))
+
+
+def linear_dynamics(
+    gram: ArrayLike,
+    targets: ArrayLike,
+    depth: int,
+    horizon: float = 1.0,
+    learning_rate: float = 1.0,
+    steps: int = 1,
+    closure: Closure = "coupled",
+) -> LinearDynamics:
+    """Gradient descent on the hidden matrices, loss mean_a (f_a - y_a)^2 / 2 over the whole batch.
+
+    `gram` = <h_0, h_0> is (P, P), `targets` (P,), `learning_rate` the width- and depth-free eta,
+    `closure` coupled (tied network) or decoupled (independent copy of W^0 in the backward pass).
+    Exact at finite `depth` = L; time O(L K (K P)^3), memory O(L (K P)^2).
+    """
+    start, goals = _square(gram, "gram"), _targets(targets, gram)
+    if closure not in ("coupled", "decoupled"):
+        raise ValueError(f"closure must be 'coupled' or 'decoupled'; got {closure!r}")
+    blocks, samples, keep = _blocks(depth), len(goals), float(closure == "coupled")
+    step = horizon / blocks
+    step_of = np.repeat(np.arange(steps + 1), samples)  # training step of each forward query
+    queries = len(step_of)
+    earlier = np.arange(steps) < step_of[:, None]  # (F, K): backward query before forward query
+    later = np.arange(steps) > step_of[:, None]
+    pulse = np.zeros((queries, steps))  # eta chi_i, in the column of its step
+    outputs = np.zeros((steps + 1, samples))
+    features, gradients = np.zeros((blocks + 1, queries, queries)), np.zeros((blocks + 1, steps, steps))
+    reuse_h, reuse_g = np.zeros((blocks, queries, steps)), np.zeros((blocks, steps, queries))  # A, B
+    drift_h, drift_g = np.zeros_like(reuse_h), np.zeros_like(reuse_g)  # D, E
+    below = [_Half(np.zeros((queries, steps)), np.tile(start, (steps + 1, steps + 1)))] * (blocks + 1)
+    above = [_Half(np.zeros((steps, queries)), np.ones((steps, steps)))] * (blocks + 1)
+    # Everything is causal: the k-th pair of sweeps makes step k final, whatever the later rows hold.
+    for k in range(steps + 1):
+        for b in range(blocks):
+            features[b], response = below[b].meet(above[b])
+            reuse_h[b] = keep * response
+            drift_h[b] = reuse_h[b] - earlier * (features[b] @ pulse)
+            below[b + 1] = below[b].extend(step, drift_h[b], features[b], drift_g[b], gradients[b + 1])
+        now = step_of == k
+        outputs[k] = below[-1].reflection[now].sum(axis=1)  # <V, h_L>, since g_L^j = V for every j
+        if k < steps:
+            pulse[now, k] = learning_rate * (outputs[k] - goals) / samples
+        for b in reversed(range(blocks)):
+            gradients[b + 1], response = above[b + 1].meet(below[b + 1])
+            reuse_g[b] = keep * response
+            drift_g[b] = reuse_g[b] - later.T * (gradients[b + 1] @ pulse.T)
+            above[b] = above[b + 1].extend(step, drift_g[b], gradients[b + 1], drift_h[b], features[b])
+    features[-1], gradients[0] = below[-1].meet(above[-1])[0], above[0].meet(below[0])[0]
+    return LinearDynamics(outputs, features, gradients, reuse_h, reuse_g)
+
+
+_DEPTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
+
+
+def linear_outputs(
+    gram: ArrayLike,
+    targets: ArrayLike,
+    depth: float,
+    horizon: float = 1.0,
+    learning_rate: float = 1.0,
+    steps: int = 1,
+    closure: Closure = "coupled",
+    tolerance: float = 1e-9,
+) -> Array:
+    """Outputs (steps + 1, P) of `linear_dynamics`, at finite depth or at depth = math.inf.
+
+    Infinite depth is the value at 0 of the polynomial in 1/L through the outputs at finite depths
+    (Richardson), with as many depths as it takes for the last one to change it by less than
+    `tolerance`: about a second for eta = 1 and ten steps. A rate at which training is unstable
+    needs more than depth 512 and raises ArithmeticError.
+    """
+    if depth != math.inf:
+        arguments = gram, targets, _blocks(depth), horizon, learning_rate, steps, closure
+        return linear_dynamics(*arguments).outputs
+    values: list[Array] = []
+    estimate, change = np.zeros((steps + 1, np.size(targets))), math.inf
+    for count, blocks in enumerate(_DEPTHS, 1):
+        values.append(linear_outputs(gram, targets, blocks, horizon, learning_rate, steps, closure))
+        used, previous = _DEPTHS[:count], estimate
+        weights = [math.prod(x / (x - other) for other in used if other != x) for x in used]
+        estimate = np.tensordot(weights, values, axes=1)
+        change = float(np.abs(estimate - previous).max())
+        if count > 1 and change < tolerance:
+            return estimate
+    raise ArithmeticError(
+        f"outputs at infinite depth are known to {change:.1e} only, tolerance is {tolerance:.1e}; "
+        "lower learning_rate or steps, or raise tolerance"
+    )
+
+
+# --------------------------------------------------------------------------- argument checks
+
+
+def _square(matrix: ArrayLike, name: str) -> Array:
+    array = np.asarray(matrix, float)
+    if array.ndim != 2 or array.shape[0] != array.shape[1] or not array.size:
+        raise ValueError(f"{name} must be a square matrix of size at least 1; got shape {array.shape}")
+    if not np.allclose(array, array.T) or np.diag(array).min() < 0:
+        raise ValueError(f"{name} must be symmetric with a nonnegative diagonal; got {array.tolist()}")
+    return array
+
+
+def _targets(targets: ArrayLike, gram: ArrayLike) -> Array:
+    array = np.asarray(targets, float)
+    if array.shape != (len(np.asarray(gram)),):
+        raise ValueError(f"targets must have one entry a row of gram; got shape {array.shape}")
+    return array
+
+
+def _blocks(depth: float) -> int:
+    if depth != int(depth) or depth < 1:
+        raise ValueError(f"depth must be a positive whole number here; got {depth}")
+    return int(depth)

@@ -1,0 +1,64 @@
+"""Data sets as tasks. Here: the handwritten digits that come with scikit-learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from nfd_jax._errors import one_of, positive_int
+from nfd_jax.task import Task
+
+
+def digits(
+    samples: int = 16,
+    classes: Sequence[int] = (0, 1),
+    *,
+    loss: str = "mse",
+    split: str = "train",
+    seed: int = 0,
+) -> Task:
+    """Handwritten digits (8 x 8 pixels, d = 64) of the given classes, as many of each as possible.
+
+    **Arguments:**
+
+    - `samples`: P. Samples alternate between the classes, so that P = 16 with two classes takes 8 of each.
+    - `classes`: at least two distinct digits from 0 to 9.
+    - `loss`: `"mse"` or `"cross_entropy"`.
+    - `split`: `"train"` or `"test"`, disjoint: of every class, the last third of its shuffled images is for tests.
+    - `seed`: which images are drawn.
+
+    Each image is scaled to |x|^2 = d. Two classes give targets -1 and +1 and one output under squared loss,
+    more give one-hot targets; cross-entropy gives one output a class.
+    """
+    from sklearn.datasets import load_digits  # a slow import, only needed here
+
+    positive_int("samples", samples)
+    one_of("split", split, ("train", "test"))
+    chosen = tuple(classes)
+    if len(set(chosen)) != len(chosen) or len(chosen) < 2 or any(c not in range(10) for c in chosen):
+        raise ValueError(f"classes must be at least two distinct digits from 0 to 9, got {chosen!r}")
+    bunch = load_digits()
+    images, labels = np.asarray(bunch.data, np.float64), np.asarray(bunch.target)
+    generator = np.random.default_rng(positive_int("seed", seed, minimum=0))
+    pools = []
+    for digit in chosen:
+        indices = generator.permutation(np.flatnonzero(labels == digit))
+        cut = 2 * len(indices) // 3
+        pools.append(indices[:cut] if split == "train" else indices[cut:])
+    counts = [len(range(position, samples, len(chosen))) for position in range(len(chosen))]
+    for digit, pool, count in zip(chosen, pools, counts, strict=True):
+        if count > len(pool):
+            raise ValueError(
+                f"samples={samples} needs {count} {split} images of digit {digit}, but there are {len(pool)}; "
+                "ask for fewer samples or more classes"
+            )
+    position = np.arange(samples)
+    which = position % len(chosen)
+    picked = np.array([pools[c][i // len(chosen)] for i, c in zip(position, which, strict=True)])
+    inputs = images[picked]
+    inputs *= np.sqrt(inputs.shape[1]) / np.linalg.norm(inputs, axis=1, keepdims=True)
+    if loss == "cross_entropy":
+        return Task(inputs, which, loss=loss, classes=len(chosen))
+    targets = 2.0 * which - 1.0 if len(chosen) == 2 else np.eye(len(chosen))[which]
+    return Task(inputs, targets, loss=loss)

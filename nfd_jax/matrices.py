@@ -1,0 +1,191 @@
+"""The L hidden matrices of a network, as something to query: revealed only where asked, or dense.
+
+A query block `x (B, n)` returns the images `W_l x / sqrt(n)`, a transposed query those of `W_l^T`. Training moves
+`parameters`, a pytree of ordinary arrays that an optax transformation updates; gradients are given in the same
+form, in the unit "n times the loss gradient of the matrix", so that the rate is the width-free eta of theory.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any, NamedTuple, Self
+
+import equinox as eqx
+import jax.numpy as jnp
+from jax import lax
+
+from nfd_jax import basis as bases
+from nfd_jax._types import Array, Float, Index, PyTree, Vectors
+from nfd_jax.noise import BACKWARD, FORWARD, AbstractNoise
+
+Handle = Array  # what a matrix remembers of a query block until the update: (rows, batch)
+
+
+class AbstractMatrices(eqx.Module):
+    """L square Gaussian matrices with independent N(0, 1) entries at initialisation."""
+
+    @abstractmethod
+    def query(
+        self, direction: int, layer: Index, step: Index, vectors: Vectors, features: Vectors, *, keep: bool
+    ) -> tuple[Vectors, Handle, Self]:
+        """Images of a block of queries.
+
+        `direction`: FORWARD for W_l x / sqrt(n), BACKWARD for W_l^T g / sqrt(n). `step` numbers the training step,
+        and every layer is queried at most once a step and direction, forward before backward. `features`: h_{l-1},
+        the input of the block. `keep=False`: the images of this one query, and nothing remembered of it.
+        """
+
+    @abstractmethod
+    def handles(self, batch: int) -> Handle:
+        """Room for one handle a layer, `(depth, rows, batch)`."""
+
+    @property
+    @abstractmethod
+    def parameters(self) -> PyTree:
+        """What training moves."""
+
+    @abstractmethod
+    def with_parameters(self, parameters: PyTree) -> Self:
+        """The same matrices after an update."""
+
+    @abstractmethod
+    def add_gradient(self, gradients: PyTree, layer: Index, backward: Handle, forward: Handle) -> PyTree:
+        """`gradients` (of the form of `parameters`) with that of one layer set to n sum_a g_a x_a^T / n^(3/2): the
+        part of n dloss/dW_l that does not depend on the branch scale."""
+
+
+class DenseMatrices(AbstractMatrices):
+    """Matrices held as arrays, for exact comparisons; `backward` holds the independent copies of an untied network."""
+
+    forward: Float[Array, "depth width width"]
+    backward: Float[Array, "depth width width"] | None = None
+
+    def query(
+        self, direction: int, layer: Index, step: Index, vectors: Vectors, features: Vectors, *, keep: bool
+    ) -> tuple[Vectors, Handle, DenseMatrices]:
+        del step, features, keep
+        weights = self.forward if direction == FORWARD or self.backward is None else self.backward
+        matrix = lax.dynamic_index_in_dim(weights, layer, keepdims=False)
+        matrix = matrix.T if direction == FORWARD else matrix
+        return bases.product(vectors, matrix) / vectors.shape[1] ** 0.5, vectors.T, self
+
+    def handles(self, batch: int) -> Handle:
+        depth, width, _ = self.forward.shape
+        return jnp.zeros((depth, width, batch), self.forward.dtype)
+
+    @property
+    def parameters(self) -> PyTree:
+        return (self.forward, self.backward)
+
+    def with_parameters(self, parameters: PyTree) -> DenseMatrices:
+        return DenseMatrices(*parameters)
+
+    def add_gradient(self, gradients: PyTree, layer: Index, backward: Handle, forward: Handle) -> PyTree:
+        gradient = bases.product(backward, forward.T) / backward.shape[0] ** 0.5
+        stacked = lax.dynamic_update_index_in_dim(gradients[0], gradient, layer, axis=0)
+        return (stacked, None if self.backward is None else stacked)
+
+
+class Side(NamedTuple):
+    """What one direction of queries has revealed: orthonormal queries and their images under the initial matrix."""
+
+    queries: bases.Basis
+    images: bases.Basis
+
+
+class Learned(NamedTuple):
+    """The trained matrix, `W_l = initial_l W_l^0 + Qs^T learned_l Qx / sqrt(n)`, in the bases of its queries."""
+
+    initial: Float[Array, " depth"]
+    learned: Float[Array, "depth M M"]
+
+
+class RevealedMatrices(AbstractMatrices):
+    """Gaussian matrices revealed only where they are queried: exact in law at width n with plain noise, without
+    one n x n array (theory section 4; Gaussian conditioning as in NFD's and the tensor programs' proofs).
+
+    `coupled`: W_l and W_l^T are the same matrix, as in an ordinary (tied) network. Otherwise backward queries see an
+    independent copy of W_l^0 with the same updates: the untied network, and NFD's closure in the limit.
+    Memory is four bases, 4 n L M numbers, and what the noise keeps; time is O(n L M) a query block.
+    """
+
+    sides: tuple[Side, Side]  # forward (Qx, Y), backward (Qs, Z)
+    trained: Learned
+    noise: AbstractNoise
+    coupled: bool = eqx.field(static=True)
+
+    @classmethod
+    def create(
+        cls, noise: AbstractNoise, *, depth: int, width: int, steps: int, batch: int, coupled: bool, dtype: Any
+    ) -> RevealedMatrices:
+        """Nothing revealed yet, with room for `steps` steps of query blocks of size `batch`."""
+        sides = tuple(Side(*(bases.empty(depth, steps, batch, width, dtype) for _ in range(2))) for _ in range(2))
+        rank = steps * batch
+        trained = Learned(jnp.ones((depth,), dtype), jnp.zeros((depth, rank, rank), dtype))
+        return cls((sides[0], sides[1]), trained, noise, coupled)
+
+    def query(
+        self, direction: int, layer: Index, step: Index, vectors: Vectors, features: Vectors, *, keep: bool
+    ) -> tuple[Vectors, Handle, RevealedMatrices]:
+        own, opposite = self.sides[direction], self.sides[1 - direction]
+        found = bases.reveal(own.queries, layer, step, vectors)
+        fresh, noise = self.noise.draw(direction, layer, step, found.directions, features)
+        fresh = jnp.where(found.active[:, None], fresh, 0)
+
+        # the learned part lies in the span of the opposite queries, whose number is known: this step's forward
+        # queries come before its backward ones
+        learned = lax.dynamic_index_in_dim(self.trained.learned, layer, keepdims=False)
+        learned = learned if direction == FORWARD else learned.T
+        _, batch, queries = found.coordinates.shape
+        moved = bases.product(learned, found.coordinates.reshape(-1, queries)).reshape(-1, batch, queries)
+        images, drift = self._images(opposite, layer, step + direction, found.directions, fresh, moved)
+
+        scale = self.trained.initial[layer]
+        known = bases.combine(own.images, layer, step, found.coordinates)
+        result = scale * (known + bases.product(found.triangular.T, images)) + drift
+        handle = found.coordinates.at[step].set(found.triangular).reshape(-1, queries) if keep else found.triangular
+        if not keep:
+            return result, handle, self
+        revealed = Side(
+            bases.write(own.queries, layer, step, found.directions), bases.write(own.images, layer, step, images)
+        )
+        sides = (revealed, opposite) if direction == FORWARD else (opposite, revealed)
+        return result, handle, RevealedMatrices(sides, self.trained, noise, self.coupled)
+
+    def _images(
+        self,
+        opposite: Side,
+        layer: Index,
+        filled: Index,
+        directions: Vectors,
+        fresh: Vectors,
+        moved: bases.Coordinates,
+    ) -> tuple[Vectors, Vectors]:
+        """Images of new directions under the initial matrix, `Qs <Z, q> + (xi - Qs <Qs, xi>)` where coupled and
+        `xi` where not, and the learned drift `Qs moved`: one pass over the opposite side."""
+
+        def one_block(j: Index, carry: tuple[Vectors, Vectors]) -> tuple[Vectors, Vectors]:
+            images, drift = carry
+            queries = bases.read(opposite.queries, layer, j)
+            drift = drift + bases.product(moved[j].T, queries)
+            if self.coupled:
+                reuse = bases.inner(directions, bases.read(opposite.images, layer, j))
+                images = images + bases.product(reuse - bases.inner(fresh, queries), queries)
+            return images, drift
+
+        return lax.fori_loop(0, filled, one_block, (fresh, jnp.zeros_like(fresh)))
+
+    def handles(self, batch: int) -> Handle:
+        depth, rank, _ = self.trained.learned.shape
+        return jnp.zeros((depth, rank, batch), self.trained.learned.dtype)
+
+    @property
+    def parameters(self) -> PyTree:
+        return self.trained
+
+    def with_parameters(self, parameters: PyTree) -> RevealedMatrices:
+        return RevealedMatrices(self.sides, parameters, self.noise, self.coupled)
+
+    def add_gradient(self, gradients: PyTree, layer: Index, backward: Handle, forward: Handle) -> PyTree:
+        gradient = bases.product(backward, forward.T)
+        return Learned(gradients.initial, lax.dynamic_update_index_in_dim(gradients.learned, gradient, layer, axis=0))

@@ -1,0 +1,128 @@
+"""solve_network: finite networks of any width by revealed matrices, exact in law (theory section 4)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nfd_jax import engine
+from nfd_jax import parametrization as parametrizations
+from nfd_jax._errors import one_of, positive_int, seed_sequence
+from nfd_jax._types import Key
+from nfd_jax.architecture import Layers, ResNet
+from nfd_jax.matrices import RevealedMatrices
+from nfd_jax.noise import AbstractNoise, PlainNoise
+from nfd_jax.task import Task
+from nfd_jax.trajectory import Trajectory
+
+BACKWARDS = ("tied", "untied")
+INPUT_ADDRESS, READOUT_ADDRESS, HIDDEN_ADDRESS = 0, 1, 2  # folded into the seed's key
+MEMBER_BYTES = 2**30  # bases of the members that run side by side
+
+
+class Shape(NamedTuple):
+    """Everything that decides the shapes of a run."""
+
+    depth: int
+    width: int
+    rank: int  # of the inputs
+    outputs: int
+    steps: int
+    batch: int
+
+    @property
+    def basis_bytes(self) -> int:
+        """Memory of the four bases of one member."""
+        return 4 * self.depth * self.steps * self.batch * self.width * jnp.zeros(()).dtype.itemsize
+
+
+def solve_network(
+    task: Task,
+    model: ResNet,
+    *,
+    width: int = 256,
+    steps: int = 10,
+    learning_rate: float | Callable[[int], float] = 0.5,
+    seeds: int | Sequence[int] = 8,
+    parametrization: str = "depth_mup",
+    optimizer: str = "sgd",
+    backward: str = "tied",
+    train_input: bool = False,
+    train_readout: bool = False,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    progress: bool | None = None,
+) -> Trajectory:
+    """Train finite networks without a single n x n array, exact in law at width n.
+
+    Arguments and result are those of `train_networks`. Time grows as n L (steps P)^2 and memory as n L steps P, so
+    that widths of a million run on a laptop; where steps x P is not far below n, `train_networks` is faster.
+    Only the SGD family keeps the learned part of a matrix low rank, so other optimizers are refused.
+    """
+    width = positive_int("width", width)
+    members = seed_sequence(seeds)
+    _check_choices(parametrization, optimizer, backward)
+    problem = engine.prepare(
+        task,
+        model,
+        steps=steps,
+        learning_rate=learning_rate,
+        train_input=train_input,
+        train_readout=train_readout,
+        momentum=momentum,
+        weight_decay=weight_decay,
+    )
+    shape = Shape(int(model.depth), width, problem.inputs.shape[1], task.outputs, steps, task.samples)
+    together = max(1, min(len(members), MEMBER_BYTES // shape.basis_bytes))
+    chunks = [members[i : i + together] for i in range(0, len(members), together)]
+    runs = []
+    with engine.progress_bar(f"{backward} networks", len(chunks) * (steps + 1), progress) as bar:
+        for chunk in chunks:
+            keys = jnp.stack([jax.random.key(seed) for seed in chunk])
+            layers = jax.vmap(lambda key: plain_layers(key, shape, backward == "tied"))(keys)
+            state = jax.vmap(lambda member: engine.start(problem.settings, member))(layers)
+            runs.append(
+                engine.run(
+                    problem.settings, state, problem.inputs, task.targets, problem.rates, members=True, progress=bar
+                )
+            )
+    arguments = {"solver": "network", **problem.arguments, "width": width, "optimizer": optimizer}
+    return Trajectory(
+        task,
+        np.concatenate([run.outputs for run in runs]),
+        np.concatenate([run.loss for run in runs]),
+        members,
+        {**arguments, "backward": backward},
+    )
+
+
+def _check_choices(name: str, optimizer: str, backward: str) -> None:
+    parametrizations.check(name)
+    one_of("backward", backward, BACKWARDS)
+    if optimizer != "sgd":
+        raise ValueError(
+            f"optimizer {optimizer!r} does not keep the learned part of a matrix low rank, which revealed matrices "
+            "need; use optimizer='sgd' (momentum and weight_decay are allowed), or train_networks"
+        )
+
+
+def plain_layers(key: Key, shape: Shape, coupled: bool) -> Layers:
+    """U, V and hidden matrices of the exact law of a network, before training."""
+
+    def rows(address: int, count: int) -> Any:
+        return jax.random.normal(jax.random.fold_in(key, address), (count, shape.width), jnp.zeros(()).dtype)
+
+    source = PlainNoise(jax.random.fold_in(key, HIDDEN_ADDRESS))
+    first, readout = rows(INPUT_ADDRESS, shape.rank), rows(READOUT_ADDRESS, shape.outputs)
+    return Layers(first, revealed(source, shape, coupled, readout.dtype), readout)
+
+
+def revealed(noise: AbstractNoise, shape: Shape, coupled: bool, dtype: Any) -> RevealedMatrices:
+    """Hidden matrices with nothing revealed, with room for the queries of a whole run."""
+    return RevealedMatrices.create(
+        noise, depth=shape.depth, width=shape.width, steps=shape.steps, batch=shape.batch, coupled=coupled, dtype=dtype
+    )

@@ -1,0 +1,155 @@
+"""The fresh Gaussian part of a revealed image: plain, or matched to what every particle already knows.
+
+Every draw is addressed by (seed, direction, layer, step), never by call order.
+
+Matched noise (theory section 4) is a property of the limit solver. In the limit the fresh part of an image has no
+empirical correlation with anything revealed before; imposing that exactly, for linear functions, keeps the limit
+and removes most Monte-Carlo error. It must never be used for a network of finite width.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+
+from nfd_jax import basis as bases
+from nfd_jax._types import Array, Float, Index, Key, Vectors
+
+FORWARD, BACKWARD = 0, 1
+
+
+class AbstractNoise(eqx.Module):
+    """Where the fresh part of an image comes from."""
+
+    key: eqx.AbstractVar[Key]
+
+    @abstractmethod
+    def draw(
+        self, direction: int, layer: Index, step: Index, directions: Vectors, features: Vectors
+    ) -> tuple[Vectors, AbstractNoise]:
+        """The fresh part for new query `directions` of a block whose input `features` are known, and the noise
+        source that remembers it."""
+
+
+class PlainNoise(AbstractNoise):
+    """Independent standard Gaussians: the exact law of a Gaussian matrix."""
+
+    key: Key
+
+    def draw(
+        self, direction: int, layer: Index, step: Index, directions: Vectors, features: Vectors
+    ) -> tuple[Vectors, PlainNoise]:
+        del features
+        return gaussians(self.key, direction, layer, step, directions), self
+
+
+def gaussians(key: Key, direction: int, layer: Index, step: Index, like: Vectors) -> Vectors:
+    """Standard normals of the shape of `like`, addressed by direction, layer and step."""
+    for address in (direction, layer, step):
+        key = jax.random.fold_in(key, address)
+    return jax.random.normal(key, like.shape, like.dtype)
+
+
+class Family(NamedTuple):
+    """One kind of vector that a block of the network reveals: queries or their fresh images, of either direction."""
+
+    direction: int
+    image: bool
+
+
+X, Y = Family(FORWARD, image=False), Family(FORWARD, image=True)
+S, Z = Family(BACKWARD, image=False), Family(BACKWARD, image=True)
+
+
+class Level(NamedTuple):
+    """Which constraints matched noise imposes, for the forward and the backward images of a block."""
+
+    name: str
+    data: bool  # orthogonal to h_0 of the data
+    families: tuple[tuple[Family, ...], ...]  # one entry: shared by both directions; else (forward, backward)
+
+
+# What is dropped, in order, as constraints come to outnumber a quarter of the particles (theory section 4). The
+# opposite queries stay at every level: in the coupled closure they belong to the law. h_0 of the data stands for
+# the input matrix too, which enters only through it.
+LEVELS = (
+    Level("queries, images, data", True, ((X, Y, S, Z),)),
+    Level("queries, images", False, ((X, Y, S, Z),)),
+    Level("queries, own images", False, ((X, Y, S), (X, S, Z))),
+    Level("own images, opposite queries", False, ((Y, S), (X, Z))),
+)
+
+
+def matched_level(width: int, batch: int, steps: int, initial: int, data: int) -> int | None:
+    """The first level whose constraints up to step `steps` number at most width / 4 - batch, or None (plain).
+
+    `initial` counts the readout columns, `data` the rank of h_0.
+    """
+    for index, level in enumerate(LEVELS):
+        count = initial + data * level.data + batch * steps * len(level.families[0]) + 2 * batch
+        if count + batch <= width / 4:
+            return index
+    return None
+
+
+class MatchedNoise(AbstractNoise):
+    """Orthonormal fresh parts, orthogonal to the queries and images of their block, to its input, and to the data.
+
+    Holds for every block one orthonormal basis of what is known there (one a direction where the directions know
+    different things) and extends it with each query: known columns are never factored again.
+    """
+
+    key: Key
+    known: tuple[bases.Basis, ...]
+    offset: int = eqx.field(static=True)  # blocks taken by the initial vectors
+    level: int = eqx.field(static=True)
+
+    @classmethod
+    def create(
+        cls, key: Key, level: int, initial: Float[Array, "count width"], depth: int, steps: int, batch: int
+    ) -> MatchedNoise:
+        """Room for `steps` steps; `initial` are orthonormal rows known to every block from the start."""
+        count, width = initial.shape
+        offset = -(-count // batch)
+        padded = jnp.zeros((offset * batch, width), initial.dtype).at[:count].set(initial)
+        start = jnp.broadcast_to(padded.reshape(1, offset, batch, width), (depth, offset, batch, width))
+        known = tuple(
+            jnp.concatenate([start, bases.empty(depth, steps * len(own), batch, width, initial.dtype)], axis=1)
+            for own in LEVELS[level].families
+        )
+        return cls(key, known, offset, level)
+
+    def _slot(self, which: int, family: Family, step: Index) -> Index:
+        families = LEVELS[self.level].families[which]
+        return self.offset + len(families) * step + families.index(family)
+
+    def _has(self, which: int, family: Family) -> bool:
+        return family in LEVELS[self.level].families[which]
+
+    def draw(
+        self, direction: int, layer: Index, step: Index, directions: Vectors, features: Vectors
+    ) -> tuple[Vectors, MatchedNoise]:
+        query, image = Family(direction, image=False), Family(direction, image=True)
+        own = direction % len(self.known)
+        known = list(self.known)
+        filled = self._slot(own, query if self._has(own, query) else image, step)
+
+        # the current query and input, beyond what is known: the query is kept, the input is not
+        current = bases.reveal(known[own], layer, filled, jnp.concatenate([directions, features])).directions
+        fresh = gaussians(self.key, direction, layer, step, directions)
+        fresh = fresh - bases.product(bases.inner(fresh, current), current)
+        fresh = bases.reveal(known[own], layer, filled, fresh).directions
+        if self._has(own, query):
+            known[own] = bases.write(known[own], layer, filled, current[: len(directions)])
+        known[own] = bases.write(known[own], layer, self._slot(own, image, step), fresh)
+
+        if len(known) > 1:  # the query is an opposite query of the other direction
+            other = 1 - own
+            slot = self._slot(other, query, step)
+            found = bases.reveal(known[other], layer, slot, directions).directions
+            known[other] = bases.write(known[other], layer, slot, found)
+        return fresh, MatchedNoise(self.key, tuple(known), self.offset, self.level)

@@ -1,0 +1,108 @@
+"""Task: what is learned. Inputs, targets and a loss, validated once and then frozen."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nfd_jax._errors import finite_array, one_of, positive_int
+from nfd_jax._types import Array, Float, Scalar
+
+LOSSES = ("mse", "cross_entropy")
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Full-batch supervised learning on P samples.
+
+    **Arguments:**
+
+    - `inputs`: `(P, d)`, any finite numbers; the input layer scales them by 1/sqrt(d).
+    - `targets`: `(P, c)` numbers, or `(P,)` for one output. For `loss="cross_entropy"` either `(P, c)`
+      probabilities or `(P,)` integer labels 0 to c-1.
+    - `loss`: `"mse"`, the mean over the batch of (1/2) |f - y|^2 summed over outputs, or `"cross_entropy"`.
+    - `classes`: c for integer labels; by default the largest label + 1, at least 2.
+
+    Arrays are kept as float64 numpy; the solvers cast them to their own precision.
+    Raises ValueError or TypeError on non-finite data, mismatched lengths and labels outside the classes.
+    """
+
+    inputs: np.ndarray
+    targets: np.ndarray
+    loss: str = "mse"
+    classes: int | None = None
+
+    def __post_init__(self) -> None:
+        one_of("loss", self.loss, LOSSES)
+        inputs = finite_array("inputs", self.inputs, (2,))
+        targets = finite_array("targets", self.targets, (1, 2))
+        if len(inputs) != len(targets):
+            raise ValueError(
+                f"inputs and targets must have one row a sample, got {len(inputs)} inputs and {len(targets)} targets"
+            )
+        if self.loss == "cross_entropy":
+            targets = _probabilities(targets, self.classes)
+        elif self.classes is not None:
+            raise ValueError(f"classes={self.classes} is for loss='cross_entropy' only; leave it out for 'mse'")
+        object.__setattr__(self, "inputs", inputs)
+        object.__setattr__(self, "targets", targets.reshape(len(targets), -1))
+
+    @property
+    def samples(self) -> int:
+        """P, the number of samples."""
+        return self.inputs.shape[0]
+
+    @property
+    def dimension(self) -> int:
+        """d, the number of input coordinates."""
+        return self.inputs.shape[1]
+
+    @property
+    def outputs(self) -> int:
+        """c, the number of network outputs."""
+        return self.targets.shape[1]
+
+
+def _probabilities(targets: np.ndarray, classes: int | None) -> np.ndarray:
+    """Rows of class probabilities from integer labels or from rows that already sum to one."""
+    if targets.ndim == 2:
+        if targets.shape[1] < 2 or np.any(targets < 0) or not np.allclose(targets.sum(axis=1), 1.0):
+            raise ValueError(
+                "targets of a cross-entropy task must be integer labels (P,) or rows of probabilities (P, c >= 2)"
+                f", got shape {targets.shape} with row sums {np.unique(targets.sum(axis=1).round(6))[:4]}"
+            )
+        return targets
+    labels = targets.astype(np.int64)
+    count = positive_int("classes", max(int(labels.max()) + 1, 2) if classes is None else classes, minimum=2)
+    outside = (labels != targets) | (labels < 0) | (labels >= count)
+    if np.any(outside):
+        raise ValueError(f"targets must be integer labels from 0 to {count - 1}, got {targets[outside][0]:g}")
+    return np.eye(count)[labels]
+
+
+def loss_value(
+    loss: str, outputs: Float[Array, "samples outputs"], targets: Float[Array, "samples outputs"]
+) -> Scalar:
+    """The loss named `loss`: a mean over samples, summed over outputs."""
+    if loss == "mse":
+        return 0.5 * jnp.mean(jnp.sum((outputs - targets) ** 2, axis=1))
+    return -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(outputs, axis=1), axis=1))
+
+
+def loss_gradient(
+    loss: str, outputs: Float[Array, "samples outputs"], targets: Float[Array, "samples outputs"]
+) -> Float[Array, "samples outputs"]:
+    """chi = d loss / d output, with the mean over the batch folded in (theory section 2)."""
+    error = outputs - targets if loss == "mse" else jax.nn.softmax(outputs, axis=1) - targets
+    return error / outputs.shape[0]
+
+
+def check_task(task: Any) -> Task:
+    """`task` where it is a Task, else a TypeError that says how to make one."""
+    if not isinstance(task, Task):
+        raise TypeError(f"task must be an nfd.Task, got {type(task).__name__}; make one with nfd.Task(inputs, targets)")
+    return task

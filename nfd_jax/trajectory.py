@@ -1,0 +1,102 @@
+"""Trajectory: what every solver and trainer returns, so that limit and network are compared directly."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from nfd_jax._errors import Outcome
+from nfd_jax.task import Task
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectory:
+    """Outputs and loss along training, before the first step and after each one.
+
+    - `outputs`: `(steps + 1, P, c)`; with members `(seeds, steps + 1, P, c)`.
+    - `loss`: `(steps + 1,)` or `(seeds, steps + 1)`.
+    - `observed`: what the observe function returned at every step, stacked: `(steps + 1, ...)` or
+      `(seeds, steps + 1, ...)`.
+    - `seeds`: the seeds of the members, or the one seed.
+    - `settings`: the arguments of the run.
+
+    A diverged member keeps its numbers (non-finite from `diverged_at` on) and is left out of `mean` and
+    `standard_error`.
+    """
+
+    task: Task
+    outputs: np.ndarray
+    loss: np.ndarray
+    seeds: tuple[int, ...]
+    settings: Mapping[str, Any]
+    observed: Mapping[str, np.ndarray] = field(default_factory=dict)
+
+    @property
+    def ensemble(self) -> bool:
+        """Whether the arrays have a leading axis of members."""
+        return self.outputs.ndim == 4
+
+    @property
+    def diverged_at(self) -> np.ndarray:
+        """First step whose outputs or loss are not finite, -1 for none: `()` or `(seeds,)`."""
+        finite = np.isfinite(self.outputs).all(axis=(-1, -2)) & np.isfinite(self.loss)
+        return np.where(finite.all(axis=-1), -1, np.argmin(finite, axis=-1))
+
+    @property
+    def outcomes(self) -> tuple[Outcome, ...]:
+        """One outcome a member."""
+        return tuple(Outcome.OK if at < 0 else Outcome.DIVERGED for at in np.atleast_1d(self.diverged_at))
+
+    def _good(self, values: np.ndarray) -> np.ndarray:
+        if not self.ensemble:
+            raise ValueError("mean and standard_error are taken over seeds; this trajectory has one member")
+        return values[self.diverged_at < 0]
+
+    def mean(self, name: str = "outputs") -> np.ndarray:
+        """Mean of `outputs` or `loss` over the members that did not diverge; NaN if none is left."""
+        good = self._good(getattr(self, name))
+        return good.mean(axis=0) if len(good) else np.full(getattr(self, name).shape[1:], np.nan)
+
+    def standard_error(self, name: str = "outputs") -> np.ndarray:
+        """Standard error of `mean`; NaN for fewer than two members left."""
+        good = self._good(getattr(self, name))
+        if len(good) < 2:
+            return np.full(getattr(self, name).shape[1:], np.nan)
+        return good.std(axis=0, ddof=1) / len(good) ** 0.5
+
+    def summary(self) -> str:
+        """One line on how the run ended."""
+        bad = [seed for seed, at in zip(self.seeds, np.atleast_1d(self.diverged_at), strict=True) if at >= 0]
+        if not bad:
+            return f"{len(self.seeds)} of {len(self.seeds)} members {Outcome.OK.value}"
+        return f"{len(bad)} of {len(self.seeds)} members {Outcome.DIVERGED.value} (seeds {bad})"
+
+    def to_dataset(self) -> xr.Dataset:
+        """The trajectory with labelled axes seed, step, sample and output, and the arguments as attributes."""
+        import xarray as xr
+
+        member = ("seed",) if self.ensemble else ()
+        variables: dict[str, Any] = {
+            "outputs": ((*member, "step", "sample", "output"), self.outputs),
+            "loss": ((*member, "step"), self.loss),
+            "diverged_at": (member, self.diverged_at),
+            "targets": (("sample", "output"), self.task.targets),
+        }
+        for name, values in self.observed.items():
+            axes = tuple(f"{name}_{axis}" for axis in range(values.ndim - len(member) - 1))
+            variables[name] = ((*member, "step", *axes), values)
+        coordinates = {"step": np.arange(self.loss.shape[-1])}
+        if self.ensemble:
+            coordinates["seed"] = np.array(self.seeds)
+        attributes = {"settings": json.dumps(dict(self.settings), default=str), "loss_name": self.task.loss}
+        return xr.Dataset(variables, coordinates, attributes)
+
+    def __repr__(self) -> str:
+        return f"Trajectory(outputs {self.outputs.shape}, final loss {np.round(self.loss[..., -1], 6)})"
