@@ -5,6 +5,7 @@ from nfd_jax.architecture import ResNet
 from nfd_jax.limit import solve_limit
 from nfd_jax.network import solve_network
 from nfd_jax.task import Task
+from nfd_jax.training import train_networks
 from nfd_jax.trajectory import Trajectory
 
-__all__ = ["ResNet", "Task", "Trajectory", "datasets", "solve_limit", "solve_network"]
+__all__ = ["ResNet", "Task", "Trajectory", "datasets", "solve_limit", "solve_network", "train_networks"]

@@ -20,15 +20,14 @@ arXiv 2310.02244, Prop. 4.4 and Lemma C.1 (the linear network; derived anew here
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 from scipy.integrate import solve_ivp
-from scipy.linalg import solve_triangular
 from scipy.special import ndtr
 
-Array: TypeAlias = NDArray[np.float64]
+Array: TypeAlias = NDArray[np.floating[Any]]  # float64 throughout
 Closure: TypeAlias = Literal["coupled", "decoupled"]
 
 # --------------------------------------------------------------------------- Gaussian expectations
@@ -79,7 +78,7 @@ def _gelu_slope(x: Array) -> Array:
 
 _Pointwise: TypeAlias = Callable[[Array], Array]
 _SMOOTH: dict[str, tuple[_Pointwise, _Pointwise]] = {
-    "tanh": (np.tanh, lambda x: 1 / np.cosh(x) ** 2),
+    "tanh": (lambda x: np.tanh(x), lambda x: 1 / np.cosh(x) ** 2),
     "gelu": (lambda x: x * ndtr(x), _gelu_slope),
 }
 
@@ -241,9 +240,8 @@ class _Half:
 
 
 def _geometric(causal: Array) -> Array:
-    """(1 - causal)^-1; strictly lower triangular, as nothing acts on its own or an earlier step."""
-    unit = np.eye(len(causal))
-    return np.asarray(solve_triangular(unit - causal, unit, lower=True, unit_diagonal=True, check_finite=False))
+    """(1 - causal)^-1, which exists: no query acts on its own or an earlier step, so causal^K = 0."""
+    return np.linalg.inv(np.eye(len(causal)) - causal)
 
 
 def linear_dynamics(
@@ -308,14 +306,14 @@ def linear_outputs(
     learning_rate: float = 1.0,
     steps: int = 1,
     closure: Closure = "coupled",
-    tolerance: float = 1e-9,
+    tolerance: float = 1e-8,
 ) -> Array:
     """Outputs (steps + 1, P) of `linear_dynamics`, at finite depth or at depth = math.inf.
 
     Infinite depth is the value at 0 of the polynomial in 1/L through the outputs at finite depths
-    (Richardson), with as many depths as it takes for the last one to change it by less than
-    `tolerance`: about a second for eta = 1 and ten steps. A rate at which training is unstable
-    needs more than depth 512 and raises ArithmeticError.
+    (Richardson), with as many depths as it takes for the last one to change it by less than `tolerance`:
+    a fraction of a second for five steps at eta = 0.5, a few seconds for ten at eta = 1. A rate at
+    which training is unstable needs more than depth 512 and raises ArithmeticError.
     """
     if depth != math.inf:
         arguments = gram, targets, _blocks(depth), horizon, learning_rate, steps, closure

@@ -87,41 +87,47 @@ class Orthonormal(NamedTuple):
     active: Bool[Array, " batch"]
 
 
-def orthonormalise(
-    vectors: Vectors, reference: Float[Array, " batch"], tolerance: float, passes: int = 3
-) -> Orthonormal:
+def orthonormalise(vectors: Vectors, shortest: Float[Array, " batch"]) -> Orthonormal:
     """Orthonormalise a block by shifted Cholesky-QR and leave out the rows that depend on those above them.
 
-    A row counts as dependent when its new part is shorter than `tolerance * reference`. Its direction would be
-    rounding noise, and later rows must not be expressed in it, so the rest is then factored again without it.
+    A row counts as dependent when its new part is shorter than `shortest`. Its direction would be rounding noise,
+    and later rows must not be expressed in it, so the rest is then factored again without it.
     """
-    directions, triangular = _cholesky_qr(vectors, passes)
-    active = (jnp.diagonal(triangular) > tolerance * reference) & (reference > 0)
 
-    def without_dependent_rows() -> tuple[Vectors, Array]:
-        kept, factor = _cholesky_qr(jnp.where(active[:, None], vectors, 0), passes)
-        kept = jnp.where(active[:, None], kept, 0)
-        factor = jnp.where(active[None, :], factor, inner(kept, vectors))
-        return kept, jnp.where(active[:, None], factor, 0)
+    def attempt(state: tuple) -> tuple:
+        kept, *_ = state
+        directions, triangular = _cholesky_qr(jnp.where(kept[:, None], vectors, 0))
+        active = kept & (jnp.diagonal(triangular) > shortest)
+        return active, directions, triangular, jnp.all(active == kept)
 
-    directions, triangular = lax.cond(jnp.all(active), lambda: (directions, triangular), without_dependent_rows)
-    return Orthonormal(directions, triangular, active)
+    batch = len(vectors)
+    everything = norms(vectors) > 0
+    start = (everything, vectors, jnp.zeros((batch, batch), vectors.dtype), jnp.array(False))
+    active, directions, triangular, _ = lax.while_loop(lambda state: ~state[3], attempt, start)
+    directions = jnp.where(active[:, None], directions, 0)
+    triangular = jnp.where(active[None, :], triangular, inner(directions, vectors))
+    return Orthonormal(directions, jnp.where(active[:, None], triangular, 0), active)
 
 
-def _cholesky_qr(vectors: Vectors, passes: int) -> tuple[Vectors, Array]:
-    """Shifted Cholesky-QR of rows scaled to unit length; the shift keeps every factor real (jax returns NaN)."""
-    batch, dtype = vectors.shape[0], vectors.dtype
+def _cholesky_qr(vectors: Vectors) -> tuple[Vectors, Array]:
+    """Three passes of Cholesky-QR on rows scaled to unit length.
+
+    The first Gram matrix may be singular to rounding, where jax's factor would be NaN: a shift keeps it real, and the
+    passes that follow make up for the shift.
+    """
+    batch, dtype = len(vectors), vectors.dtype
     identity = jnp.eye(batch, dtype=dtype)
     length = norms(vectors)
     length = jnp.where(length > 0, length, 1)
-    directions, triangular = vectors / length[:, None], jnp.diag(length)
-    shift = 10 * batch * float(jnp.finfo(dtype).eps)
-    for _ in range(passes):
-        lower = jnp.linalg.cholesky(inner(directions, directions) + shift * identity)
+    shift = 10 * batch * float(jnp.finfo(dtype).eps) * identity
+
+    def one_pass(_: Index, carry: tuple[Vectors, Array]) -> tuple[Vectors, Array]:
+        directions, triangular = carry
+        lower = jnp.linalg.cholesky(inner(directions, directions) + shift)
         inverse = jax.scipy.linalg.solve_triangular(lower, identity, lower=True)
-        directions = product(inverse, directions)
-        triangular = product(lower.T, triangular)
-    return directions, triangular
+        return product(inverse, directions), product(lower.T, triangular)
+
+    return lax.fori_loop(0, 3, one_pass, (vectors / length[:, None], jnp.diag(length)))
 
 
 class Revealed(NamedTuple):
@@ -136,16 +142,20 @@ class Revealed(NamedTuple):
 def reveal(basis: Basis, layer: Index, filled: Index, query: Vectors) -> Revealed:
     """Split a query block into its part in the basis and new orthonormal directions.
 
-    Projection and orthonormalisation run twice (one round leaves errors of the size of rounding over residual).
-    A row is dependent if its residual is below ten roundings of its length, or if the second projection takes
-    away all but a hundredth of its direction, which then was rounding noise within the span.
+    Two rounds of projection and orthonormalisation: one alone leaves errors of the size of rounding over residual.
+    A row is dependent if its residual is below ten roundings of its length, or if the second round takes away all
+    but a hundredth of its direction, which then was rounding noise within the span.
     """
-    tolerance = 10 * float(jnp.finfo(query.dtype).eps)
-    coordinates, rest = project(basis, layer, filled, query)
-    first = orthonormalise(rest, norms(query), tolerance)
-    correction, rest = project(basis, layer, filled, first.directions)
-    second = orthonormalise(rest, jnp.ones_like(rest[:, 0]), 1e-2, passes=2)
-    coordinates = coordinates + jnp.einsum(
-        "jab,bq->jaq", correction, first.triangular, precision=lax.Precision.HIGHEST
-    )
-    return Revealed(coordinates, second.directions, product(second.triangular, first.triangular), second.active)
+    batch, dtype = len(query), query.dtype
+    rounding = 10 * float(jnp.finfo(dtype).eps) * norms(query)
+
+    def one_round(index: Index, carry: tuple) -> tuple:
+        coordinates, directions, triangular, _ = carry
+        found, rest = project(basis, layer, filled, directions)
+        new = orthonormalise(rest, jnp.where(index == 0, rounding, 1e-2))
+        found = jnp.einsum("jab,bq->jaq", found, triangular, precision=lax.Precision.HIGHEST)
+        return coordinates + found, new.directions, product(new.triangular, triangular), new.active
+
+    nothing = jnp.zeros((*basis.shape[1:3], batch), dtype)
+    start = (nothing, query, jnp.eye(batch, dtype=dtype), jnp.ones(batch, bool))
+    return Revealed(*lax.fori_loop(0, 2, one_round, start))

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
 from nfd_jax import basis as bases
-from nfd_jax import engine
+from nfd_jax import engine, optimizers
 from nfd_jax._errors import one_of, positive_int
 from nfd_jax._types import Key
 from nfd_jax.architecture import Layers, ResNet
+from nfd_jax.explicit import EXPLICIT, State, input_coordinates, start
 from nfd_jax.network import HIDDEN_ADDRESS, Shape, plain_layers, revealed
 from nfd_jax.noise import LEVELS, MatchedNoise, matched_level
 from nfd_jax.task import Task
@@ -26,7 +27,7 @@ def solve_limit(
     model: ResNet,
     *,
     steps: int = 10,
-    learning_rate: float | Callable[[int], float] = 0.5,
+    learning_rate: optimizers.Rate = 0.5,
     particles: int = 4096,
     closure: str = "coupled",
     noise: str = "matched",
@@ -73,25 +74,30 @@ def solve_limit(
         weight_decay=weight_decay,
         observe=observe,
     )
-    shape = Shape(int(model.depth), width, problem.inputs.shape[1], task.outputs, steps, task.samples)
+    inputs = input_coordinates(task.inputs)
+    shape = Shape(int(model.depth), width, inputs.shape[1], task.outputs, steps, task.samples)
     level = matched_level(width, task.samples, steps, task.outputs, shape.rank) if noise == "matched" else None
-    coupled = closure == "coupled"
-    layers = plain_layers(key, shape, coupled) if level is None else matched_layers(key, shape, coupled, level)
+    state = _create(problem.settings, shape, closure == "coupled", level, key)
     with engine.progress_bar(f"{closure} limit", steps + 1, progress) as bar:
-        state = engine.start(problem.settings, layers)
         run = engine.run(
-            problem.settings, state, problem.inputs, task.targets, problem.rates, members=False, progress=bar
+            EXPLICIT, problem.settings, state, inputs, task.targets, problem.rates, members=False, progress=bar
         )
     imposed = "plain" if level is None else f"matched: {LEVELS[level].name}"
-    arguments = {"solver": "limit", **problem.arguments, "particles": width, "closure": closure, "noise": imposed}
+    arguments = problem.arguments | {"solver": "limit", "particles": width, "closure": closure, "noise": imposed}
     return Trajectory(task, run.outputs, run.loss, (seed,), arguments, run.observed)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3))
+def _create(settings: engine.Settings, shape: Shape, coupled: bool, level: int | None, key: Key) -> State:
+    layers = plain_layers(key, shape, coupled) if level is None else matched_layers(key, shape, coupled, level)
+    return start(settings, layers)
 
 
 def matched_layers(key: Key, shape: Shape, coupled: bool, level: int) -> Layers:
     """Layers of matched noise: the rows of U and V orthonormal too, so that <h_0, h_0> is exact and <V, h_0> = 0."""
     plain = plain_layers(key, shape, coupled)
     rows = jnp.concatenate([plain.readout, plain.input])
-    rows = bases.orthonormalise(rows, jnp.ones_like(rows[:, 0]), 0.0).directions
+    rows = bases.orthonormalise(rows, jnp.zeros_like(rows[:, 0])).directions
     readout, first = rows[: shape.outputs], rows[shape.outputs :]
     known = rows if LEVELS[level].data else readout
     source = MatchedNoise.create(

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from nfd_jax import engine
+from nfd_jax import engine, optimizers
 from nfd_jax import parametrization as parametrizations
 from nfd_jax._errors import one_of, positive_int, seed_sequence
-from nfd_jax._types import Key
+from nfd_jax._types import Array, Float, Key
 from nfd_jax.architecture import Layers, ResNet
+from nfd_jax.explicit import EXPLICIT, State, input_coordinates, start
 from nfd_jax.matrices import RevealedMatrices
 from nfd_jax.noise import AbstractNoise, PlainNoise
 from nfd_jax.task import Task
@@ -21,7 +22,70 @@ from nfd_jax.trajectory import Trajectory
 
 BACKWARDS = ("tied", "untied")
 INPUT_ADDRESS, READOUT_ADDRESS, HIDDEN_ADDRESS = 0, 1, 2  # folded into the seed's key
-MEMBER_BYTES = 2**30  # bases of the members that run side by side
+
+
+def solve_network(
+    task: Task,
+    model: ResNet,
+    *,
+    width: int = 256,
+    steps: int = 10,
+    learning_rate: optimizers.Rate = 0.5,
+    seeds: int | Sequence[int] = 8,
+    parametrization: str = "depth_mup",
+    optimizer: str = "sgd",
+    backward: str = "tied",
+    train_input: bool = False,
+    train_readout: bool = False,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    observe: engine.Observe | None = None,
+    progress: bool | None = None,
+) -> Trajectory:
+    """Train finite networks without a single n x n array, exact in law at width n.
+
+    Arguments and result are those of `train_networks`, and `observe` that of `solve_limit`. Time grows as
+    n L (steps P)^2 and memory as n L steps P, so that widths of a million run on a laptop; where steps x P is not
+    far below n, `train_networks` is faster. Only the SGD family keeps the learned part of a matrix low rank, so other
+    optimizers are refused.
+    """
+    width = positive_int("width", width)
+    members = seed_sequence(seeds)
+    parametrizations.check(parametrization)
+    one_of("backward", backward, BACKWARDS)
+    if optimizer != "sgd":
+        raise ValueError(
+            f"optimizer {optimizer!r} does not keep the learned part of a matrix low rank, which revealed matrices "
+            "need; use optimizer='sgd' (momentum and weight_decay are allowed), or train_networks"
+        )
+    problem = engine.prepare(
+        task,
+        model,
+        steps=steps,
+        learning_rate=learning_rate,
+        parametrization_name=parametrization,
+        train_input=train_input,
+        train_readout=train_readout,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        observe=observe,
+    )
+    inputs = input_coordinates(task.inputs)
+    shape = Shape(int(model.depth), width, inputs.shape[1], task.outputs, steps, task.samples)
+    run = engine.run_members(
+        EXPLICIT,
+        problem.settings,
+        partial(_create, problem.settings, shape, backward == "tied"),
+        members,
+        shape.basis_bytes,
+        inputs,
+        task.targets,
+        problem.rates,
+        description=f"{backward} networks, width {width}",
+        progress=progress,
+    )
+    arguments = problem.arguments | {"solver": "network", "width": width, "optimizer": optimizer, "backward": backward}
+    return Trajectory(task, run.outputs, run.loss, members, arguments, run.observed)
 
 
 class Shape(NamedTuple):
@@ -40,80 +104,15 @@ class Shape(NamedTuple):
         return 4 * self.depth * self.steps * self.batch * self.width * jnp.zeros(()).dtype.itemsize
 
 
-def solve_network(
-    task: Task,
-    model: ResNet,
-    *,
-    width: int = 256,
-    steps: int = 10,
-    learning_rate: float | Callable[[int], float] = 0.5,
-    seeds: int | Sequence[int] = 8,
-    parametrization: str = "depth_mup",
-    optimizer: str = "sgd",
-    backward: str = "tied",
-    train_input: bool = False,
-    train_readout: bool = False,
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
-    progress: bool | None = None,
-) -> Trajectory:
-    """Train finite networks without a single n x n array, exact in law at width n.
-
-    Arguments and result are those of `train_networks`. Time grows as n L (steps P)^2 and memory as n L steps P, so
-    that widths of a million run on a laptop; where steps x P is not far below n, `train_networks` is faster.
-    Only the SGD family keeps the learned part of a matrix low rank, so other optimizers are refused.
-    """
-    width = positive_int("width", width)
-    members = seed_sequence(seeds)
-    _check_choices(parametrization, optimizer, backward)
-    problem = engine.prepare(
-        task,
-        model,
-        steps=steps,
-        learning_rate=learning_rate,
-        train_input=train_input,
-        train_readout=train_readout,
-        momentum=momentum,
-        weight_decay=weight_decay,
-    )
-    shape = Shape(int(model.depth), width, problem.inputs.shape[1], task.outputs, steps, task.samples)
-    together = max(1, min(len(members), MEMBER_BYTES // shape.basis_bytes))
-    chunks = [members[i : i + together] for i in range(0, len(members), together)]
-    runs = []
-    with engine.progress_bar(f"{backward} networks", len(chunks) * (steps + 1), progress) as bar:
-        for chunk in chunks:
-            keys = jnp.stack([jax.random.key(seed) for seed in chunk])
-            layers = jax.vmap(lambda key: plain_layers(key, shape, backward == "tied"))(keys)
-            state = jax.vmap(lambda member: engine.start(problem.settings, member))(layers)
-            runs.append(
-                engine.run(
-                    problem.settings, state, problem.inputs, task.targets, problem.rates, members=True, progress=bar
-                )
-            )
-    arguments = {"solver": "network", **problem.arguments, "width": width, "optimizer": optimizer}
-    return Trajectory(
-        task,
-        np.concatenate([run.outputs for run in runs]),
-        np.concatenate([run.loss for run in runs]),
-        members,
-        {**arguments, "backward": backward},
-    )
-
-
-def _check_choices(name: str, optimizer: str, backward: str) -> None:
-    parametrizations.check(name)
-    one_of("backward", backward, BACKWARDS)
-    if optimizer != "sgd":
-        raise ValueError(
-            f"optimizer {optimizer!r} does not keep the learned part of a matrix low rank, which revealed matrices "
-            "need; use optimizer='sgd' (momentum and weight_decay are allowed), or train_networks"
-        )
+@partial(jax.jit, static_argnums=(0, 1, 2))
+def _create(settings: engine.Settings, shape: Shape, tied: bool, keys: Array) -> State:
+    return jax.vmap(lambda key: start(settings, plain_layers(key, shape, tied)))(keys)
 
 
 def plain_layers(key: Key, shape: Shape, coupled: bool) -> Layers:
     """U, V and hidden matrices of the exact law of a network, before training."""
 
-    def rows(address: int, count: int) -> Any:
+    def rows(address: int, count: int) -> Float[Array, "rows width"]:
         return jax.random.normal(jax.random.fold_in(key, address), (count, shape.width), jnp.zeros(()).dtype)
 
     source = PlainNoise(jax.random.fold_in(key, HIDDEN_ADDRESS))

@@ -1,0 +1,82 @@
+"""Training by explicit sweeps over matrices of any kind: the method of solve_limit and solve_network."""
+
+from __future__ import annotations
+
+import equinox as eqx
+import jax.numpy as jnp
+import numpy as np
+
+from nfd_jax import architecture, optimizers
+from nfd_jax._types import Array, Index, PyTree, Scalar
+from nfd_jax.architecture import Layers
+from nfd_jax.engine import Method, Record, Settings, Sweep
+from nfd_jax.task import loss_gradient, loss_value
+
+
+class State(eqx.Module):
+    """The network and its optimizer's memory."""
+
+    layers: Layers
+    optimizer: PyTree
+
+
+def _trainable(settings: Settings, layers: Layers) -> dict[str, PyTree]:
+    parameters = {"input": layers.input, "hidden": layers.hidden.parameters, "readout": layers.readout}
+    return {role: parameters[role] for role in settings.trained}
+
+
+def start(settings: Settings, layers: Layers) -> State:
+    """The state before training."""
+    optimizer = optimizers.direction(settings.momentum, settings.weight_decay)
+    return State(layers, optimizer.init(_trainable(settings, layers)))
+
+
+def train_step(
+    settings: Settings, state: State, step: Index, rate: Scalar, inputs: Array, targets: Array
+) -> tuple[State, Record]:
+    """One step of the SGD family on the whole batch; `inputs` carry their factor 1/sqrt(d)."""
+    model, branch = settings.model, settings.branch
+    found, layers = architecture.forward(model, branch, state.layers, inputs, step, keep=True)
+    chi = loss_gradient(settings.loss, found.outputs, targets)
+    # g is the output gradient where there is one output, the loss gradient where there are several
+    single = chi.shape[1] == 1
+    cotangents, weights = (jnp.ones_like(chi), chi[:, 0]) if single else (chi, jnp.ones_like(chi[:, 0]))
+    keep_sweep = settings.observe is not None
+    gradients, layers = architecture.backward(
+        model, branch, layers, inputs, found, cotangents, weights, step, keep_sweep=keep_sweep
+    )
+    observed = {}
+    if settings.observe is not None:
+        observed = settings.observe(Sweep(found.features, gradients.sweep, found.outputs))
+
+    parameters = _trainable(settings, layers)
+    wanted = {role: gradients.parameters[role] for role in settings.trained}
+    optimizer = optimizers.direction(settings.momentum, settings.weight_decay)
+    updates, memory = optimizer.update(wanted, state.optimizer, parameters)
+    parameters = optimizers.descend(parameters, updates, rate)
+    layers = Layers(
+        parameters.get("input", layers.input),
+        layers.hidden.with_parameters(parameters["hidden"]),
+        parameters.get("readout", layers.readout),
+    )
+    return State(layers, memory), Record(found.outputs, loss_value(settings.loss, found.outputs, targets), observed)
+
+
+def evaluate(settings: Settings, state: State, step: Index, inputs: Array, targets: Array) -> Record:
+    """Outputs and loss as they stand, on queries that are not stored."""
+    found, _ = architecture.forward(settings.model, settings.branch, state.layers, inputs, step, keep=False)
+    return Record(found.outputs, loss_value(settings.loss, found.outputs, targets), {})
+
+
+EXPLICIT = Method(train_step, evaluate)
+
+
+def input_coordinates(inputs: np.ndarray) -> np.ndarray:
+    """Inputs times 1/sqrt(d), in an orthonormal basis of their span: `(P, rank)`, rank at most min(P, d).
+
+    A Gaussian input matrix acts on the coordinates as it does on the inputs, in law and under training, so U takes
+    n x rank numbers however large d is.
+    """
+    left, singular, _ = np.linalg.svd(inputs / np.sqrt(inputs.shape[1]), full_matrices=False)
+    rank = max(1, int(np.sum(singular > singular[0] * max(inputs.shape) * np.finfo(np.float64).eps)))
+    return left[:, :rank] * singular[:rank]

@@ -1,0 +1,254 @@
+"""train_networks: finite networks as Equinox modules, by autodiff and optax, vmapped over seeds.
+
+Written apart from the explicit sweeps on purpose: what the two share is the description of the network, the loss
+and the optimizer, so that their agreement tests everything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from nfd_jax import engine, optimizers
+from nfd_jax import parametrization as parametrizations
+from nfd_jax._errors import one_of, positive_int, seed_sequence
+from nfd_jax._types import Array, Float, Index, Key, PyTree, Scalar
+from nfd_jax.architecture import ResNet
+from nfd_jax.network import BACKWARDS
+from nfd_jax.parametrization import Role
+from nfd_jax.task import Task, loss_value
+from nfd_jax.trajectory import Trajectory
+
+
+@jax.custom_vjp
+def untied_product(
+    vectors: Float[Array, "batch inputs"], forward: Float[Array, "width inputs"], backward: Float[Array, "width inputs"]
+) -> Float[Array, "batch width"]:
+    """`vectors forward^T`, whose input gradient uses `backward` instead; both matrices get the same gradient."""
+    del backward
+    return vectors @ forward.T
+
+
+def _untied_forward(vectors: Array, forward: Array, backward: Array) -> tuple[Array, tuple[Array, Array]]:
+    return vectors @ forward.T, (vectors, backward)
+
+
+def _untied_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array, Array]:
+    vectors, backward = residuals
+    gradient = cotangent.T @ vectors
+    return cotangent @ backward, gradient, gradient
+
+
+untied_product.defvjp(_untied_forward, _untied_backward)
+
+
+class ResidualNetwork(eqx.Module):
+    """The network of theory section 2, with N(0, 1) entries at initialisation and explicit multipliers.
+
+    `hidden_backward`: independent copies of the hidden matrices for the backward pass, or None (tied).
+    """
+
+    input: Float[Array, "width inputs"]
+    hidden: Float[Array, "depth width width"]
+    readout: Float[Array, "width outputs"]
+    hidden_backward: Float[Array, "depth width width"] | None
+    model: ResNet = eqx.field(static=True)
+    branch: float = eqx.field(static=True)
+
+    def __call__(self, inputs: Float[Array, "batch inputs"]) -> Float[Array, "batch outputs"]:
+        """Outputs of a batch of raw inputs."""
+        width, dimension = self.input.shape
+        phi = self.model.phi
+
+        def block(h: Array, weights: tuple[Array, Array | None]) -> tuple[Array, None]:
+            matrix, copy = weights
+            x = phi(h)
+            image = x @ matrix.T if copy is None else untied_product(x, matrix, copy)
+            return h + self.branch * width**-0.5 * image, None
+
+        h = inputs @ self.input.T * dimension**-0.5
+        h, _ = lax.scan(block, h, (self.hidden, self.hidden_backward))
+        return h @ self.readout / width
+
+
+class TrainingState(eqx.Module):
+    """A network and its optimizer's memory."""
+
+    network: ResidualNetwork
+    optimizer: PyTree
+
+
+def train_networks(
+    task: Task,
+    model: ResNet,
+    *,
+    width: int = 256,
+    steps: int = 10,
+    learning_rate: optimizers.Rate = 0.5,
+    seeds: int | Sequence[int] = 8,
+    parametrization: str = "depth_mup",
+    optimizer: str = "sgd",
+    backward: str = "tied",
+    train_input: bool = False,
+    train_readout: bool = False,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    progress: bool | None = None,
+) -> Trajectory:
+    """Train finite networks by autodiff, one member a seed, side by side in one compiled program.
+
+    **Arguments:**
+
+    - `task`, `model`: what is learned and by which network; the depth is finite.
+    - `width`: n. Memory is about 3 L n^2 numbers a member; members run in chunks of a bounded size.
+    - `steps`, `learning_rate`: full-batch steps, and the width- and depth-free rate eta or an optax schedule.
+    - `seeds`: a count S (seeds 0 to S-1) or a sequence of integers.
+    - `parametrization`: a row of the exponent table, `"depth_mup"`.
+    - `optimizer`: `"sgd"`.
+    - `backward`: `"tied"`, ordinary backpropagation, or `"untied"`: the backward pass multiplies by an independent
+      copy of each hidden matrix, and both copies get the same updates.
+    - `train_input`, `train_readout`: whether U and V train as well.
+    - `momentum`, `weight_decay`: heavy ball; W <- (1 - eta lambda) W.
+    - `progress`: show a bar; by default on a terminal.
+
+    Returns a `Trajectory` with one member a seed. A member that diverges is marked, never averaged. Raises ValueError
+    or TypeError for bad arguments before compiling.
+    """
+    width = positive_int("width", width)
+    members = seed_sequence(seeds)
+    parametrizations.check(parametrization)
+    optimizers.check(optimizer)
+    one_of("backward", backward, BACKWARDS)
+    problem = engine.prepare(
+        task,
+        model,
+        steps=steps,
+        learning_rate=learning_rate,
+        parametrization_name=parametrization,
+        train_input=train_input,
+        train_readout=train_readout,
+        momentum=momentum,
+        weight_decay=weight_decay,
+    )
+    copies = 2 if backward == "untied" else 1
+    hidden_bytes = copies * 3 * int(model.depth) * width**2 * jnp.zeros(()).dtype.itemsize
+    run = engine.run_members(
+        AUTODIFF,
+        problem.settings,
+        partial(_create, problem.settings, width, task.dimension, task.outputs, backward == "untied"),
+        members,
+        hidden_bytes,
+        task.inputs,
+        task.targets,
+        problem.rates,
+        description=f"{backward} networks, width {width}",
+        progress=progress,
+    )
+    arguments = problem.arguments | {"solver": "training", "width": width, "optimizer": optimizer}
+    return Trajectory(task, run.outputs, run.loss, members, {**arguments, "backward": backward})
+
+
+def create_network(
+    key: Key, model: ResNet, branch: float, width: int, dimension: int, outputs: int, untied: bool
+) -> ResidualNetwork:
+    """A network at initialisation."""
+    keys = jax.random.split(key, 4)
+
+    def weights(which: int, *shape: int) -> Array:
+        return jax.random.normal(keys[which], shape, jnp.zeros(()).dtype)
+
+    depth = int(model.depth)
+    copies = weights(3, depth, width, width) if untied else None
+    return ResidualNetwork(
+        weights(0, width, dimension),
+        weights(1, depth, width, width),
+        weights(2, width, outputs),
+        copies,
+        model,
+        branch,
+    )
+
+
+def _trainable(trained: tuple[str, ...], network: ResidualNetwork) -> dict[str, PyTree]:
+    parameters = {
+        "input": network.input,
+        "hidden": (network.hidden, network.hidden_backward),
+        "readout": network.readout,
+    }
+    return {role: parameters[role] for role in trained}
+
+
+def _with(network: ResidualNetwork, parameters: dict[str, PyTree]) -> ResidualNetwork:
+    hidden, copies = parameters["hidden"]
+    return ResidualNetwork(
+        parameters.get("input", network.input),
+        hidden,
+        parameters.get("readout", network.readout),
+        copies,
+        network.model,
+        network.branch,
+    )
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+def _create(
+    settings: engine.Settings, width: int, dimension: int, outputs: int, untied: bool, keys: Array
+) -> TrainingState:
+    def one(key: Key) -> TrainingState:
+        network = create_network(key, settings.model, settings.branch, width, dimension, outputs, untied)
+        return start(settings, network)
+
+    return jax.vmap(one)(keys)
+
+
+def start(settings: engine.Settings, network: ResidualNetwork) -> TrainingState:
+    """The state before training."""
+    optimizer = optimizers.direction(settings.momentum, settings.weight_decay)
+    return TrainingState(network, optimizer.init(_trainable(settings.trained, network)))
+
+
+def train_step(
+    settings: engine.Settings,
+    state: TrainingState,
+    step: Index,
+    rate: Scalar,
+    inputs: Array,
+    targets: Array,
+) -> tuple[TrainingState, engine.Record]:
+    """One step: the loss gradient by autodiff, the rate factors of the parametrization, and the optimizer."""
+    del step
+
+    def objective(parameters: dict[str, PyTree]) -> tuple[Scalar, Array]:
+        outputs = _with(state.network, parameters)(inputs)
+        return loss_value(settings.loss, outputs, targets), outputs
+
+    parameters = _trainable(settings.trained, state.network)
+    (loss, outputs), gradients = jax.value_and_grad(objective, has_aux=True)(parameters)
+    width, dimension = state.network.input.shape
+    for role in Role:
+        if role.value in gradients:
+            scale = parametrizations.scale(
+                settings.parametrization, role, width=width, depth=int(settings.model.depth), dimension=dimension
+            )
+            gradients[role.value] = jax.tree.map(lambda g, factor=scale.rate: factor * g, gradients[role.value])
+    optimizer = optimizers.direction(settings.momentum, settings.weight_decay)
+    updates, memory = optimizer.update(gradients, state.optimizer, parameters)
+    parameters = optimizers.descend(parameters, updates, rate)
+    return TrainingState(_with(state.network, parameters), memory), engine.Record(outputs, loss, {})
+
+
+def evaluate(
+    settings: engine.Settings, state: TrainingState, step: Index, inputs: Array, targets: Array
+) -> engine.Record:
+    """Outputs and loss as they stand."""
+    del step
+    outputs = state.network(inputs)
+    return engine.Record(outputs, loss_value(settings.loss, outputs, targets), {})
+
+
+AUTODIFF = engine.Method(train_step, evaluate)
