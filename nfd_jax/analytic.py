@@ -14,13 +14,13 @@ with `<x, y> = x^T y / n`, one output and entries of size one: `<V, V> = 1`, `<V
 * `linear_dynamics`, `linear_outputs`: the linear network, any number of training steps, either closure.
 
 Sources: Cho and Saul, arXiv 1112.3712 (arc-cosine kernels); Yang, Yu, Zhu, Hayou, Tensor Programs VI,
-arXiv 2310.02244, Prop. 4.4 and Lemma C.1 (the linear network; derived anew here, see `linear_dynamics`).
+arXiv 2310.02244, Prop. 4.4 and Lemma C.1 (the linear network; derived anew below).
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,7 +28,7 @@ from scipy.integrate import solve_ivp
 from scipy.special import ndtr
 
 Array: TypeAlias = NDArray[np.floating[Any]]  # float64 throughout
-Closure: TypeAlias = Literal["coupled", "decoupled"]
+Real: TypeAlias = int | float  # run-time type checkers take float at its word
 
 # --------------------------------------------------------------------------- Gaussian expectations
 
@@ -120,7 +120,7 @@ class InitialKernels:
 
 
 def initial_kernels(
-    activation: str, gram: ArrayLike, depth: float, horizon: float = 1.0, points: int = 65
+    activation: str, gram: ArrayLike, depth: Real, horizon: Real = 1.0, points: int = 65
 ) -> InitialKernels:
     """Kernels of the untrained network for the input Gram matrix `gram` = <h_0, h_0>, (P, P).
 
@@ -152,7 +152,7 @@ def initial_kernels(
     return InitialKernels(np.linspace(0, 1, blocks + 1), features, activations, gradients, tangent)
 
 
-def _initial_flow(activation: str, start: Array, horizon: float, points: int) -> InitialKernels:
+def _initial_flow(activation: str, start: Array, horizon: Real, points: int) -> InitialKernels:
     """The three equations as one forward flow: G_t = exp(T (I_1 - I_t)) with dI/dt = Phidot(H)."""
     shape = start.shape
 
@@ -170,8 +170,8 @@ def _initial_flow(activation: str, start: Array, horizon: float, points: int) ->
     return InitialKernels(times, features, activations, gradients, gradients[0] * weighted[-1])
 
 
-def tangent_kernel(activation: str, gram: ArrayLike, depth: float, horizon: float = 1.0) -> Array:
-    """(P, P) kernel K of the hidden matrices: a small step moves f by -eta K chi, `chi` = dloss/df."""
+def tangent_kernel(activation: str, gram: ArrayLike, depth: Real, horizon: Real = 1.0) -> Array:
+    """(P, P) kernel K of the hidden matrices: a small step moves f by -eta K chi, chi = dloss/df."""
     return initial_kernels(activation, gram, depth, horizon, points=2).tangent
 
 
@@ -188,12 +188,13 @@ def tangent_kernel(activation: str, gram: ArrayLike, depth: float, horizon: floa
 #     h_l     = h_{l-1} + sqrt(e) u + e D g_l,       D^{ij} = A^{ij} - eta chi_j <h_{l-1}^j, h_{l-1}^i>,
 #     g_{l-1} = g_l + sqrt(e) r + e E h_{l-1},       E^{ji} = B^{ji} - eta chi_i <g_l^i, g_l^j>,
 #
-# sums over earlier training steps only; the decoupled closure is A = B = 0. All coefficients are
-# deterministic numbers. Cut the network at level l: the blocks below it turn g_l into
-# h_l = rho g_l + noise, those above turn h_l into g_l = sigma h_l + noise, and the two noises share no
-# generator. Joining the sides gives every inner product at the cut, A = (1 - rho sigma)^-1 rho there and
-# B = (1 - sigma rho)^-1 sigma; moving the cut by a block updates rho or sigma. No pair of levels is ever
-# needed, which is where this differs from the two-time Gamma and C of TP6, Prop. 4.4 and Lemma C.1.
+# sums over earlier training steps only, chi_j h^j also over the samples of step j; A = B = 0 in the
+# decoupled closure. All coefficients are deterministic. Cut the network at level l: the blocks below it
+# turn g_l into h_l = rho g_l + noise, those above turn h_l into g_l = sigma h_l + noise, and the two
+# noises share no generator. Joining the sides gives every inner product at the cut,
+# A = (1 - rho sigma)^-1 rho there and B = (1 - sigma rho)^-1 sigma; moving the cut by a block updates
+# rho or sigma. No pair of levels is ever needed, which is where this differs from the two-time Gamma
+# and C of TP6, Prop. 4.4 and Lemma C.1.
 
 
 @dataclass(frozen=True)
@@ -228,7 +229,7 @@ class _Half:
         response = loop @ self.reflection
         return loop @ self.noise @ loop.T + response @ other.noise @ response.T, response
 
-    def extend(self, step: float, outward: Array, fresh: Array, inward: Array, drive: Array) -> "_Half":
+    def extend(self, step: Real, outward: Array, fresh: Array, inward: Array, drive: Array) -> "_Half":
         """Move the cut outward by one block, from (x, y) to (x', y'):
 
         x' = x + N(0, step fresh) + step outward @ y',    y = y' + N(0, step drive) + step inward @ x.
@@ -240,7 +241,7 @@ class _Half:
 
 
 def _geometric(causal: Array) -> Array:
-    """(1 - causal)^-1, which exists: no query acts on its own or an earlier step, so causal^K = 0."""
+    """(1 - causal)^-1, which exists: nothing acts on its own or an earlier step, so causal^(K+1) = 0."""
     return np.linalg.inv(np.eye(len(causal)) - causal)
 
 
@@ -248,10 +249,10 @@ def linear_dynamics(
     gram: ArrayLike,
     targets: ArrayLike,
     depth: int,
-    horizon: float = 1.0,
-    learning_rate: float = 1.0,
+    horizon: Real = 1.0,
+    learning_rate: Real = 1.0,
     steps: int = 1,
-    closure: Closure = "coupled",
+    closure: str = "coupled",
 ) -> LinearDynamics:
     """Gradient descent on the hidden matrices, loss mean_a (f_a - y_a)^2 / 2 over the whole batch.
 
@@ -301,12 +302,12 @@ _DEPTHS = (8, 12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512)
 def linear_outputs(
     gram: ArrayLike,
     targets: ArrayLike,
-    depth: float,
-    horizon: float = 1.0,
-    learning_rate: float = 1.0,
+    depth: Real,
+    horizon: Real = 1.0,
+    learning_rate: Real = 1.0,
     steps: int = 1,
-    closure: Closure = "coupled",
-    tolerance: float = 1e-8,
+    closure: str = "coupled",
+    tolerance: Real = 1e-8,
 ) -> Array:
     """Outputs (steps + 1, P) of `linear_dynamics`, at finite depth or at depth = math.inf.
 
@@ -353,7 +354,7 @@ def _targets(targets: ArrayLike, gram: ArrayLike) -> Array:
     return array
 
 
-def _blocks(depth: float) -> int:
+def _blocks(depth: Real) -> int:
     if depth != int(depth) or depth < 1:
         raise ValueError(f"depth must be a positive whole number here; got {depth}")
     return int(depth)

@@ -141,16 +141,17 @@ class RevealedMatrices(AbstractMatrices):
         images, drift = self._images(opposite, layer, step + direction, found.directions, fresh, moved)
 
         scale = self.trained.initial[layer]
-        known = bases.combine(own.images, layer, step, found.coordinates)
-        result = scale * (known + bases.product(found.triangular.T, images)) + drift
-        handle = found.coordinates.at[step].set(found.triangular).reshape(-1, queries) if keep else found.triangular
         if not keep:
-            return result, handle, self
-        revealed = Side(
-            bases.write(own.queries, layer, step, found.directions), bases.write(own.images, layer, step, images)
-        )
+            known = bases.combine(own.images, layer, step, found.coordinates)
+            result = scale * (known + bases.product(found.triangular.T, images)) + drift
+            return result, found.triangular, self
+        # write, then read: the other order makes the compiler copy whole bases
+        coordinates = found.coordinates.at[step].set(found.triangular)
+        written = bases.write(own.images, layer, step, images)
+        result = scale * bases.combine(written, layer, step + 1, coordinates) + drift
+        revealed = Side(bases.write(own.queries, layer, step, found.directions), written)
         sides = (revealed, opposite) if direction == FORWARD else (opposite, revealed)
-        return result, handle, RevealedMatrices(sides, self.trained, noise, self.coupled)
+        return result, coordinates.reshape(-1, queries), RevealedMatrices(sides, self.trained, noise, self.coupled)
 
     def _images(
         self,
