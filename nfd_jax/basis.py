@@ -18,6 +18,7 @@ from nfd_jax._types import Array, Bool, Float, Index, Vectors
 
 Basis = Float[Array, "depth blocks batch width"]
 Coordinates = Float[Array, "blocks batch queries"]
+Queries = Float[Array, "queries width"]  # a block to be split, of any size
 
 
 def product(a: Array, b: Array) -> Array:
@@ -55,11 +56,11 @@ def _corner(layer: Index | int, block: Index | int) -> tuple[Array, ...]:
     return tuple(jnp.asarray(i, jnp.int32) for i in (layer, block, 0, 0))
 
 
-def project(basis: Basis, layer: Index, filled: Index, vectors: Vectors) -> tuple[Coordinates, Vectors]:
+def project(basis: Basis, layer: Index, filled: Index, vectors: Queries) -> tuple[Coordinates, Queries]:
     """Coordinates in the basis, and what is left of the vectors: one pass of block Gram-Schmidt."""
     _, blocks, batch, _ = basis.shape
 
-    def one_block(j: Index, carry: tuple[Coordinates, Vectors]) -> tuple[Coordinates, Vectors]:
+    def one_block(j: Index, carry: tuple[Coordinates, Queries]) -> tuple[Coordinates, Queries]:
         coordinates, rest = carry
         known = read(basis, layer, j)
         found = inner(known, rest)
@@ -69,10 +70,10 @@ def project(basis: Basis, layer: Index, filled: Index, vectors: Vectors) -> tupl
     return lax.fori_loop(0, filled, one_block, (start, vectors))
 
 
-def combine(basis: Basis, layer: Index, filled: Index, coordinates: Coordinates) -> Vectors:
+def combine(basis: Basis, layer: Index, filled: Index, coordinates: Coordinates) -> Queries:
     """The linear combinations of the basis vectors with these coordinates."""
 
-    def one_block(j: Index, total: Vectors) -> Vectors:
+    def one_block(j: Index, total: Queries) -> Queries:
         return total + product(coordinates[j].T, read(basis, layer, j))
 
     start = jnp.zeros((coordinates.shape[2], basis.shape[3]), basis.dtype)
@@ -82,12 +83,12 @@ def combine(basis: Basis, layer: Index, filled: Index, coordinates: Coordinates)
 class Orthonormal(NamedTuple):
     """A block split as `vectors = triangular^T directions`, with zero rows where the rank falls short."""
 
-    directions: Vectors  # (batch, width), orthonormal or zero rows
-    triangular: Float[Array, "batch batch"]  # upper triangular, positive diagonal or zero rows
-    active: Bool[Array, " batch"]
+    directions: Queries  # (queries, width), orthonormal or zero rows
+    triangular: Float[Array, "queries queries"]  # upper triangular, positive diagonal or zero rows
+    active: Bool[Array, " queries"]
 
 
-def orthonormalise(vectors: Vectors, shortest: Float[Array, " batch"]) -> Orthonormal:
+def orthonormalise(vectors: Queries, shortest: Float[Array, " queries"]) -> Orthonormal:
     """Orthonormalise a block by shifted Cholesky-QR and leave out the rows that depend on those above them.
 
     A row counts as dependent when its new part is shorter than `shortest`. Its direction would be rounding noise,
@@ -109,7 +110,7 @@ def orthonormalise(vectors: Vectors, shortest: Float[Array, " batch"]) -> Orthon
     return Orthonormal(directions, jnp.where(active[:, None], triangular, 0), active)
 
 
-def _cholesky_qr(vectors: Vectors) -> tuple[Vectors, Array]:
+def _cholesky_qr(vectors: Queries) -> tuple[Queries, Array]:
     """Three passes of Cholesky-QR on rows scaled to unit length.
 
     The first Gram matrix may be singular to rounding, where jax's factor would be NaN: a shift keeps it real, and the
@@ -121,7 +122,7 @@ def _cholesky_qr(vectors: Vectors) -> tuple[Vectors, Array]:
     length = jnp.where(length > 0, length, 1)
     shift = 10 * batch * float(jnp.finfo(dtype).eps) * identity
 
-    def one_pass(_: Index, carry: tuple[Vectors, Array]) -> tuple[Vectors, Array]:
+    def one_pass(_: Index, carry: tuple[Queries, Array]) -> tuple[Queries, Array]:
         directions, triangular = carry
         lower = jnp.linalg.cholesky(inner(directions, directions) + shift)
         inverse = jax.scipy.linalg.solve_triangular(lower, identity, lower=True)
@@ -134,12 +135,12 @@ class Revealed(NamedTuple):
     """What a query adds to a basis: `query = coordinates . basis + triangular^T directions`."""
 
     coordinates: Coordinates
-    directions: Vectors
-    triangular: Float[Array, "batch batch"]
-    active: Bool[Array, " batch"]
+    directions: Queries
+    triangular: Float[Array, "queries queries"]
+    active: Bool[Array, " queries"]
 
 
-def reveal(basis: Basis, layer: Index, filled: Index, query: Vectors) -> Revealed:
+def reveal(basis: Basis, layer: Index, filled: Index, query: Queries) -> Revealed:
     """Split a query block into its part in the basis and new orthonormal directions.
 
     Two rounds of projection and orthonormalisation: one alone leaves errors of the size of rounding over residual.

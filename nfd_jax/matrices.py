@@ -8,7 +8,7 @@ form, in the unit "n times the loss gradient of the matrix", so that the rate is
 from __future__ import annotations
 
 from abc import abstractmethod
-from typing import Any, NamedTuple, Self
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -27,7 +27,7 @@ class AbstractMatrices(eqx.Module):
     @abstractmethod
     def query(
         self, direction: int, layer: Index, step: Index, vectors: Vectors, features: Vectors, *, keep: bool
-    ) -> tuple[Vectors, Handle, Self]:
+    ) -> tuple[Vectors, Handle, AbstractMatrices]:
         """Images of a block of queries.
 
         `direction`: FORWARD for W_l x / sqrt(n), BACKWARD for W_l^T g / sqrt(n). `step` numbers the training step,
@@ -45,7 +45,7 @@ class AbstractMatrices(eqx.Module):
         """What training moves."""
 
     @abstractmethod
-    def with_parameters(self, parameters: PyTree) -> Self:
+    def with_parameters(self, parameters: PyTree) -> AbstractMatrices:
         """The same matrices after an update."""
 
     @abstractmethod
