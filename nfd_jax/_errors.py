@@ -29,7 +29,8 @@ def positive_int(name: str, value: Any, minimum: int = 1) -> int:
 
 def finite_float(name: str, value: Any, minimum: float = 0.0, *, strict: bool = False) -> float:
     """`value` as a finite float, at least `minimum` (above it where `strict`)."""
-    if isinstance(value, bool) or not isinstance(value, Real | np.ndarray) or np.ndim(value) != 0:
+    scalar_array = hasattr(value, "ndim") and value.ndim == 0  # a numpy or jax scalar
+    if isinstance(value, bool) or not (isinstance(value, Real) or scalar_array):
         raise TypeError(f"{name} must be a real number, got {value!r} of type {type(value).__name__}")
     number = float(value)
     if not math.isfinite(number) or number < minimum or (strict and number == minimum):

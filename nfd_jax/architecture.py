@@ -23,7 +23,7 @@ from jax import lax
 
 from nfd_jax import activations
 from nfd_jax._errors import finite_float, positive_int
-from nfd_jax._types import Array, Float, Index, PyTree, ScalarFunction, Vectors
+from nfd_jax._types import Array, Float, Index, PyTree, ScalarFunction
 from nfd_jax.basis import product
 from nfd_jax.matrices import AbstractMatrices
 from nfd_jax.noise import BACKWARD, FORWARD
@@ -159,9 +159,7 @@ def backward(
         sweep = lax.dynamic_update_index_in_dim(sweep, g, layer, axis=0) if keep_sweep else sweep
         return g, sweep, gradients, hidden
 
-    start, sweep, hidden_gradients, hidden = lax.fori_loop(
-        0, depth, block, (end, sweep, zeros, layers.hidden)
-    )
+    start, sweep, hidden_gradients, hidden = lax.fori_loop(0, depth, block, (end, sweep, zeros, layers.hidden))
     weighted = weights[:, None] * start
     parameters = {
         "input": product(inputs.T, weighted),

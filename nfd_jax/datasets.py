@@ -38,8 +38,7 @@ def digits(
     chosen = tuple(classes)
     if len(set(chosen)) != len(chosen) or len(chosen) < 2 or any(c not in range(10) for c in chosen):
         raise ValueError(f"classes must be at least two distinct digits from 0 to 9, got {chosen!r}")
-    bunch = load_digits()
-    images, labels = np.asarray(bunch.data, np.float64), np.asarray(bunch.target)
+    images, labels = (np.asarray(part) for part in load_digits(return_X_y=True))
     generator = np.random.default_rng(positive_int("seed", seed, minimum=0))
     pools = []
     for digit in chosen:

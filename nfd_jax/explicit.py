@@ -46,7 +46,7 @@ def train_step(
         model, branch, layers, inputs, found, cotangents, weights, step, keep_sweep=keep_sweep
     )
     observed = {}
-    if settings.observe is not None:
+    if settings.observe is not None and gradients.sweep is not None:
         observed = settings.observe(Sweep(found.features, gradients.sweep, found.outputs))
 
     parameters = _trainable(settings, layers)

@@ -16,7 +16,7 @@ from jax import lax
 
 from nfd_jax import basis as bases
 from nfd_jax._types import Array, Float, Index, PyTree, Vectors
-from nfd_jax.noise import BACKWARD, FORWARD, AbstractNoise
+from nfd_jax.noise import FORWARD, AbstractNoise
 
 Handle = Array  # what a matrix remembers of a query block until the update: (rows, batch)
 

@@ -84,9 +84,7 @@ def _probabilities(targets: np.ndarray, classes: int | None) -> np.ndarray:
     return np.eye(count)[labels]
 
 
-def loss_value(
-    loss: str, outputs: Float[Array, "samples outputs"], targets: Float[Array, "samples outputs"]
-) -> Scalar:
+def loss_value(loss: str, outputs: Float[Array, "samples outputs"], targets: Float[Array, "samples outputs"]) -> Scalar:
     """The loss named `loss`: a mean over samples, summed over outputs."""
     if loss == "mse":
         return 0.5 * jnp.mean(jnp.sum((outputs - targets) ** 2, axis=1))
