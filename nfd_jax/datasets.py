@@ -1,4 +1,4 @@
-"""Data sets as tasks. Here: the handwritten digits that come with scikit-learn."""
+"""Data sets as tasks: the handwritten digits that come with scikit-learn, and Gaussian inputs with a teacher."""
 
 from __future__ import annotations
 
@@ -61,3 +61,15 @@ def digits(
         return Task(inputs, which, loss=loss, classes=len(chosen))
     targets = 2.0 * which - 1.0 if len(chosen) == 2 else np.eye(len(chosen))[which]
     return Task(inputs, targets, loss=loss)
+
+
+def gaussian(samples: int = 16, dimension: int = 32, *, seed: int = 0) -> Task:
+    """Standard Gaussian inputs scaled to |x|^2 = d, with the single-index teacher y = sign(w . x), w Gaussian.
+
+    **Arguments:** `samples` P, `dimension` d, `seed` of inputs and teacher. One output, squared loss.
+    """
+    generator = np.random.default_rng(positive_int("seed", seed, minimum=0))
+    shape = (positive_int("samples", samples), positive_int("dimension", dimension))
+    inputs = generator.standard_normal(shape)
+    inputs *= np.sqrt(dimension) / np.linalg.norm(inputs, axis=1, keepdims=True)
+    return Task(inputs, np.sign(inputs @ generator.standard_normal(dimension)))
