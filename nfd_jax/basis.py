@@ -88,7 +88,7 @@ class Orthonormal(NamedTuple):
     active: Bool[Array, " queries"]
 
 
-def orthonormalise(vectors: Queries, shortest: Float[Array, " queries"]) -> Orthonormal:
+def orthonormalise(vectors: Queries, shortest: Float[Array, " queries"], passes: Index | int = 3) -> Orthonormal:
     """Orthonormalise a block by shifted Cholesky-QR and leave out the rows that depend on those above them.
 
     A row counts as dependent when its new part is shorter than `shortest`. Its direction would be rounding noise,
@@ -97,7 +97,7 @@ def orthonormalise(vectors: Queries, shortest: Float[Array, " queries"]) -> Orth
 
     def attempt(state: tuple) -> tuple:
         kept, *_ = state
-        directions, triangular = _cholesky_qr(jnp.where(kept[:, None], vectors, 0))
+        directions, triangular = cholesky_qr(jnp.where(kept[:, None], vectors, 0), passes)
         active = kept & (jnp.diagonal(triangular) > shortest)
         return active, directions, triangular, jnp.all(active == kept)
 
@@ -110,11 +110,12 @@ def orthonormalise(vectors: Queries, shortest: Float[Array, " queries"]) -> Orth
     return Orthonormal(directions, jnp.where(active[:, None], triangular, 0), active)
 
 
-def _cholesky_qr(vectors: Queries) -> tuple[Queries, Array]:
-    """Three passes of Cholesky-QR on rows scaled to unit length.
+def cholesky_qr(vectors: Queries, passes: Index | int) -> tuple[Queries, Array]:
+    """Passes of Cholesky-QR on rows scaled to unit length.
 
     The first Gram matrix may be singular to rounding, where jax's factor would be NaN: a shift keeps it real, and the
-    passes that follow make up for the shift.
+    passes that follow make up for the shift. Three serve any block, two a well-conditioned one; after one pass rows
+    that depend on others are short instead of orthonormal.
     """
     batch, dtype = len(vectors), vectors.dtype
     identity = jnp.eye(batch, dtype=dtype)
@@ -128,7 +129,7 @@ def _cholesky_qr(vectors: Queries) -> tuple[Queries, Array]:
         inverse = jax.scipy.linalg.solve_triangular(lower, identity, lower=True)
         return product(inverse, directions), product(lower.T, triangular)
 
-    return lax.fori_loop(0, 3, one_pass, (vectors / length[:, None], jnp.diag(length)))
+    return lax.fori_loop(0, passes, one_pass, (vectors / length[:, None], jnp.diag(length)))
 
 
 class Revealed(NamedTuple):
@@ -153,7 +154,8 @@ def reveal(basis: Basis, layer: Index, filled: Index, query: Queries) -> Reveale
     def one_round(index: Index, carry: tuple) -> tuple:
         coordinates, directions, triangular, _ = carry
         found, rest = project(basis, layer, filled, directions)
-        new = orthonormalise(rest, jnp.where(index == 0, rounding, 1e-2))
+        # what a second round splits is close to orthonormal
+        new = orthonormalise(rest, jnp.where(index == 0, rounding, 1e-2), passes=3 - index)
         found = jnp.einsum("jab,bq->jaq", found, triangular, precision=lax.Precision.HIGHEST)
         return coordinates + found, new.directions, product(new.triangular, triangular), new.active
 

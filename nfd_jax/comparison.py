@@ -158,9 +158,7 @@ def _standard_error(values: xr.DataArray, axis: str) -> xr.DataArray:
 
 def table(dataset: xr.Dataset) -> str:
     """The comparison as text: final losses, positions and distances, one line a kind of network."""
-    head = (
-        f"{'L':>4} {'n':>6}  {'what':<17} {'final loss':>17} {'position':>15} {'from decoupled':>15} {'from coupled':>13}"
-    )
+    head = f"{'L':>4} {'n':>6}  {'what':<17} {'final loss':>17} {'position':>15} {'from decoupled':>15} {'from coupled':>13}"
     lines = [head, "-" * len(head)]
     for depth in dataset.depth.values:
         at = dataset.sel(depth=depth)
@@ -173,7 +171,9 @@ def table(dataset: xr.Dataset) -> str:
             for width in dataset.width.values:
                 lines.append(_network_line(at.sel(backward=backward, width=width).isel(step=-1)))
         lines.append("")
-    lines.append("position: 0 at the decoupled limit, 1 at the coupled one, along the line between their final outputs.")
+    lines.append(
+        "position: 0 at the decoupled limit, 1 at the coupled one, along the line between their final outputs."
+    )
     lines.append("from ...: distance in position from that limit, in standard errors (networks and limit together).")
     bad = int((dataset.diverged_at >= 0).sum())
     if bad:
@@ -186,6 +186,4 @@ def _network_line(cell: xr.Dataset) -> str:
     loss = f"{cell.network_mean_loss.item():.4f} ± {cell.network_loss_error.item():.4f}"
     position = f"{cell.position.item():.3f} ± {cell.position_error.item():.3f}"
     away = [f"{cell.distance.sel(closure=closure).item():+.1f} SE" for closure in ("decoupled", "coupled")]
-    return (
-        f"{cell.depth.item():>4} {cell.width.item():>6}  {name:<17} {loss:>17} {position:>15} {away[0]:>15} {away[1]:>13}"
-    )
+    return f"{cell.depth.item():>4} {cell.width.item():>6}  {name:<17} {loss:>17} {position:>15} {away[0]:>15} {away[1]:>13}"

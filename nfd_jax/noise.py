@@ -138,13 +138,18 @@ class MatchedNoise(AbstractNoise):
         known = list(self.known)
         filled = self._slot(own, query if self._has(own, query) else image, step)
 
-        # the current query and input, beyond what is known: the query is kept, the input is not
-        current = bases.reveal(known[own], layer, filled, jnp.concatenate([directions, features])).directions
-        fresh = gaussians(self.key, direction, layer, step, directions)
-        fresh = fresh - bases.product(bases.inner(fresh, current), current)
-        fresh = bases.reveal(known[own], layer, filled, fresh).directions
+        # the query is kept, so its new part is split with care; the input and the fresh part are O(1) away from what
+        # is known, or dependent on it and then short, so that one projection does
+        query_part = bases.reveal(known[own], layer, filled, directions).directions
+        raw = gaussians(self.key, direction, layer, step, directions)
+        _, rest = bases.project(known[own], layer, filled, jnp.concatenate([features, raw]))
+        rest = rest - bases.product(bases.inner(rest, query_part), query_part)
+        feature_part, _ = bases.cholesky_qr(rest[: len(directions)], 1)
+        fresh = rest[len(directions) :]
+        fresh = fresh - bases.product(bases.inner(fresh, feature_part), feature_part)
+        fresh, _ = bases.cholesky_qr(fresh, 2)
         if self._has(own, query):
-            known[own] = bases.write(known[own], layer, filled, current[: len(directions)])
+            known[own] = bases.write(known[own], layer, filled, query_part)
         known[own] = bases.write(known[own], layer, self._slot(own, image, step), fresh)
 
         if len(known) > 1:  # the query is an opposite query of the other direction
