@@ -16,7 +16,7 @@ def _gelu(x: Array) -> Array:
 ACTIVATIONS: dict[str, ScalarFunction] = {
     "identity": lambda x: x,
     "relu": jax.nn.relu,
-    "abs": jnp.abs,
+    "abs": lambda x: x * jnp.sign(x),  # jnp.abs has slope 1 at 0
     "tanh": jnp.tanh,
     "gelu": _gelu,
 }

@@ -11,96 +11,99 @@ summed over samples and outputs. Distances from either limit are then difference
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import xarray as xr
 from tqdm import tqdm
 
-from nfd_jax._errors import positive_int, seed_sequence
+from nfd_jax._errors import finite_float, positive_int
 from nfd_jax.architecture import ResNet
 from nfd_jax.limit import CLOSURES, solve_limit
 from nfd_jax.network import BACKWARDS
-from nfd_jax.task import Task
+from nfd_jax.task import Task, check_task
 from nfd_jax.training import train_networks
+from nfd_jax.trajectory import Trajectory
 
 AXES = ("step", "sample", "output")
 
 
-def compare(
-    task: Task,
-    *,
-    depths: Sequence[int] = (4, 16, 64),
-    widths: Sequence[int] = (32, 64, 128, 256),
-    activation: str = "relu",
-    horizon: float = 1.0,
-    steps: int = 10,
-    learning_rate: float = 0.5,
-    seeds: int = 16,
-    particles: int = 4096,
-    limit_seeds: int = 4,
-    seed: int = 0,
-    progress: bool | None = None,
-) -> xr.Dataset:
+@dataclass(frozen=True)
+class Comparison:
+    """Sizes of a comparison. The defaults take about two minutes on two CPU cores.
+
+    Args:
+        depths: Depths L of the networks and of the limits beside them.
+        widths: Widths n of the networks.
+        activation: Activation phi.
+        horizon: Layer time T of the residual stream.
+        steps: Full-batch training steps; hidden matrices train.
+        learning_rate: The width- and depth-free rate eta.
+        seeds: Networks of each kind, at least 2.
+        particles: Particles of one solution of a limit.
+        limit_seeds: Solutions of each limit, at least 2, for its standard error.
+        seed: The first seed; members use those that follow.
+    """
+
+    depths: tuple[int, ...] = (4, 16, 64)
+    widths: tuple[int, ...] = (32, 64, 128, 256)
+    activation: str = "relu"
+    horizon: float = 1.0
+    steps: int = 6
+    learning_rate: float = 1.0
+    seeds: int = 32
+    particles: int = 2048
+    limit_seeds: int = 4
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        """Check what the solvers would not see before the first of them has run."""
+        for name in ("depths", "widths"):
+            sizes = getattr(self, name)
+            if not sizes or len(set(sizes)) != len(sizes):
+                raise ValueError(f"{name} must be at least one number, each given once, got {sizes!r}")
+            for size in sizes:
+                positive_int(name, size)
+        for depth in self.depths:
+            ResNet(depth, self.activation, self.horizon)
+        for name in ("seeds", "limit_seeds"):
+            positive_int(f"{name} (a standard error needs two)", getattr(self, name), minimum=2)
+        positive_int("steps", self.steps)
+        positive_int("particles", self.particles)
+        positive_int("seed", self.seed, minimum=0)
+        finite_float("learning_rate", self.learning_rate)
+
+
+def compare(task: Task, setup: Comparison | None = None, *, progress: bool | None = None) -> xr.Dataset:
     """Both limits, tied and untied networks, on one task.
-
-    **Arguments:**
-
-    - `depths`, `widths`: L and n of the networks; the limits are solved at the same depths.
-    - `activation`, `horizon`, `steps`, `learning_rate`: of all of them alike; hidden matrices train, full batch.
-    - `seeds`: networks of each kind. `particles`, `limit_seeds`: size and number of the limit's solutions.
-    - `seed`: the first seed; members use the seeds that follow.
 
     Returns a dataset with `limit_outputs (closure, depth, limit_seed, step, sample, output)`, `network_outputs
     (backward, depth, width, seed, step, sample, output)`, the losses without the last two axes, and what `summarise`
     adds. A diverged network holds non-finite numbers there, is marked in `diverged_at`, and left out of every mean.
     """
-    depths = [positive_int("depths", depth) for depth in depths]
-    widths = [positive_int("widths", width) for width in widths]
-    members = [seed + s for s in seed_sequence(seeds)]
-    limit_members = [seed + s for s in seed_sequence(limit_seeds)]
-    if len(limit_members) < 2 or len(members) < 2:
-        raise ValueError(f"seeds and limit_seeds must be at least 2 for a standard error, got {seeds}, {limit_seeds}")
-    models = {depth: ResNet(depth, activation, horizon) for depth in depths}
-    shared: dict[str, Any] = {"steps": steps, "learning_rate": learning_rate, "progress": False}
+    check_task(task)
+    setup = setup or Comparison()
+    depths, widths = list(setup.depths), list(setup.widths)
+    members = list(range(setup.seed, setup.seed + setup.seeds))
+    limit_members = list(range(setup.seed, setup.seed + setup.limit_seeds))
+    limits, networks = _solve(task, setup, limit_members, members, progress)
 
-    cells = len(depths) * (len(CLOSURES) * len(limit_members) + len(BACKWARDS) * len(widths))
-    hidden = None if progress is None else not progress
-    limits, networks = {}, {}
-    with tqdm(total=cells, desc="compare", unit="run", disable=hidden) as bar:
-        for depth, model in models.items():
-            for closure in CLOSURES:
-                for s in limit_members:
-                    bar.set_description(f"L = {depth}, {closure} limit")
-                    limits[closure, depth, s] = solve_limit(
-                        task, model, closure=closure, particles=particles, seed=s, **shared
-                    )
-                    bar.update()
-            for backward in BACKWARDS:
-                for width in widths:
-                    bar.set_description(f"L = {depth}, n = {width}, {backward} networks")
-                    networks[backward, depth, width] = train_networks(
-                        task, model, width=width, seeds=members, backward=backward, **shared
-                    )
-                    bar.update()
-
-    def stack(runs: dict, shape: tuple[int, ...], name: str) -> np.ndarray:
-        values = np.stack([getattr(run, name) for run in runs.values()])
+    def stack(runs: list[Trajectory], shape: tuple[int, ...], name: str) -> np.ndarray:
+        values = np.stack([getattr(run, name) for run in runs])
         return values.reshape(*shape, *values.shape[1:])
 
+    limit_runs = [limits[c, d, s] for c in CLOSURES for d in depths for s in limit_members]
+    network_runs = [networks[b, d, w] for b in BACKWARDS for d in depths for w in widths]
     limit_axes, network_axes = ("closure", "depth", "limit_seed"), ("backward", "depth", "width", "seed")
-    # the runs were made depth by depth; order them as the axes say
-    limits = {(c, d, s): limits[c, d, s] for c in CLOSURES for d in depths for s in limit_members}
-    networks = {(b, d, w): networks[b, d, w] for b in BACKWARDS for d in depths for w in widths}
     limit_shape, network_shape = (2, len(depths), len(limit_members)), (2, len(depths), len(widths))
     dataset = xr.Dataset(
         {
-            "limit_outputs": ((*limit_axes, *AXES), stack(limits, limit_shape, "outputs")),
-            "limit_loss": ((*limit_axes, "step"), stack(limits, limit_shape, "loss")),
-            "network_outputs": ((*network_axes, *AXES), stack(networks, network_shape, "outputs")),
-            "network_loss": ((*network_axes, "step"), stack(networks, network_shape, "loss")),
-            "diverged_at": (network_axes, stack(networks, network_shape, "diverged_at")),
+            "limit_outputs": ((*limit_axes, *AXES), stack(limit_runs, limit_shape, "outputs")),
+            "limit_loss": ((*limit_axes, "step"), stack(limit_runs, limit_shape, "loss")),
+            "network_outputs": ((*network_axes, *AXES), stack(network_runs, network_shape, "outputs")),
+            "network_loss": ((*network_axes, "step"), stack(network_runs, network_shape, "loss")),
+            "diverged_at": (network_axes, stack(network_runs, network_shape, "diverged_at")),
             "targets": (("sample", "output"), task.targets),
         },
         coords={
@@ -110,11 +113,38 @@ def compare(
             "width": widths,
             "limit_seed": limit_members,
             "seed": members,
-            "step": np.arange(steps + 1),
+            "step": np.arange(setup.steps + 1),
         },
-        attrs={"limit_noise": ", ".join(sorted({run.settings["noise"] for run in limits.values()}))},
+        attrs={"limit_noise": ", ".join(sorted({run.settings["noise"] for run in limit_runs}))},
     )
     return summarise(dataset)
+
+
+def _solve(
+    task: Task, setup: Comparison, limit_seeds: list[int], seeds: list[int], progress: bool | None
+) -> tuple[dict, dict]:
+    """Every limit by (closure, depth, seed), every ensemble by (backward, depth, width)."""
+    shared: dict[str, Any] = {"steps": setup.steps, "learning_rate": setup.learning_rate, "progress": False}
+    total = len(setup.depths) * (len(CLOSURES) * len(limit_seeds) + len(BACKWARDS) * len(setup.widths))
+    limits, networks = {}, {}
+    with tqdm(total=total, unit="run", disable=None if progress is None else not progress) as bar:
+        for depth in setup.depths:
+            model = ResNet(depth, setup.activation, setup.horizon)
+            for closure in CLOSURES:
+                bar.set_description(f"L = {depth}, {closure} limit")
+                for seed in limit_seeds:
+                    limits[closure, depth, seed] = solve_limit(
+                        task, model, closure=closure, particles=setup.particles, seed=seed, **shared
+                    )
+                    bar.update()
+            for backward in BACKWARDS:
+                for width in setup.widths:
+                    bar.set_description(f"L = {depth}, {backward} networks, n = {width}")
+                    networks[backward, depth, width] = train_networks(
+                        task, model, width=width, seeds=seeds, backward=backward, **shared
+                    )
+                    bar.update()
+    return limits, networks
 
 
 def summarise(dataset: xr.Dataset) -> xr.Dataset:

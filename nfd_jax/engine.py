@@ -139,19 +139,27 @@ def run_members(
     description: str,
     progress: bool | None,
 ) -> Run:
-    """Train one member a seed, as many side by side as `MEMORY_BUDGET` has room for; `create` makes one from a key."""
-    together = max(1, min(len(seeds), MEMORY_BUDGET // member_bytes))
-    chunks = [seeds[i : i + together] for i in range(0, len(seeds), together)]
+    """Train one member a seed, as many side by side as `MEMORY_BUDGET` has room for; `create` makes them from keys.
+
+    Chunks are of one size, so that they share a compiled program; the last is filled up with members thrown away.
+    """
+    chunks = -(-len(seeds) // max(1, MEMORY_BUDGET // member_bytes))
+    together = -(-len(seeds) // chunks)
+    filled = [*seeds, *(seeds[-1:] * (chunks * together - len(seeds)))]
     runs = []
-    with progress_bar(description, len(chunks) * (len(rates) + 1), progress) as bar:
-        for chunk in chunks:
-            state = create(jnp.stack([jax.random.key(seed) for seed in chunk]))
+    with progress_bar(description, chunks * (len(rates) + 1), progress) as bar:
+        for start in range(0, len(filled), together):
+            state = create(jnp.stack([jax.random.key(seed) for seed in filled[start : start + together]]))
             runs.append(run(method, settings, state, inputs, targets, rates, members=True, progress=bar))
-    observed = {name: np.concatenate([r.observed[name] for r in runs]) for name in runs[0].observed}
-    return Run(np.concatenate([r.outputs for r in runs]), np.concatenate([r.loss for r in runs]), observed)
+
+    def join(arrays: list[np.ndarray]) -> np.ndarray:
+        return np.concatenate(arrays)[: len(seeds)]
+
+    observed = {name: join([r.observed[name] for r in runs]) for name in runs[0].observed}
+    return Run(join([r.outputs for r in runs]), join([r.loss for r in runs]), observed)
 
 
-MEMORY_BUDGET = 2**31  # bytes that the members trained side by side may take
+MEMORY_BUDGET = 2**29  # bytes that members trained side by side may take; more is slower, caches being small
 
 
 def progress_bar(description: str, total: int, show: bool | None) -> tqdm:

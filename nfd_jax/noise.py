@@ -138,13 +138,17 @@ class MatchedNoise(AbstractNoise):
         known = list(self.known)
         filled = self._slot(own, query if self._has(own, query) else image, step)
 
-        # the query is kept, so its new part is split with care; the input and the fresh part are O(1) away from what
-        # is known, or dependent on it and then short, so that one projection does
+        # the query is kept, so its new part is split with care; for the input and the fresh part, O(1) away from what
+        # is known, one projection does. An input that depends on what is known leaves rounding noise, which is not
+        # orthogonal to it: left out below the length where that costs as much as the missing constraint
         query_part = bases.reveal(known[own], layer, filled, directions).directions
         raw = gaussians(self.key, direction, layer, step, directions)
         _, rest = bases.project(known[own], layer, filled, jnp.concatenate([features, raw]))
         rest = rest - bases.product(bases.inner(rest, query_part), query_part)
-        feature_part, _ = bases.cholesky_qr(rest[: len(directions)], 1)
+        new_input = rest[: len(directions)]
+        shortest = float(jnp.finfo(rest.dtype).eps) ** 0.5 * bases.norms(features)
+        new_input = jnp.where((bases.norms(new_input) > shortest)[:, None], new_input, 0)
+        feature_part, _ = bases.cholesky_qr(new_input, 1)
         fresh = rest[len(directions) :]
         fresh = fresh - bases.product(bases.inner(fresh, feature_part), feature_part)
         fresh, _ = bases.cholesky_qr(fresh, 2)

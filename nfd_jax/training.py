@@ -157,21 +157,12 @@ def create_network(
     key: Key, model: ResNet, branch: float, width: int, dimension: int, outputs: int, untied: bool
 ) -> ResidualNetwork:
     """A network at initialisation."""
-    keys = jax.random.split(key, 4)
-
-    def weights(which: int, *shape: int) -> Array:
-        return jax.random.normal(keys[which], shape, jnp.zeros(()).dtype)
-
-    depth = int(model.depth)
-    copies = weights(3, depth, width, width) if untied else None
-    return ResidualNetwork(
-        weights(0, width, dimension),
-        weights(1, depth, width, width),
-        weights(2, width, outputs),
-        copies,
-        model,
-        branch,
-    )
+    depth, dtype = int(model.depth), jnp.zeros(()).dtype
+    ends, inner = jax.random.split(key)
+    rows = jax.random.normal(ends, (width, dimension + outputs), dtype)
+    hidden = jax.random.normal(inner, (2 if untied else 1, depth, width, width), dtype)
+    copies = hidden[1] if untied else None
+    return ResidualNetwork(rows[:, :dimension], hidden[0], rows[:, dimension:], copies, model, branch)
 
 
 def _trainable(trained: tuple[str, ...], network: ResidualNetwork) -> dict[str, PyTree]:
