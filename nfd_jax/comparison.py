@@ -150,9 +150,9 @@ def _solve(
 def summarise(dataset: xr.Dataset) -> xr.Dataset:
     """The dataset with positions, distances and mean losses added, each with its standard error over seeds.
 
-    Adds `position` and `position_error (backward, depth, width)`, `limit_position_error (closure, depth)`, `distance
-    (backward, closure, depth, width)` in standard errors (signed, of the difference in position), and `<kind>_mean_loss`
-    with `<kind>_loss_error`.
+    Adds `position` and `position_error (backward, depth, width)`, `limit_position_error (closure, depth)`,
+    `distance (backward, closure, depth, width)`, the difference in position in standard errors, signed, and
+    `<kind>_mean_loss` with `<kind>_loss_error`.
     """
     final_limits = dataset.limit_outputs.isel(step=-1)
     means = final_limits.mean("limit_seed")
@@ -188,7 +188,7 @@ def _standard_error(values: xr.DataArray, axis: str) -> xr.DataArray:
 
 def table(dataset: xr.Dataset) -> str:
     """The comparison as text: final losses, positions and distances, one line a kind of network."""
-    head = f"{'L':>4} {'n':>6}  {'what':<17} {'final loss':>17} {'position':>15} {'from decoupled':>15} {'from coupled':>13}"
+    head = _row("L", "n", "what", "final loss", "position", "from decoupled", "from coupled")
     lines = [head, "-" * len(head)]
     for depth in dataset.depth.values:
         at = dataset.sel(depth=depth)
@@ -196,7 +196,7 @@ def table(dataset: xr.Dataset) -> str:
             final = at.sel(closure=closure).isel(step=-1)
             where = f"{float(closure == 'coupled'):.3f} ± {final.limit_position_error.item():.3f}"
             loss = f"{final.limit_mean_loss.item():.4f} ± {final.limit_loss_error.item():.4f}"
-            lines.append(f"{depth:>4} {'inf':>6}  {closure + ' limit':<17} {loss:>17} {where:>15}")
+            lines.append(_row(depth, "inf", f"{closure} limit", loss, where, "", "").rstrip())
         for backward in ("untied", "tied"):
             for width in dataset.width.values:
                 lines.append(_network_line(at.sel(backward=backward, width=width).isel(step=-1)))
@@ -216,4 +216,10 @@ def _network_line(cell: xr.Dataset) -> str:
     loss = f"{cell.network_mean_loss.item():.4f} ± {cell.network_loss_error.item():.4f}"
     position = f"{cell.position.item():.3f} ± {cell.position_error.item():.3f}"
     away = [f"{cell.distance.sel(closure=closure).item():+.1f} SE" for closure in ("decoupled", "coupled")]
-    return f"{cell.depth.item():>4} {cell.width.item():>6}  {name:<17} {loss:>17} {position:>15} {away[0]:>15} {away[1]:>13}"
+    return _row(cell.depth.item(), cell.width.item(), name, loss, position, *away)
+
+
+def _row(depth: object, width: object, what: str, *figures: str) -> str:
+    columns = [f"{depth:>4} {width:>6}  {what:<17}"]
+    columns += [f"{figure:>{size}}" for figure, size in zip(figures, (17, 15, 15, 13), strict=True)]
+    return " ".join(columns)

@@ -1,4 +1,4 @@
-"""Strict mode for every test: float64, no implicit promotion of dtypes or ranks, shapes checked, warnings are errors."""
+"""Strict mode: float64, no implicit promotion of dtypes or ranks, shapes checked, warnings are errors."""
 
 import jax
 import pytest

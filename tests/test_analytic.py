@@ -105,9 +105,7 @@ def ensemble(name, width, members, tied):
     """Outputs and overlaps of `members` dense networks, drawn 32 at a time."""
     gram, targets, depth, eta, steps = CASES[name]
     rng = np.random.default_rng(width)
-    parts = [
-        train_dense(rng, 32, width, gram, targets, depth, eta, steps, tied) for _ in range(members // 32)
-    ]
+    parts = [train_dense(rng, 32, width, gram, targets, depth, eta, steps, tied) for _ in range(members // 32)]
     return tuple(np.concatenate(part) for part in zip(*parts, strict=True))
 
 
@@ -121,9 +119,7 @@ def test_gaussian_kernels_by_adaptive_integration(activation, correlation):
     spread, angle = np.array([0.9, 1.6]), math.acos(correlation)
     covariance = np.outer(spread, spread) * np.array([[1, correlation], [correlation, 1]])
     kernels = gaussian_kernels(activation, covariance)
-    kinks = sorted(
-        (turn + offset) % (2 * math.pi) for turn in (0, angle) for offset in (math.pi / 2, -math.pi / 2)
-    )
+    kinks = sorted((turn + offset) % (2 * math.pi) for turn in (0, angle) for offset in (math.pi / 2, -math.pi / 2))
     corners = [kinks[-1] - 2 * math.pi, *kinks]
     for function, kernel in zip(ACTIVATIONS[activation], kernels, strict=True):
 
@@ -212,9 +208,7 @@ def test_linear_kernels_are_exponentials(horizon):
     kernels = initial_kernels("identity", GRAM, math.inf, horizon)
     growth = np.exp(horizon * kernels.times)[:, None, None]
     np.testing.assert_allclose(kernels.features, GRAM * growth, rtol=0, atol=1e-10)
-    np.testing.assert_allclose(
-        kernels.gradients, math.exp(horizon) / growth * np.ones((3, 3)), rtol=0, atol=1e-10
-    )
+    np.testing.assert_allclose(kernels.gradients, math.exp(horizon) / growth * np.ones((3, 3)), rtol=0, atol=1e-10)
     np.testing.assert_allclose(kernels.tangent, GRAM * horizon * math.exp(horizon), rtol=0, atol=1e-10)
 
 
@@ -374,9 +368,7 @@ def test_symmetries(closure):
     scaled = linear_outputs(4 * GRAM, 2 * TARGETS, 6, 1.0, 0.15, 4, closure)
     np.testing.assert_allclose(scaled, 2 * base, rtol=0, atol=1e-13)
     # More steps continue the same run.
-    np.testing.assert_allclose(
-        linear_outputs(GRAM, TARGETS, 6, 1.0, 0.6, 2, closure), base[:3], rtol=0, atol=1e-13
-    )
+    np.testing.assert_allclose(linear_outputs(GRAM, TARGETS, 6, 1.0, 0.6, 2, closure), base[:3], rtol=0, atol=1e-13)
 
 
 @pytest.mark.parametrize("closure", CLOSURES)

@@ -1,0 +1,119 @@
+"""What several test modules share: statistical bounds, and runs of the two methods from given initial weights."""
+
+import numpy as np
+from scipy.stats import t as student
+from tqdm import tqdm
+
+from nfd_jax import engine, explicit, training
+from nfd_jax.architecture import Layers
+from nfd_jax.matrices import DenseMatrices
+
+PERMUTATIONS = 20_000  # the smallest p-value, and so the false-alarm rate of a test at it, is 1 / 20,001
+
+
+def prepare(task, model, **options):
+    """`engine.prepare` with the defaults of the public functions."""
+    defaults = {
+        "steps": 5,
+        "learning_rate": 0.5,
+        "train_input": False,
+        "train_readout": False,
+        "momentum": 0.0,
+        "weight_decay": 0.0,
+    }
+    return engine.prepare(task, model, **(defaults | options))
+
+
+def run(method, problem, state, inputs, targets, *, members=False):
+    """Every output of a run from a given state."""
+    return engine.run(
+        method,
+        problem.settings,
+        state,
+        inputs,
+        targets,
+        problem.rates,
+        members=members,
+        progress=tqdm(disable=True),
+    )
+
+
+def run_both(problem, network, task):
+    """The same initial weights trained by explicit sweeps over dense matrices and by autodiff: two runs."""
+    hidden = DenseMatrices(network.hidden, network.hidden_backward)
+    layers = Layers(network.input.T, hidden, network.readout.T)
+    state = explicit.start(problem.settings, layers)
+    # a run gives up the memory of its state, which both would share
+    state = copied(state)
+    sweeps = run(explicit.EXPLICIT, problem, state, task.inputs / task.dimension**0.5, task.targets)
+    autodiff = run(training.AUTODIFF, problem, training.start(problem.settings, network), task.inputs, task.targets)
+    return sweeps, autodiff
+
+
+def copied(tree):
+    """The same numbers in memory of their own."""
+    import jax
+
+    return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, jax.Array) else leaf, tree)
+
+
+def final_state(problem, state, inputs, targets):
+    """The state after training, which a public run does not hand out."""
+    for step, rate in enumerate(np.asarray(problem.rates)):
+        state, _ = engine._jitted_step(
+            explicit.EXPLICIT.step,
+            problem.settings,
+            False,
+            state,
+            np.int32(step),
+            rate.astype(inputs.dtype),
+            inputs,
+            targets,
+        )
+    return state
+
+
+def two_sample_p(one, other, seed=0):
+    """p-value of "both samples (members, statistics...) have the same law", from means and standard deviations.
+
+    The statistic is the largest difference of any mean or standard deviation, each in units of its error in the
+    pooled sample (for a standard deviation from the fourth moment). Under the null hypothesis the members are
+    exchangeable, so its rank among permuted samples is uniform: the p-value is exact whatever the law, and all
+    comparisons count as one test.
+    """
+    one, other = one.reshape(len(one), -1), other.reshape(len(other), -1)
+    pooled = np.concatenate([one, other])
+    pooled = (pooled - pooled.mean(axis=0)) / pooled.std(axis=0)
+    spread = np.sqrt((pooled**4).mean(axis=0) - 1) / 2
+    moments = np.concatenate([pooled, pooled**2], axis=1)
+    totals, count = moments.sum(axis=0), len(one)
+
+    def largest(sums):
+        def split(sums, count):
+            mean, square = np.split(sums / count, 2, axis=-1)
+            return mean, np.sqrt(square - mean**2)
+
+        (m1, s1), (m2, s2) = split(sums, count), split(totals - sums, len(other))
+        return np.maximum(np.abs(m1 - m2), np.abs(s1 - s2) / spread).max(axis=-1)
+
+    found = largest(moments[:count].sum(axis=0))
+    generator = np.random.default_rng(seed)
+    above, chunk = 0, 1000
+    for _ in range(PERMUTATIONS // chunk):
+        order = np.argsort(generator.random((chunk, len(pooled)), dtype=np.float32), axis=1)
+        members = np.zeros((chunk, len(pooled)))
+        np.put_along_axis(members, order[:, :count], 1.0, axis=1)
+        above += int(np.sum(largest(members @ moments) >= found))
+    return (1 + above) / (1 + PERMUTATIONS)
+
+
+def standard_error(samples):
+    """Of the mean over the first axis."""
+    return samples.std(axis=0, ddof=1) / len(samples) ** 0.5
+
+
+def sampling_bound(samples, alarm=5e-5):
+    """How far the mean over the first axis may lie from the expectation of any entry: exceeded anywhere with
+    probability below `alarm` (Student, Bonferroni over entries)."""
+    entries = max(1, samples[0].size)
+    return student.isf(alarm / 2 / entries, len(samples) - 1) * standard_error(samples)

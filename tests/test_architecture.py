@@ -1,0 +1,140 @@
+"""Explicit sweeps over dense matrices are the same computation as autodiff of the Equinox module."""
+
+import math
+
+import jax
+import numpy as np
+import optax
+import pytest
+from helpers import prepare, run_both
+
+import nfd_jax as nfd
+from nfd_jax import architecture, training
+from nfd_jax.task import Task
+
+WIDTH, DEPTH, SAMPLES, INPUTS = 12, 4, 3, 5
+
+
+def make_task(outputs=1, loss="mse"):
+    rng = np.random.default_rng(0)
+    inputs = rng.normal(size=(SAMPLES, INPUTS))
+    if loss == "cross_entropy":
+        return Task(inputs, rng.integers(outputs, size=SAMPLES), loss=loss, classes=outputs)
+    return Task(inputs, rng.normal(size=(SAMPLES, outputs)))
+
+
+def both(task, activation, untied, **options):
+    model = nfd.ResNet(DEPTH, activation, horizon=1.3)
+    problem = prepare(task, model, **options)
+    network = training.create_network(
+        jax.random.key(1), model, problem.settings.branch, WIDTH, task.dimension, task.outputs, untied
+    )
+    return run_both(problem, network, task)
+
+
+CASES = {
+    "relu": ("relu", False, make_task(), {}),
+    "relu, untied": ("relu", True, make_task(), {}),
+    "tanh": ("tanh", False, make_task(), {}),
+    "tanh, untied": ("tanh", True, make_task(), {}),
+    "three outputs": ("gelu", False, make_task(3), {}),
+    "cross-entropy, every layer trained, untied": (
+        "tanh",
+        True,
+        make_task(3, "cross_entropy"),
+        {"train_input": True, "train_readout": True},
+    ),
+    "momentum, decay, schedule, every layer trained": (
+        "abs",
+        False,
+        make_task(),
+        {
+            "momentum": 0.7,
+            "weight_decay": 0.2,
+            "learning_rate": optax.cosine_decay_schedule(0.1, 6),
+            "train_input": True,
+            "train_readout": True,
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_sweeps_equal_autodiff(name):
+    """Five steps from the same weights: only the order of float64 operations differs, 1e-9 is far above that."""
+    activation, untied, task, options = CASES[name]
+    sweeps, autodiff = both(task, activation, untied, **options)
+    assert sweeps.outputs.shape == (6, SAMPLES, task.outputs)
+    moved = np.abs(np.diff(autodiff.outputs, axis=0)).max(axis=(1, 2))
+    assert moved.min() > 1e-3  # every step did something
+    np.testing.assert_allclose(sweeps.outputs, autodiff.outputs, rtol=0, atol=1e-9)
+    np.testing.assert_allclose(sweeps.loss, autodiff.loss, rtol=0, atol=1e-9)
+
+
+def test_every_option_changes_the_run():
+    """So that the cases above could not agree by ignoring an option."""
+    task = make_task()
+    options = CASES["momentum, decay, schedule, every layer trained"][3]
+    base, _ = both(task, "abs", False, **options)
+    neutral = {"momentum": 0.0, "weight_decay": 0.0, "learning_rate": 0.1}
+    for name, off in {**neutral, "train_input": False, "train_readout": False}.items():
+        changed, _ = both(task, "abs", False, **(options | {name: off}))
+        assert np.abs(changed.outputs[-1] - base.outputs[-1]).max() > 1e-4, name
+
+
+def test_first_outputs_by_hand():
+    """The equations of the module docstring in numpy."""
+    task = make_task(2)
+    model = nfd.ResNet(DEPTH, "tanh", horizon=1.3)
+    network = training.create_network(
+        jax.random.key(1), model, math.sqrt(1.3 / DEPTH), WIDTH, task.dimension, task.outputs, False
+    )
+    h = task.inputs @ np.asarray(network.input).T / math.sqrt(task.dimension)
+    for matrix in np.asarray(network.hidden):
+        h = h + math.sqrt(1.3 / DEPTH) * np.tanh(h) @ matrix.T / math.sqrt(WIDTH)
+    expected = h @ np.asarray(network.readout) / WIDTH
+    np.testing.assert_allclose(network(jax.numpy.asarray(task.inputs)), expected, rtol=0, atol=1e-13)
+
+
+def test_untied_product_is_the_product():
+    """Its value uses the forward matrix, the gradient of its input the other one."""
+    rng = np.random.default_rng(0)
+    x, w, v = (jax.numpy.asarray(rng.normal(size=shape)) for shape in ((2, 3), (4, 3), (4, 3)))
+    value, pullback = jax.vjp(training.untied_product, x, w, v)
+    np.testing.assert_allclose(value, x @ w.T, rtol=1e-14)
+    cotangent = jax.numpy.asarray(rng.normal(size=(2, 4)))
+    gradients = pullback(cotangent)
+    np.testing.assert_allclose(gradients[0], cotangent @ v, rtol=1e-14)
+    np.testing.assert_allclose(gradients[1], cotangent.T @ x, rtol=1e-14)
+    np.testing.assert_array_equal(gradients[1], gradients[2])
+
+
+def test_derivatives_of_activations_are_autodiff():
+    """And 0 at the kink of relu and abs."""
+    x = jax.numpy.linspace(-2.0, 2.0, 9)
+    expected = {
+        "identity": np.ones(9),
+        "relu": (np.asarray(x) > 0) * 1.0,
+        "abs": np.sign(x),
+        "tanh": 1 - np.tanh(x) ** 2,
+    }
+    for name, slope in expected.items():
+        np.testing.assert_allclose(nfd.ResNet(1, name).phi_prime(x), slope, rtol=0, atol=1e-15)
+    custom = nfd.ResNet(1, jax.numpy.sin)
+    np.testing.assert_allclose(custom.phi_prime(x), np.cos(x), rtol=0, atol=1e-15)
+
+
+def test_evaluation_leaves_no_trace():
+    """`keep=False` gives the outputs of `keep=True` and returns the layers as they were."""
+    task = make_task()
+    model = nfd.ResNet(DEPTH, "tanh")
+    problem = prepare(task, model)
+    from nfd_jax.network import Shape, plain_layers
+
+    layers = plain_layers(jax.random.key(0), Shape(DEPTH, WIDTH, INPUTS, 1, 2, SAMPLES), True)
+    x, step = jax.numpy.asarray(task.inputs), jax.numpy.asarray(0)
+    kept, _ = architecture.forward(model, problem.settings.branch, layers, x, step, keep=True)
+    passed, after = architecture.forward(model, problem.settings.branch, layers, x, step, keep=False)
+    np.testing.assert_allclose(passed.outputs, kept.outputs, rtol=0, atol=1e-13)
+    same = jax.tree.map(lambda a, b: bool((a == b).all()), after, layers)
+    assert all(jax.tree.leaves(same))

@@ -1,0 +1,185 @@
+"""Bases in isolation: reconstruction, orthonormality and rank of any block, and kernels at many rows and columns."""
+
+import functools
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from nfd_jax import basis as bases
+
+WIDTH, BATCH, BLOCKS = 48, 4, 2
+RANK = BATCH * BLOCKS
+DTYPES = (np.float32, np.float64)
+ROUNDING = {dtype: float(np.finfo(dtype).eps) for dtype in DTYPES}
+
+
+@functools.cache
+def known_basis(dtype):
+    """Two orthonormal blocks of a third that stays empty, one of their rows zero: `(1, 3, BATCH, WIDTH)`."""
+    rows = np.linalg.qr(np.random.default_rng(0).normal(size=(WIDTH, RANK)))[0].T * WIDTH**0.5
+    rows[RANK - 1] = 0
+    empty = np.zeros((BATCH, WIDTH))
+    return jnp.asarray(np.concatenate([rows, empty]).reshape(1, BLOCKS + 1, BATCH, WIDTH), dtype)
+
+
+@functools.cache
+def reveal(dtype):
+    basis, where = known_basis(dtype), (jnp.asarray(0), jnp.asarray(BLOCKS))
+    return jax.jit(lambda query: bases.reveal(basis, *where, query))
+
+
+KINDS = st.sampled_from(["free", "zero", "tiny", "known", "repeated", "combined", "close"])
+BLOCK = st.tuples(
+    st.lists(KINDS, min_size=BATCH, max_size=BATCH),
+    st.integers(0, 2**32 - 1),
+    st.sampled_from([1e-2, 1e-4, 1e-6, 1e-9, 1e-12]),
+)
+
+
+def make_block(kinds, seed, gap, dtype):
+    """Rows of given kinds; a row that must be new to the basis and the rows above it is True in `new`, one that must
+    not be is False, and one closer than rounding can tell is None."""
+    rng = np.random.default_rng(seed)
+    known = np.asarray(known_basis(np.float64)).reshape(-1, WIDTH)[: RANK - 1]
+    rows, new = [], []
+    for kind in kinds:
+        free, above = rng.normal(size=WIDTH), [row for row in rows if np.any(row)]
+        kind = "free" if not above and kind in ("repeated", "combined", "close") else kind
+        row, verdict = {
+            "free": (lambda: (free, True)),
+            "zero": (lambda: (0 * free, False)),
+            "tiny": (lambda: (1e-12 * free, True)),
+            "known": (lambda: (rng.uniform(0.5, 2, size=len(known)) @ known, False)),
+            "repeated": (lambda: (above[0], False)),
+            "combined": (lambda: (above[0] + known[0] * np.abs(above[0]).max(), False)),
+            "close": (lambda: (above[0] + gap * free * np.abs(above[0]).max(), None)),
+        }[kind]()
+        if kind == "close" and gap > 1e3 * ROUNDING[dtype]:
+            verdict = True
+        rows.append(row.astype(dtype).astype(np.float64))
+        new.append(verdict)
+    return np.array(rows).astype(dtype), new
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@settings(max_examples=150, deadline=None, database=None, derandomize=True)
+@given(block=BLOCK)
+def test_reveal(dtype, block):
+    query, new = make_block(*block, dtype)
+    found = reveal(dtype)(jnp.asarray(query))
+    eps, query = ROUNDING[dtype], query.astype(np.float64)
+    directions, triangular, coordinates = (
+        np.asarray(part, np.float64) for part in (found.directions, found.triangular, found.coordinates)
+    )
+    active = np.asarray(found.active)
+    known = np.asarray(known_basis(dtype), np.float64)[0]
+    assert all(np.all(np.isfinite(part)) for part in (directions, triangular, coordinates))
+
+    for row, verdict in enumerate(new):
+        assert verdict is None or active[row] == verdict, (row, block)
+    assert not directions[~active].any()
+    assert not triangular[~active].any()
+    np.testing.assert_array_equal(np.tril(triangular[:, active][active], -1), 0)
+    assert np.all(np.diag(triangular)[active] > 0)
+
+    # orthonormal to each other and to the basis: a sum of WIDTH products has an error below WIDTH roundings
+    flat = known.reshape(-1, WIDTH)
+    gram = directions @ directions.T / WIDTH
+    np.testing.assert_allclose(gram, np.diag(active * 1.0), rtol=0, atol=WIDTH * eps)
+    np.testing.assert_allclose(directions @ flat.T / WIDTH, 0, rtol=0, atol=WIDTH * eps)
+
+    # each row comes back: each of its RANK + BATCH terms is rounded a few times in two rounds, and a part that counts
+    # as dependent is shorter than ten roundings
+    rebuilt = np.einsum("jaq,jan->qn", coordinates, known) + triangular.T @ directions
+    length = np.sqrt(np.mean(query**2, axis=1))
+    error = np.sqrt(np.mean((rebuilt - query) ** 2, axis=1))
+    np.testing.assert_array_less(error, (10 + 4 * (RANK + BATCH)) * eps * length + np.finfo(dtype).tiny)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_orthonormalise_keeps_orthonormal_rows(dtype):
+    """A block that is orthonormal already, shifted or not, is its own factor."""
+    rows = np.linalg.qr(np.random.default_rng(1).normal(size=(WIDTH, BATCH)))[0].T * WIDTH**0.5
+    rows = jnp.asarray(rows, dtype)
+    found = jax.jit(bases.orthonormalise)(rows, jnp.zeros(BATCH, dtype))
+    tolerance = WIDTH * ROUNDING[dtype]
+    np.testing.assert_allclose(found.directions, rows, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(found.triangular, np.eye(BATCH), rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_order_of_rows_decides(dtype):
+    """Gram-Schmidt order: the first rows span the same space whatever follows them."""
+    rng = np.random.default_rng(2)
+    rows = jnp.asarray(rng.normal(size=(BATCH, WIDTH)), dtype)
+    changed = rows.at[-1].set(jnp.asarray(rng.normal(size=WIDTH), dtype))
+    first, second = reveal(dtype)(rows), reveal(dtype)(changed)
+    tolerance = 10 * WIDTH * ROUNDING[dtype]  # rows of condition number below 10
+    np.testing.assert_allclose(first.directions[:-1], second.directions[:-1], rtol=0, atol=tolerance)
+
+
+def test_nothing_filled_and_nothing_beyond_filled_is_read():
+    """Blocks past `filled` may hold anything."""
+    basis = known_basis(np.float64).at[0, 1:].set(jnp.nan)
+    query = jnp.asarray(np.random.default_rng(3).normal(size=(BATCH, WIDTH)))
+    for filled in (0, 1):
+        found = bases.reveal(basis, jnp.asarray(0), jnp.asarray(filled), query)
+        assert np.all(np.isfinite(found.directions))
+        assert not np.asarray(found.coordinates)[filled:].any()
+
+
+# ------------------------------------------------------------------ long rows
+
+
+COLUMNS = 40_000  # past 16,384 float64 and 32,768 float32, where jax 0.10.2 reads other rows (test_canary.py)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("batch", [1, 2, 3, 4])
+def test_kernels_of_long_rows(dtype, batch):
+    """Every sum over n has an error below n u times the sum of magnitudes, u half the machine epsilon; a blocked sum
+    is far better, of order sqrt(n), which is what a wrong row would have to hide in."""
+    rng = np.random.default_rng(batch)
+    a, b = (rng.normal(size=(batch, COLUMNS)).astype(dtype) for _ in range(2))
+    basis = rng.normal(size=(1, 2, batch, COLUMNS)).astype(dtype)
+    coordinates = rng.normal(size=(2, batch, batch)).astype(dtype)
+    where = (jnp.asarray(0), jnp.asarray(2))
+
+    @jax.jit
+    def kernels(a, b, basis, coordinates):
+        return (
+            bases.inner(a, b),
+            bases.norms(a),
+            bases.combine(basis, *where, coordinates),
+            bases.project(basis, *where, a),
+            jnp.sum((a - bases.product(bases.inner(a, b), b)) ** 2, axis=1),
+        )
+
+    inner, norms, combined, (found, rest), reduced = jax.tree.map(
+        lambda x: np.asarray(x, np.float64), kernels(*map(jnp.asarray, (a, b, basis, coordinates)))
+    )
+    a, b, basis, coordinates = (x.astype(np.float64) for x in (a, b, basis, coordinates))
+    eps = ROUNDING[dtype]
+    sums = 4 * COLUMNS**0.5 * eps  # relative to the root mean square, which is one here
+
+    np.testing.assert_allclose(inner, a @ b.T / COLUMNS, rtol=0, atol=sums)
+    np.testing.assert_allclose(norms, np.sqrt(np.mean(a**2, axis=1)), rtol=0, atol=sums)
+    terms = 2 * batch + 2
+    total = np.einsum("jaq,jan->qn", coordinates, basis[0])
+    magnitude = np.einsum("jaq,jan->qn", np.abs(coordinates), np.abs(basis[0]))
+    np.testing.assert_array_less(np.abs(combined - total), terms * eps * magnitude)
+
+    expected, left = np.empty_like(found), a
+    for j in range(2):
+        expected[j] = basis[0, j] @ left.T / COLUMNS
+        left = left - expected[j].T @ basis[0, j]
+    np.testing.assert_allclose(found, expected, rtol=0, atol=sums * terms)
+    largest = np.abs(basis[0]).sum(axis=(0, 1))
+    np.testing.assert_array_less(np.abs(rest - left), terms * (sums * largest + eps * (np.abs(a) + largest)))
+
+    square = np.sum((a - (a @ b.T / COLUMNS) @ b) ** 2, axis=1)
+    np.testing.assert_allclose(reduced, square, rtol=terms * sums)
