@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 
 def first_call(run: Callable[[], object]) -> float:
@@ -14,7 +14,7 @@ def first_call(run: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
-def paired(sides: dict[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+def paired(sides: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
     """Seconds of every repeat of every side, run in turn so that a noisy machine touches all alike.
 
     The callables return numpy results, so that a call has ended when it returns.

@@ -105,7 +105,10 @@ def orthonormalise(vectors: Queries, shortest: Float[Array, " queries"], passes:
     everything = norms(vectors) > 0
     start = (everything, vectors, jnp.zeros((batch, batch), vectors.dtype), jnp.array(False))
     active, directions, triangular, _ = lax.while_loop(lambda state: ~state[3], attempt, start)
-    directions = jnp.where(active[:, None], directions, 0)
+    # the shift leaves rows a few roundings short, which a repeated query would see as a residual
+    length = jnp.where(active, norms(directions), 1)
+    directions = jnp.where(active[:, None], directions / length[:, None], 0)
+    triangular = length[:, None] * triangular
     triangular = jnp.where(active[None, :], triangular, inner(directions, vectors))
     return Orthonormal(directions, jnp.where(active[:, None], triangular, 0), active)
 

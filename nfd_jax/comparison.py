@@ -103,6 +103,7 @@ def compare(task: Task, setup: Comparison | None = None, *, progress: bool | Non
             "limit_loss": ((*limit_axes, "step"), stack(limit_runs, limit_shape, "loss")),
             "network_outputs": ((*network_axes, *AXES), stack(network_runs, network_shape, "outputs")),
             "network_loss": ((*network_axes, "step"), stack(network_runs, network_shape, "loss")),
+            "limit_diverged_at": (limit_axes, stack(limit_runs, limit_shape, "diverged_at")),
             "diverged_at": (network_axes, stack(network_runs, network_shape, "diverged_at")),
             "targets": (("sample", "output"), task.targets),
         },
@@ -154,36 +155,39 @@ def summarise(dataset: xr.Dataset) -> xr.Dataset:
     `distance (backward, closure, depth, width)`, the difference in position in standard errors, signed, and
     `<kind>_mean_loss` with `<kind>_loss_error`.
     """
-    final_limits = dataset.limit_outputs.isel(step=-1)
-    means = final_limits.mean("limit_seed")
-    origin = means.sel(closure="decoupled", drop=True)
-    line = means.sel(closure="coupled", drop=True) - origin
+    limits = dataset.limit_outputs.isel(step=-1).where(dataset.limit_diverged_at < 0)
+    networks = dataset.network_outputs.isel(step=-1).where(dataset.diverged_at < 0)
+    ends, _ = _mean_and_error(limits, "limit_seed")
+    origin = ends.sel(closure="decoupled", drop=True)
+    line = ends.sel(closure="coupled", drop=True) - origin
     over = ["sample", "output"]
 
     def position(outputs: xr.DataArray) -> xr.DataArray:
-        return ((outputs - origin) * line).sum(over) / (line**2).sum(over)
+        return ((outputs - origin) * line).sum(over, skipna=False) / (line**2).sum(over, skipna=False)
 
-    good = dataset.diverged_at < 0
-    ours = position(dataset.network_outputs.isel(step=-1)).where(good)
-    theirs = position(final_limits)
-    network_error, limit_error = _standard_error(ours, "seed"), _standard_error(theirs, "limit_seed")
-    difference = ours.mean("seed") - theirs.mean("limit_seed")
-    distance = difference / np.sqrt(network_error**2 + limit_error**2)
-    network_loss = dataset.network_loss.where(good)
+    ours, our_error = _mean_and_error(position(networks), "seed")
+    theirs, their_error = _mean_and_error(position(limits), "limit_seed")
+    distance = (ours - theirs) / np.sqrt(our_error**2 + their_error**2)
+    limit_loss = _mean_and_error(dataset.limit_loss.where(dataset.limit_diverged_at < 0), "limit_seed")
+    network_loss = _mean_and_error(dataset.network_loss.where(dataset.diverged_at < 0), "seed")
     return dataset.assign(
-        position=ours.mean("seed"),
-        position_error=network_error,
-        limit_position_error=limit_error,
+        position=ours,
+        position_error=our_error,
+        limit_position_error=their_error,
         distance=distance.transpose("backward", "closure", "depth", "width"),
-        limit_mean_loss=dataset.limit_loss.mean("limit_seed"),
-        limit_loss_error=_standard_error(dataset.limit_loss, "limit_seed"),
-        network_mean_loss=network_loss.mean("seed"),
-        network_loss_error=_standard_error(network_loss, "seed"),
+        limit_mean_loss=limit_loss[0],
+        limit_loss_error=limit_loss[1],
+        network_mean_loss=network_loss[0],
+        network_loss_error=network_loss[1],
     )
 
 
-def _standard_error(values: xr.DataArray, axis: str) -> xr.DataArray:
-    return values.std(axis, ddof=1) / np.sqrt(values.notnull().sum(axis))
+def _mean_and_error(values: xr.DataArray, axis: str) -> tuple[xr.DataArray, xr.DataArray]:
+    """Mean along an axis and its standard error, over the members that are not NaN; NaN where too few are left."""
+    count = values.notnull().sum(axis)
+    mean = values.sum(axis) / count.where(count > 0)
+    variance = ((values - mean) ** 2).sum(axis) / (count - 1).where(count > 1)
+    return mean, (variance / count) ** 0.5
 
 
 def table(dataset: xr.Dataset) -> str:
@@ -205,9 +209,10 @@ def table(dataset: xr.Dataset) -> str:
         "position: 0 at the decoupled limit, 1 at the coupled one, along the line between their final outputs."
     )
     lines.append("from ...: distance in position from that limit, in standard errors (networks and limit together).")
-    bad = int((dataset.diverged_at >= 0).sum())
-    if bad:
-        lines.append(f"{bad} of {dataset.diverged_at.size} networks diverged and are left out: see diverged_at.")
+    for kind, marks in (("networks", "diverged_at"), ("solutions of a limit", "limit_diverged_at")):
+        bad = int((dataset[marks] >= 0).sum())
+        if bad:
+            lines.append(f"{bad} of {dataset[marks].size} {kind} diverged and are left out: see {marks}.")
     return "\n".join(lines)
 
 

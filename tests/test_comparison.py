@@ -1,0 +1,120 @@
+"""The comparison, its table, figure and record, and the command line around them."""
+
+import json
+
+import numpy as np
+import pytest
+
+import nfd_jax as nfd
+from nfd_jax import cli, comparison, plotting, records
+from nfd_jax.comparison import Comparison
+
+SMALL = Comparison(depths=(2, 3), widths=(8, 16), steps=2, seeds=4, particles=128, limit_seeds=2)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return comparison.compare(nfd.datasets.digits(2), SMALL, progress=False)
+
+
+def test_axes_and_cells(dataset):
+    assert dataset.network_outputs.shape == (2, 2, 2, 4, 3, 2, 1)
+    assert dataset.limit_outputs.shape == (2, 2, 2, 3, 2, 1)
+    task = nfd.datasets.digits(2)
+    network = nfd.train_networks(
+        task, nfd.ResNet(3), width=16, seeds=4, backward="untied", steps=2, learning_rate=1.0, progress=False
+    )
+    cell = dataset.sel(backward="untied", depth=3, width=16)
+    np.testing.assert_array_equal(cell.network_outputs, network.outputs)
+    limit = nfd.solve_limit(
+        task, nfd.ResNet(2), particles=128, closure="decoupled", seed=1, steps=2, learning_rate=1.0, progress=False
+    )
+    np.testing.assert_array_equal(dataset.limit_loss.sel(closure="decoupled", depth=2, limit_seed=1), limit.loss)
+
+
+def test_positions_and_distances_of_known_outputs(dataset):
+    """Networks put a known way along the line between the limits are found there, with the error they were given."""
+    known = dataset.copy(deep=True)
+    limits = known.limit_outputs.mean("limit_seed")
+    known["limit_outputs"] = limits.expand_dims(limit_seed=known.limit_seed, axis=2)
+    origin, line = (
+        limits.sel(closure="decoupled", drop=True),
+        (limits.sel(closure="coupled", drop=True) - limits.sel(closure="decoupled", drop=True)),
+    )
+    offsets = np.array([0.1, 0.2, 0.3, 0.4])
+    along = known.network_loss.isel(step=0) * 0 + offsets
+    known["network_outputs"] = (origin + along * line).transpose(*dataset.network_outputs.dims)
+    known["diverged_at"] = known.diverged_at.where(known.seed != known.seed[3], 1)  # the last one is left out
+    got = comparison.summarise(known)
+    error = offsets[:3].std(ddof=1) / 3**0.5
+    np.testing.assert_allclose(got.position, 0.2, rtol=1e-10)
+    np.testing.assert_allclose(got.position_error, error, rtol=1e-10)
+    np.testing.assert_allclose(got.distance.sel(closure="decoupled"), 0.2 / error, rtol=1e-10)
+    np.testing.assert_allclose(got.distance.sel(closure="coupled"), -0.8 / error, rtol=1e-10)
+
+
+def test_table_has_a_line_a_cell_and_names_divergence(dataset):
+    text = comparison.table(dataset)
+    assert sum("networks" in line and "±" in line for line in text.splitlines()) == 8
+    assert sum("limit " in line and "±" in line for line in text.splitlines()) == 4
+    assert "diverged" not in text
+    diverged = comparison.compare(
+        nfd.datasets.digits(2),
+        Comparison(depths=(2,), widths=(4,), steps=6, seeds=3, particles=64, limit_seeds=2, learning_rate=1e6),
+        progress=False,
+    )
+    assert "diverged and are left out" in comparison.table(diverged)
+
+
+def test_record_round_trip_with_provenance(dataset, tmp_path):
+    path = records.save(dataset, tmp_path / "compare.nc", {"seed": 3})
+    back = records.load(path)
+    assert back.identical(dataset.assign_attrs(back.attrs))
+    assert json.loads(back.attrs["arguments"]) == {"seed": 3}
+    assert set(json.loads(back.attrs["versions"])) == set(records.PACKAGES)
+    assert "cpu" in back.attrs["device"].lower() or "gpu" in back.attrs["device"].lower()
+    assert [file.name for file in tmp_path.iterdir()] == ["compare.nc"]
+
+
+def test_figure_is_written(dataset, tmp_path):
+    path = plotting.save(plotting.comparison(dataset), tmp_path / "compare.png")
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_command_line(tmp_path, capsys, monkeypatch):
+    sizes = {"samples": 2, "depths": 2, "widths": 8, "steps": 1, "seeds": 2, "particles": 64, "limit-seeds": 2}
+    arguments = [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
+    monkeypatch.setattr("sys.argv", ["nfd-jax", "compare", *arguments, "--output", str(tmp_path / "out")])
+    cli.main()
+    assert "tied networks" in capsys.readouterr().out
+    record = records.load(tmp_path / "out" / "compare.nc")
+    assert json.loads(record.attrs["arguments"])["particles"] == 64
+    assert (tmp_path / "out" / "compare.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"depths": ()}, "depths"),
+        ({"depths": (4, 4)}, "depths"),
+        ({"widths": (0,)}, "widths must be at least 1, got 0"),
+        ({"activation": "sine"}, "activation"),
+        ({"horizon": 0.0}, "horizon"),
+        ({"steps": 0}, "steps"),
+        ({"seeds": 1}, "seeds"),
+        ({"limit_seeds": 1}, "limit_seeds"),
+        ({"learning_rate": -1.0}, "learning_rate"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+    ],
+)
+def test_bad_sizes(arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        Comparison(**arguments)
+
+
+def test_unwritable_output_is_refused_before_any_run(tmp_path, monkeypatch):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    monkeypatch.setattr("sys.argv", ["nfd-jax", "compare", "--output", str(blocked / "out")])
+    with pytest.raises(SystemExit, match="can't be written"):
+        cli.main()

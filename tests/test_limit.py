@@ -1,0 +1,183 @@
+"""solve_limit against closed forms: the linear network, kernels before training, and what matched noise buys."""
+
+import functools
+import math
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import sampling_bound, standard_error
+
+import nfd_jax as nfd
+from nfd_jax import analytic
+from nfd_jax.basis import inner
+
+CLOSURES = ("coupled", "decoupled")
+SEEDS = 16
+ETA, DEPTH = 0.1, 8
+EPS = float(np.finfo(np.float64).eps)
+
+
+def solve(task, activation, **options):
+    """One trajectory a seed."""
+    model = nfd.ResNet(DEPTH, activation)
+    return [nfd.solve_limit(task, model, seed=seed, **options) for seed in range(SEEDS)]
+
+
+def outputs(runs):
+    return np.stack([run.outputs[..., 0] for run in runs])
+
+
+# ------------------------------------------------------------------ the linear network
+
+
+@functools.cache
+def one_input(closure):
+    """Outputs (seeds, 4) of the linear network on one input with |x|^2 = d and target 1."""
+    task = nfd.Task(np.ones((1, 4)), np.ones(1))
+    return outputs(solve(task, "identity", steps=3, learning_rate=ETA, particles=4096, closure=closure))[..., 0]
+
+
+@pytest.mark.parametrize("closure", CLOSURES)
+def test_first_step_in_closed_form(closure):
+    expected = {
+        "coupled": ETA * (1 + 1 / DEPTH) ** (DEPTH - 1),
+        "decoupled": ETA * ((1 + 1 / DEPTH) ** DEPTH - 1),
+    }[closure]
+    first = one_input(closure)[:, 1]
+    assert np.abs(first - expected).max() < 1e-3
+    assert standard_error(first) < 5e-4
+    # the mean, within its sampling error and a bias of at most 1 / n of the value
+    assert abs(first.mean() - expected) < sampling_bound(first) + expected / 4096
+
+
+@pytest.mark.parametrize("closure", CLOSURES)
+def test_untrained_output_is_zero_to_rounding(closure):
+    """Matched noise makes every part of h_L orthogonal to V. An inner product of n terms is rounded by less than
+    n eps / 2 times both lengths, |h_L| = (1 + 1/L)^(L/2) < 2, and each of the L blocks adds a part."""
+    assert np.abs(one_input(closure)[:, 0]).max() < (DEPTH + 1) * 4096 * EPS
+
+
+# Bias of matched noise at n = 128 over 1,024 seeds, three steps: at most 0.020 / n for one input and 0.09 / n for
+# three, any output; twice the larger is allowed for.
+BIAS = 0.2
+
+
+@pytest.mark.parametrize("closure", CLOSURES)
+def test_later_steps_of_one_input(closure):
+    expected = analytic.linear_outputs([[1.0]], [1.0], DEPTH, 1.0, ETA, 3, closure)[:, 0]
+    found = one_input(closure)
+    bound = sampling_bound(found) + BIAS / 4096
+    assert np.all(np.abs(found.mean(0) - expected) <= bound)
+    assert bound.max() < 0.01 * expected[1]
+
+
+@pytest.mark.parametrize("closure", CLOSURES)
+def test_training_on_several_samples(closure):
+    rng = np.random.default_rng(1)
+    inputs, targets = rng.normal(size=(3, 5)), np.array([1.0, -1.0, 0.5])
+    eta, particles = 0.4, 1024
+    expected = analytic.linear_outputs(inputs @ inputs.T / 5, targets, DEPTH, 1.0, eta, 3, closure)
+    options = {"steps": 3, "learning_rate": eta, "particles": particles, "closure": closure}
+    found = outputs(solve(nfd.Task(inputs, targets), "identity", **options))
+    bound = sampling_bound(found) + BIAS / particles
+    assert np.all(np.abs(found.mean(0) - expected) <= bound)
+    other = analytic.linear_outputs(inputs @ inputs.T / 5, targets, DEPTH, 1.0, eta, 3, CLOSURES[closure == "coupled"])
+    assert np.all(np.abs(found.mean(0) - other)[1:].max(axis=1) > 4 * bound.max())  # the closures are told apart
+
+
+def test_matched_noise_removes_most_error():
+    """First step of the linear network at n = 1024: standard deviations, whose ratio is known to a factor of three
+    with 16 seeds each."""
+    task = nfd.Task(np.ones((1, 4)), np.ones(1))
+    spread = {
+        noise: outputs(solve(task, "identity", steps=1, learning_rate=1.0, particles=1024, noise=noise))[:, 1].std()
+        for noise in ("plain", "matched")
+    }
+    assert spread["plain"] > 50 * spread["matched"]
+    assert 0.02 < spread["plain"] * 1.0 < 0.2  # plain noise is of order 1 / sqrt(n)
+
+
+# ------------------------------------------------------------------ kernels before training
+
+
+PARTICLES = 1024
+
+
+def kernels(sweep):
+    """<h_l, h_l> and <g_l, g_l> of every layer, (L + 1, P, P) each."""
+    return {
+        "features": jnp.stack([inner(h, h) for h in sweep.features]),
+        "gradients": jnp.stack([inner(g, g) for g in sweep.gradients]),
+    }
+
+
+INPUTS = np.array([[1.0, 1.0, 0.2], [1.0, -0.5, 0.4]])
+
+
+@functools.cache
+def initial(activation, noise):
+    """Kernels (seeds, 2, L + 1, P, P) that the solver sees before the first step."""
+    task = nfd.Task(INPUTS, np.array([1.0, -1.0]))
+    runs = solve(task, activation, steps=1, particles=PARTICLES, noise=noise, observe=kernels)
+    return np.stack([[run.observed[name][0] for name in ("features", "gradients")] for run in runs])
+
+
+@pytest.mark.parametrize("noise", ["plain", "matched"])
+@pytest.mark.parametrize("activation", ["relu", "tanh"])
+def test_kernels_before_training(activation, noise):
+    """At the same finite depth, within the error over seeds and a bias of at most 3 / n of the largest kernel."""
+    exact = analytic.initial_kernels(activation, INPUTS @ INPUTS.T / 3, DEPTH)
+    found = initial(activation, noise)
+    for kernel, expected in zip(np.moveaxis(found, 1, 0), (exact.features, exact.gradients), strict=True):
+        bound = sampling_bound(kernel) + 3 * expected.max() / PARTICLES
+        assert np.all(np.abs(kernel.mean(0) - expected) <= bound)
+        assert bound.max() < 0.2 * expected.max()
+
+
+def test_ends_of_matched_kernels_are_exact():
+    found = initial("relu", "matched")
+    rounding = 8 * PARTICLES * EPS
+    np.testing.assert_allclose(found[:, 0, 0], np.broadcast_to(INPUTS @ INPUTS.T / 3, (SEEDS, 2, 2)), atol=rounding)
+    np.testing.assert_allclose(found[:, 1, -1], 1.0, atol=rounding)
+
+
+def test_finite_depth_differs_by_a_multiple_of_one_over_depth():
+    """ReLU, one sample: H_L = (1 + 1 / 2L)^L H_0 and G_0 the same, below exp(1/2) by exp(1/2) / 8L + O(1 / L^2); the
+    next term of the expansion is exp(1/2) * 11 / 384 L^2."""
+    limit = analytic.initial_kernels("relu", INPUTS @ INPUTS.T / 3, math.inf)
+    found = initial("relu", "matched")
+    multiple, remainder = math.exp(0.5) / 8, math.exp(0.5) * 11 / 384 / DEPTH
+    for sample in range(2):
+        start = limit.features[0, sample, sample]
+        ends = np.stack([found[:, 0, -1, sample, sample] / start, found[:, 1, 0, sample, sample]], axis=1)
+        infinite = np.array([limit.features[-1, sample, sample] / start, limit.gradients[0, sample, sample]])
+        np.testing.assert_allclose(infinite, math.exp(0.5), rtol=1e-10)
+        gap, bound = DEPTH * (infinite - ends.mean(0)), DEPTH * (sampling_bound(ends) + 3 * math.exp(0.5) / PARTICLES)
+        assert np.all(np.abs(gap - multiple) < bound + 1.5 * remainder)
+        exact = DEPTH * (math.exp(0.5) - (1 + 0.5 / DEPTH) ** DEPTH)
+        assert abs(exact - multiple) < 1.5 * remainder
+
+
+# ------------------------------------------------------------------ reproducibility
+
+
+def small(seed, steps=3):
+    task = nfd.Task(INPUTS, np.array([1.0, -1.0]))
+    # room for every constraint at either number of steps, so that both impose the same
+    return nfd.solve_limit(task, nfd.ResNet(3, "tanh"), steps=steps, particles=256, seed=seed)
+
+
+def test_same_seed_same_numbers():
+    first, again, other = small(0), small(0), small(1)
+    np.testing.assert_array_equal(first.outputs, again.outputs)
+    np.testing.assert_array_equal(first.loss, again.loss)
+    assert np.abs(other.outputs[1:] - first.outputs[1:]).min() > 1e-9
+    assert first.seeds == (0,)
+
+
+def test_longer_runs_begin_as_shorter_ones():
+    """To rounding, as another program computes them: some hundred roundings of numbers of order one."""
+    short, long = small(0), small(0, steps=5)
+    assert short.settings["noise"] == long.settings["noise"] == "matched: queries, images, data"
+    np.testing.assert_allclose(long.outputs[:4], short.outputs, rtol=0, atol=1e-13)

@@ -1,0 +1,121 @@
+"""solve_network and train_networks have one law; runs are reproducible, and members do not see each other."""
+
+import functools
+
+import numpy as np
+import optax
+import pytest
+from helpers import PERMUTATIONS, two_sample_p
+
+import nfd_jax as nfd
+from nfd_jax import engine
+
+SEEDS = 256
+SOLVED, TRAINED = range(SEEDS), range(10_000, 10_000 + SEEDS)  # disjoint
+SMALLEST = 1 / (1 + PERMUTATIONS)
+
+
+@functools.cache
+def outputs(solver, backward, width, activation, options=()):
+    """Outputs (seeds, steps + 1, 4, 1) of the same task, before training included."""
+    task = nfd.datasets.digits(4)
+    train, seeds = {"solve": (nfd.solve_network, SOLVED), "train": (nfd.train_networks, TRAINED)}[solver]
+    run = train(
+        task,
+        nfd.ResNet(8, activation),
+        width=width,
+        steps=4,
+        learning_rate=0.5,
+        seeds=seeds,
+        backward=backward,
+        **dict(options),
+    )
+    assert set(run.diverged_at.tolist()) == {-1}
+    return run.outputs
+
+
+@pytest.mark.parametrize("backward", ["tied", "untied"])
+def test_law_of_networks(backward):
+    """Mean and standard deviation of every output at every step. False alarm 5e-5 a test (exact permutation test)."""
+    solved, trained = outputs("solve", backward, 64, "tanh"), outputs("train", backward, 64, "tanh")
+    assert solved.shape == trained.shape == (SEEDS, 5, 4, 1)
+    assert two_sample_p(solved, trained) > SMALLEST
+
+
+def test_law_tells_tied_from_untied():
+    """The same test, applied to laws that differ, fails."""
+    assert two_sample_p(outputs("solve", "tied", 64, "tanh"), outputs("train", "untied", 64, "tanh")) == SMALLEST
+
+
+def test_law_with_more_queries_than_neurons():
+    """Sixteen queries of matrices of width 8: the rank of both bases ends, and the law is still that of networks."""
+    solved = outputs("solve", "tied", 8, "tanh")
+    assert np.all(np.isfinite(solved))
+    assert two_sample_p(solved, outputs("train", "tied", 8, "tanh")) > SMALLEST
+
+
+OPTIONS = (
+    ("train_input", True),
+    ("train_readout", True),
+    ("momentum", 0.5),
+    ("weight_decay", 0.3),
+    ("learning_rate", optax.exponential_decay(0.3, 1, 0.8)),
+)
+
+
+def test_law_with_every_layer_trained():
+    """Inputs enter the solver in coordinates of their span, and decay shrinks what is not revealed yet."""
+    task = nfd.datasets.digits(4)
+    run = [
+        solver(task, nfd.ResNet(8, "relu"), width=32, steps=4, seeds=seeds, **dict(OPTIONS)).outputs
+        for solver, seeds in ((nfd.solve_network, SOLVED), (nfd.train_networks, TRAINED))
+    ]
+    assert two_sample_p(*run) > SMALLEST
+
+
+# ------------------------------------------------------------------ reproducibility
+
+
+def small(solver, seeds, steps=3):
+    rng = np.random.default_rng(0)
+    task = nfd.Task(rng.normal(size=(2, 3)), np.array([1.0, -1.0]))
+    return solver(task, nfd.ResNet(3, "tanh"), width=16, steps=steps, learning_rate=0.5, seeds=seeds)
+
+
+SOLVERS = pytest.mark.parametrize("solver", [nfd.solve_network, nfd.train_networks])
+ROUNDING = 1e-13  # three steps of a network of depth 3 and width 16: some hundred roundings of numbers of order one
+
+
+@SOLVERS
+def test_same_seed_same_numbers(solver):
+    """Bit for bit, and an int counts from zero."""
+    first, again, listed = (small(solver, seeds) for seeds in (3, 3, [0, 1, 2]))
+    np.testing.assert_array_equal(first.outputs, again.outputs)
+    np.testing.assert_array_equal(first.outputs, listed.outputs)
+    assert first.seeds == listed.seeds == (0, 1, 2)
+    assert len(np.unique(first.outputs[:, -1, 0, 0])) == 3
+    other = small(solver, [3, 4, 5])
+    assert np.abs(other.outputs - first.outputs).min() > 1e-9
+
+
+@SOLVERS
+def test_members_do_not_see_each_other(solver):
+    """To rounding: programs for other numbers of members may sum in another order."""
+    together, alone = small(solver, [7, 0, 2]), small(solver, 1)
+    np.testing.assert_allclose(together.outputs[1], alone.outputs[0], rtol=0, atol=ROUNDING)
+    np.testing.assert_array_equal(small(solver, [2, 7, 0]).outputs[2], together.outputs[1])
+
+
+@SOLVERS
+def test_chunks_of_members_change_nothing(solver, monkeypatch):
+    together = small(solver, 5)
+    monkeypatch.setattr(engine, "MEMORY_BUDGET", 1)  # one at a time
+    np.testing.assert_allclose(small(solver, 5).outputs, together.outputs, rtol=0, atol=ROUNDING)
+
+
+@SOLVERS
+def test_longer_runs_begin_as_shorter_ones(solver):
+    """To rounding: revealed matrices with room for more steps are other programs."""
+    short, long = small(solver, 3, steps=3), small(solver, 3, steps=5)
+    np.testing.assert_allclose(long.outputs[:, :4], short.outputs, rtol=0, atol=ROUNDING)
+    assert np.abs(long.outputs[:, 5] - short.outputs[:, 3]).min() > 1e-6

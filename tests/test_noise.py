@@ -1,0 +1,151 @@
+"""Matched noise at every level: orthonormal, orthogonal to what the level lists, and chosen by the rule."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import kstest
+
+import nfd_jax as nfd
+from nfd_jax import basis as bases
+from nfd_jax.matrices import RevealedMatrices
+from nfd_jax.noise import BACKWARD, FORWARD, LEVELS, MatchedNoise, PlainNoise, gaussians, matched_level
+
+WIDTH, BATCH, STEPS, INITIAL = 256, 2, 3, 3
+EPS = float(np.finfo(np.float64).eps)
+
+
+@jax.jit
+def forward_query(matrices, step, vectors, features):
+    return matrices.query(FORWARD, jnp.asarray(0), step, vectors, features, keep=True)[::2]
+
+
+@jax.jit
+def backward_query(matrices, step, vectors, features):
+    return matrices.query(BACKWARD, jnp.asarray(0), step, vectors, features, keep=True)[::2]
+
+
+@pytest.fixture(scope="module", params=[(level, phi) for level in range(len(LEVELS)) for phi in ("identity", "tanh")])
+def record(request):
+    """Three steps of queries of one matrix: the level, the initial rows, and for every draw its direction and
+    (directions, features, fresh part)."""
+    level, name = request.param
+    rng = np.random.default_rng(0)
+    rows = jnp.asarray(rng.normal(size=(INITIAL, WIDTH)))
+    initial = bases.orthonormalise(rows, jnp.zeros(INITIAL)).directions
+    noise = MatchedNoise.create(jax.random.key(5), level, initial, 1, STEPS, BATCH)
+    shape = {"depth": 1, "width": WIDTH, "steps": STEPS, "batch": BATCH}
+    # decoupled, so that the image of a new direction is its fresh part
+    matrices = RevealedMatrices.create(noise, **shape, coupled=False, dtype=np.dtype("float64"))
+    phi = nfd.ResNet(1, name).phi
+    draws = []
+    for step in range(STEPS):
+        h, g = (jnp.asarray(rng.normal(size=(BATCH, WIDTH))) for _ in range(2))
+        # correlated with what is known, as a trained network's
+        h = h + matrices.sides[BACKWARD].queries[0, 0] + initial[:BATCH]
+        g = g + matrices.sides[FORWARD].images[0, 0] + matrices.sides[FORWARD].queries[0, 0]
+        for direction, query, vectors in ((FORWARD, forward_query, phi(h)), (BACKWARD, backward_query, g)):
+            _, matrices = query(matrices, jnp.asarray(step), vectors, h)
+            side = matrices.sides[direction]
+            draws.append(
+                (direction, np.asarray(side.queries[0, step]), np.asarray(h), np.asarray(side.images[0, step]))
+            )
+    return LEVELS[level], np.asarray(initial), draws
+
+
+def overlap(a, b):
+    return np.abs(a @ b.T / WIDTH).max()
+
+
+# A fresh part is orthogonal to every known row to the rounding of sums of WIDTH products, a few times over; the input
+# of a block, O(1) away from what is known, is imposed after one projection of its own.
+ROUNDING = 8 * WIDTH * EPS
+
+
+def test_fresh_parts_are_orthonormal(record):
+    _, _, draws = record
+    for _, _, _, fresh in draws:
+        np.testing.assert_allclose(fresh @ fresh.T / WIDTH, np.eye(BATCH), rtol=0, atol=ROUNDING)
+
+
+def test_fresh_parts_are_orthogonal_to_what_the_level_lists(record):
+    level, initial, draws = record
+    for index, (direction, query, features, fresh) in enumerate(draws):
+        assert overlap(fresh, initial) < ROUNDING
+        assert overlap(fresh, query) < ROUNDING
+        assert overlap(fresh, features) < ROUNDING
+        families = level.families[direction % len(level.families)]
+        for other, earlier_query, _, earlier_fresh in draws[:index]:
+            for family in families:
+                if family.direction == other:
+                    assert overlap(fresh, earlier_fresh if family.image else earlier_query) < ROUNDING
+
+
+def test_opposite_queries_stay_at_every_level(record):
+    """In the coupled closure they belong to the law."""
+    level, _, _ = record
+    for direction in (FORWARD, BACKWARD):
+        families = level.families[direction % len(level.families)]
+        assert any(family.direction != direction and not family.image for family in families)
+
+
+def test_dropped_constraints_are_not_imposed(record):
+    """A level that lists less leaves overlaps of order 1 / sqrt(n), so that the test above can fail."""
+    level, _, draws = record
+    listed = [level.families[direction % len(level.families)] for direction in (FORWARD, BACKWARD)]
+    dropped = [
+        overlap(fresh, vectors)
+        for index, (direction, _, _, fresh) in enumerate(draws)
+        for other, earlier_query, _, earlier_fresh in draws[:index]
+        for image, vectors in ((False, earlier_query), (True, earlier_fresh))
+        if not any(family.direction == other and family.image == image for family in listed[direction])
+    ]
+    if len(level.families[0]) == 4:
+        assert not dropped
+    else:
+        assert max(dropped) > 1e-3
+
+
+def test_levels_are_dropped_in_order():
+    """The count of constraints by hand: readouts, data, one to four vectors a sample and step, query and input."""
+    batch, steps, initial, data = 4, 10, 1, 4
+    counts = [
+        initial + data + 4 * batch * steps + 2 * batch,
+        initial + 4 * batch * steps + 2 * batch,
+        initial + 3 * batch * steps + 2 * batch,
+        initial + 2 * batch * steps + 2 * batch,
+    ]
+    for index, count in enumerate(counts):
+        width = 4 * (count + batch)
+        assert matched_level(width, batch, steps, initial, data) == index
+        after = index + 1 if index + 1 < len(LEVELS) else None
+        assert matched_level(width - 1, batch, steps, initial, data) == after
+    assert matched_level(8, batch, steps, initial, data) is None
+
+
+@pytest.mark.parametrize(("particles", "name"), [(8, "plain"), (64, "matched: own images, opposite queries")])
+def test_solver_says_which_level_it_used(particles, name):
+    rng = np.random.default_rng(0)
+    task = nfd.Task(rng.normal(size=(1, 3)), np.ones(1))
+    steps = 5  # 1 + 2 steps + 3 <= 16 <= 1 + 3 steps + 3
+    run = nfd.solve_limit(task, nfd.ResNet(2, "tanh"), steps=steps, particles=particles)
+    assert run.settings["noise"] == name
+    assert np.all(np.isfinite(run.outputs))
+
+
+def test_plain_noise_is_normal_and_addressed():
+    """Standard normals, other ones at every address, the same ones at the same."""
+    key, like = jax.random.key(0), jnp.zeros((4, 1000))
+    draws = {}
+    for direction in (FORWARD, BACKWARD):
+        for layer in (0, 1):
+            for step in (0, 1):
+                address = (direction, jnp.asarray(layer), jnp.asarray(step))
+                values, source = PlainNoise(key).draw(*address, like, like)
+                np.testing.assert_array_equal(values, gaussians(key, *address, like))
+                assert source == PlainNoise(key) or isinstance(source, PlainNoise)
+                draws[direction, layer, step] = np.asarray(values).ravel()
+    every = np.stack(list(draws.values()))
+    assert kstest(every.ravel(), "norm").pvalue > 1e-5
+    correlation = np.corrcoef(every)[np.triu_indices(len(every), 1)]
+    assert np.abs(correlation).max() < 5.5 / every.shape[1] ** 0.5  # 28 pairs, below 1e-6 together
