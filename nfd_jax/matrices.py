@@ -129,7 +129,7 @@ class RevealedMatrices(AbstractMatrices):
     ) -> tuple[Vectors, Handle, RevealedMatrices]:
         own, opposite = self.sides[direction], self.sides[1 - direction]
         found = bases.reveal(own.queries, layer, step, vectors)
-        fresh, noise = self.noise.draw(direction, layer, step, found.directions, features)
+        fresh, noise = self.noise.draw(direction, layer, step, found.directions, features, keep=keep)
         fresh = jnp.where(found.active[:, None], fresh, 0)
 
         # the learned part lies in the span of the opposite queries, whose number is known: this step's forward

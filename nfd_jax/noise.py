@@ -29,10 +29,10 @@ class AbstractNoise(eqx.Module):
 
     @abstractmethod
     def draw(
-        self, direction: int, layer: Index, step: Index, directions: Vectors, features: Vectors
+        self, direction: int, layer: Index, step: Index, directions: Vectors, features: Vectors, *, keep: bool
     ) -> tuple[Vectors, AbstractNoise]:
         """The fresh part for new query `directions` of a block whose input `features` are known, and the noise
-        source that remembers it."""
+        source that remembers it (`keep=False`: the same source)."""
 
 
 class PlainNoise(AbstractNoise):
@@ -41,9 +41,9 @@ class PlainNoise(AbstractNoise):
     key: Key
 
     def draw(
-        self, direction: int, layer: Index, step: Index, directions: Vectors, features: Vectors
+        self, direction: int, layer: Index, step: Index, directions: Vectors, features: Vectors, *, keep: bool
     ) -> tuple[Vectors, PlainNoise]:
-        del features
+        del features, keep
         return gaussians(self.key, direction, layer, step, directions), self
 
 
@@ -131,29 +131,31 @@ class MatchedNoise(AbstractNoise):
         return family in LEVELS[self.level].families[which]
 
     def draw(
-        self, direction: int, layer: Index, step: Index, directions: Vectors, features: Vectors
+        self, direction: int, layer: Index, step: Index, directions: Vectors, features: Vectors, *, keep: bool
     ) -> tuple[Vectors, MatchedNoise]:
         query, image = Family(direction, image=False), Family(direction, image=True)
         own = direction % len(self.known)
         known = list(self.known)
         filled = self._slot(own, query if self._has(own, query) else image, step)
 
-        # the query is kept, so its new part is split with care; for the input and the fresh part, O(1) away from what
-        # is known, one projection does. An input that depends on what is known leaves rounding noise, which is not
-        # orthogonal to it: left out below the length where that costs as much as the missing constraint
-        query_part = bases.reveal(known[own], layer, filled, directions).directions
-        raw = gaussians(self.key, direction, layer, step, directions)
-        _, rest = bases.project(known[own], layer, filled, jnp.concatenate([features, raw]))
-        rest = rest - bases.product(bases.inner(rest, query_part), query_part)
-        new_input = rest[: len(directions)]
-        shortest = float(jnp.finfo(rest.dtype).eps) ** 0.5 * bases.norms(features)
-        new_input = jnp.where((bases.norms(new_input) > shortest)[:, None], new_input, 0)
-        feature_part, _ = bases.cholesky_qr(new_input, 1)
-        fresh = rest[len(directions) :]
-        fresh = fresh - bases.product(bases.inner(fresh, feature_part), feature_part)
+        # The query is kept, so its new part is split with care. One projection does for the fresh part, far from what
+        # is known, and for the input, which counts only where it is.
+        current = bases.reveal(known[own], layer, filled, directions).directions
+        rest = jnp.concatenate([features, gaussians(self.key, direction, layer, step, directions)])
+        if keep:  # write, then read: the other order makes the compiler copy whole bases
+            known[own] = bases.write(known[own], layer, filled, current)
+            _, rest = bases.project(known[own], layer, filled + 1, rest)
+        else:
+            _, rest = bases.project(known[own], layer, filled, rest)
+            rest = rest - bases.product(bases.inner(rest, current), current)
+        beyond, fresh = rest[: len(features)], rest[len(features) :]
+        far = bases.norms(beyond) > 1e-2 * bases.norms(features)
+        features, _ = bases.cholesky_qr(jnp.where(far[:, None], beyond, 0), 1)
+        fresh = fresh - bases.product(bases.inner(fresh, features), features)
         fresh, _ = bases.cholesky_qr(fresh, 2)
-        if self._has(own, query):
-            known[own] = bases.write(known[own], layer, filled, query_part)
+        if not keep:
+            return fresh, self
+        # where the query is not to be kept, its image takes its place
         known[own] = bases.write(known[own], layer, self._slot(own, image, step), fresh)
 
         if len(known) > 1:  # the query is an opposite query of the other direction

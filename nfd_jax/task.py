@@ -75,6 +75,8 @@ def _probabilities(targets: np.ndarray, classes: int | None) -> np.ndarray:
                 "targets of a cross-entropy task must be integer labels (P,) or rows of probabilities (P, c >= 2)"
                 f", got shape {targets.shape} with row sums {np.unique(targets.sum(axis=1).round(6))[:4]}"
             )
+        if classes not in (None, targets.shape[1]):
+            raise ValueError(f"classes={classes} does not fit targets with {targets.shape[1]} columns; leave it out")
         return targets
     labels = targets.astype(np.int64)
     count = positive_int("classes", max(int(labels.max()) + 1, 2) if classes is None else classes, minimum=2)

@@ -22,8 +22,8 @@ class Trajectory:
 
     - `outputs`: `(steps + 1, P, c)`; with members `(seeds, steps + 1, P, c)`.
     - `loss`: `(steps + 1,)` or `(seeds, steps + 1)`.
-    - `observed`: what the observe function returned at every step, stacked: `(steps + 1, ...)` or
-      `(seeds, steps + 1, ...)`.
+    - `observed`: what the observe function returned at every training step, before its update, stacked:
+      `(steps, ...)` or `(seeds, steps, ...)`.
     - `seeds`: the seeds of the members, or the one seed.
     - `settings`: the arguments of the run.
 
@@ -79,7 +79,10 @@ class Trajectory:
         return f"{len(bad)} of {len(self.seeds)} members {Outcome.DIVERGED.value} (seeds {bad})"
 
     def to_dataset(self) -> xr.Dataset:
-        """The trajectory with labelled axes seed, step, sample and output, and the arguments as attributes."""
+        """The trajectory with labelled axes seed, step, sample and output, and the arguments as attributes.
+
+        Observed arrays have an axis `update` instead of `step`: the steps that an update follows, one fewer.
+        """
         import xarray as xr
 
         member = ("seed",) if self.ensemble else ()
@@ -91,8 +94,10 @@ class Trajectory:
         }
         for name, values in self.observed.items():
             axes = tuple(f"{name}_{axis}" for axis in range(values.ndim - len(member) - 1))
-            variables[name] = ((*member, "step", *axes), values)
+            variables[name] = ((*member, "update", *axes), values)
         coordinates = {"step": np.arange(self.loss.shape[-1])}
+        if self.observed:
+            coordinates["update"] = coordinates["step"][:-1]
         if self.ensemble:
             coordinates["seed"] = np.array(self.seeds)
         attributes = {"settings": json.dumps(dict(self.settings), default=str), "loss_name": self.task.loss}

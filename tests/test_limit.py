@@ -58,8 +58,8 @@ def test_untrained_output_is_zero_to_rounding(closure):
     assert np.abs(one_input(closure)[:, 0]).max() < (DEPTH + 1) * 4096 * EPS
 
 
-# Bias of matched noise at n = 128 over 1,024 seeds, three steps: at most 0.020 / n for one input and 0.09 / n for
-# three, any output; twice the larger is allowed for.
+# n times the bias of matched noise at n = 128, 1,024 seeds, any output: at most 0.023 +- 0.005 for one input and
+# 0.086 +- 0.013 for the three samples below (coupled; decoupled it is not resolved). Twice the larger is allowed for.
 BIAS = 0.2
 
 
@@ -91,17 +91,18 @@ def test_matched_noise_removes_most_error():
     with 16 seeds each."""
     task = nfd.Task(np.ones((1, 4)), np.ones(1))
     spread = {
-        noise: outputs(solve(task, "identity", steps=1, learning_rate=1.0, particles=1024, noise=noise))[:, 1].std()
+        noise: outputs(solve(task, "identity", steps=1, learning_rate=ETA, particles=1024, noise=noise))[:, 1].std()
         for noise in ("plain", "matched")
     }
     assert spread["plain"] > 50 * spread["matched"]
-    assert 0.02 < spread["plain"] * 1.0 < 0.2  # plain noise is of order 1 / sqrt(n)
+    assert 0.02 < spread["plain"] < 0.2  # plain noise is of order 1 / sqrt(n)
 
 
 # ------------------------------------------------------------------ kernels before training
 
 
 PARTICLES = 1024
+KERNEL_BIAS = 3  # measured at n = 128, 1,024 seeds: at most 0.8 +- 0.75, any kernel, activation and noise
 
 
 def kernels(sweep):
@@ -126,11 +127,11 @@ def initial(activation, noise):
 @pytest.mark.parametrize("noise", ["plain", "matched"])
 @pytest.mark.parametrize("activation", ["relu", "tanh"])
 def test_kernels_before_training(activation, noise):
-    """At the same finite depth, within the error over seeds and a bias of at most 3 / n of the largest kernel."""
+    """At the same finite depth, within the error over seeds and a bias of KERNEL_BIAS / n of the largest kernel."""
     exact = analytic.initial_kernels(activation, INPUTS @ INPUTS.T / 3, DEPTH)
     found = initial(activation, noise)
     for kernel, expected in zip(np.moveaxis(found, 1, 0), (exact.features, exact.gradients), strict=True):
-        bound = sampling_bound(kernel) + 3 * expected.max() / PARTICLES
+        bound = sampling_bound(kernel) + KERNEL_BIAS * expected.max() / PARTICLES
         assert np.all(np.abs(kernel.mean(0) - expected) <= bound)
         assert bound.max() < 0.2 * expected.max()
 
@@ -144,19 +145,19 @@ def test_ends_of_matched_kernels_are_exact():
 
 def test_finite_depth_differs_by_a_multiple_of_one_over_depth():
     """ReLU, one sample: H_L = (1 + 1 / 2L)^L H_0 and G_0 the same, below exp(1/2) by exp(1/2) / 8L + O(1 / L^2); the
-    next term of the expansion is exp(1/2) * 11 / 384 L^2."""
+    next term of the alternating expansion is exp(1/2) * 19 / 384 L^2."""
     limit = analytic.initial_kernels("relu", INPUTS @ INPUTS.T / 3, math.inf)
     found = initial("relu", "matched")
-    multiple, remainder = math.exp(0.5) / 8, math.exp(0.5) * 11 / 384 / DEPTH
+    multiple, remainder = math.exp(0.5) / 8, math.exp(0.5) * 19 / 384 / DEPTH
     for sample in range(2):
         start = limit.features[0, sample, sample]
         ends = np.stack([found[:, 0, -1, sample, sample] / start, found[:, 1, 0, sample, sample]], axis=1)
         infinite = np.array([limit.features[-1, sample, sample] / start, limit.gradients[0, sample, sample]])
         np.testing.assert_allclose(infinite, math.exp(0.5), rtol=1e-10)
-        gap, bound = DEPTH * (infinite - ends.mean(0)), DEPTH * (sampling_bound(ends) + 3 * math.exp(0.5) / PARTICLES)
-        assert np.all(np.abs(gap - multiple) < bound + 1.5 * remainder)
+        gap, bound = DEPTH * (infinite - ends.mean(0)), DEPTH * (sampling_bound(ends) + KERNEL_BIAS * math.exp(0.5) / PARTICLES)
+        assert np.all(np.abs(gap - multiple) < bound + remainder)
         exact = DEPTH * (math.exp(0.5) - (1 + 0.5 / DEPTH) ** DEPTH)
-        assert abs(exact - multiple) < 1.5 * remainder
+        assert abs(exact - multiple) < remainder
 
 
 # ------------------------------------------------------------------ reproducibility

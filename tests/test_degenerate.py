@@ -1,0 +1,158 @@
+"""Queries that depend on each other, vanish or barely move: right results, and nothing becomes NaN."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import copied, final_state, prepare, run
+
+import nfd_jax as nfd
+from nfd_jax import explicit
+from nfd_jax.architecture import Layers
+from nfd_jax.limit import matched_layers
+from nfd_jax.matrices import RevealedMatrices
+from nfd_jax.network import Shape, plain_layers
+from nfd_jax.noise import AbstractNoise, gaussians
+
+EPS = float(np.finfo(np.float64).eps)
+STEPS, WIDTH, DEPTH = 4, 64, 3
+INPUTS = np.array([[1.0, 0.5, -1.0], [1.0, 0.5, -1.0], [0.0, 0.0, 0.0], [-0.3, 1.0, 0.2]])
+TARGETS = np.array([1.0, 1.0, 0.7, -1.0])
+KINDS = ("tied network", "untied network", "coupled limit", "decoupled limit")
+
+
+@functools.cache
+def solve(kind, rate, activation="tanh"):
+    """Outputs (steps + 1, 4) on two equal samples, a zero one and another."""
+    task, model = nfd.Task(INPUTS, TARGETS), nfd.ResNet(DEPTH, activation)
+    shared = {"steps": STEPS, "learning_rate": rate}
+    first, second = kind.split()
+    if second == "limit":
+        return nfd.solve_limit(task, model, particles=4 * WIDTH, closure=first, **shared).outputs[..., 0]
+    return nfd.solve_network(task, model, width=WIDTH, seeds=1, backward=first, **shared).outputs[0, ..., 0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_samples_and_a_zero_sample(kind):
+    outputs = solve(kind, 0.5)
+    assert np.all(np.isfinite(outputs))
+    # some thousand roundings: DEPTH blocks and STEPS steps of sums over some twenty directions
+    np.testing.assert_allclose(outputs[:, 0], outputs[:, 1], rtol=0, atol=4000 * EPS)
+    np.testing.assert_array_equal(outputs[:, 2], 0)  # phi(0) = 0: nothing enters, and nothing moves
+    assert np.abs(np.diff(outputs[:, [0, 3]], axis=0)).min() > 1e-3
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_equal_samples_are_one_of_twice_the_weight(kind):
+    """In the mean over the batch: the first step moves outputs as a batch without the copy, at weights 2, 0, 1."""
+    before, after = solve(kind, 0.0), solve(kind, 1e-6)
+    np.testing.assert_allclose(before, np.broadcast_to(before[0], before.shape), rtol=0, atol=4000 * EPS)
+    first = after[1] - before[0]
+    # small steps repeat: of first order in the rate, up to relative corrections of that order and to rounding
+    steps = np.diff(after, axis=0)
+    tolerance = 1e-4 * np.abs(first).max() + 4000 * EPS
+    np.testing.assert_allclose(steps, np.broadcast_to(first, steps.shape), rtol=0, atol=tolerance)
+    assert np.abs(first[[0, 3]]).min() > 1e-8
+    twice = solve(kind, 2e-6)
+    np.testing.assert_allclose(twice[1] - before[0], 2 * first, rtol=0, atol=tolerance)
+
+
+def hand_made(layers, task, **options):
+    """A run of explicit sweeps over layers made by hand, and its final state."""
+    problem = prepare(task, nfd.ResNet(DEPTH, "tanh"), steps=STEPS, **options)
+    inputs = explicit.input_coordinates(task.inputs)
+    state = explicit.start(problem.settings, layers)
+    found = run(explicit.EXPLICIT, problem, copied(state), inputs, task.targets)
+    return found, final_state(problem, state, inputs, task.targets).layers.hidden
+
+
+@pytest.mark.parametrize("matched", [False, True])
+def test_no_step_reveals_nothing_new(matched):
+    """At rate zero later queries repeat those of the first step: no rank, and constant outputs."""
+    task = nfd.Task(INPUTS, TARGETS)
+    shape = Shape(DEPTH, 4 * WIDTH, 2, 1, STEPS, 4)
+    layers = matched_layers(jax.random.key(0), shape, True, 0) if matched else plain_layers(jax.random.key(0), shape, True)
+    found, hidden = hand_made(layers, task, learning_rate=0.0)
+    np.testing.assert_allclose(found.outputs, np.broadcast_to(found.outputs[0], found.outputs.shape), atol=4000 * EPS)
+    for side in hidden.sides:
+        used = np.any(np.asarray(side.queries), axis=-1)  # layer, step, sample
+        assert used[:, 0].any(axis=-1).all()
+        assert not used[:, 1:].any()
+
+
+@pytest.mark.parametrize("coupled", [True, False])
+def test_equal_readout_columns(coupled):
+    """Two equal outputs with equal targets stay equal, and the last block is queried in one direction only."""
+    task = nfd.Task(INPUTS, np.stack([TARGETS, TARGETS], axis=1))
+    layers = plain_layers(jax.random.key(1), Shape(DEPTH, WIDTH, 2, 2, STEPS, 4), coupled)
+    layers = Layers(layers.input, layers.hidden, layers.readout.at[1].set(layers.readout[0]))
+    found, hidden = hand_made(layers, task)
+    assert np.all(np.isfinite(found.outputs))
+    np.testing.assert_allclose(found.outputs[..., 0], found.outputs[..., 1], rtol=0, atol=4000 * EPS)
+    assert np.abs(np.diff(found.outputs[:, 0, 0])).min() > 1e-3
+    rank = np.any(np.asarray(hidden.sides[1].queries[-1]), axis=-1).sum()
+    assert rank == 1
+
+
+def test_more_queries_than_particles():
+    """Matched noise gives way to plain; the rank of a basis never exceeds n, and outputs stay finite."""
+    task = nfd.Task(np.random.default_rng(0).normal(size=(4, 5)), TARGETS)
+    run = nfd.solve_limit(task, nfd.ResNet(DEPTH, "tanh"), steps=6, particles=8)
+    assert run.settings["noise"] == "plain"
+    assert np.all(np.isfinite(run.outputs))
+    layers = plain_layers(jax.random.key(0), Shape(DEPTH, 8, 4, 1, STEPS, 4), True)
+    _, hidden = hand_made(layers, task)
+    for side in hidden.sides:
+        queries = np.asarray(side.queries).reshape(DEPTH, -1, 8)
+        rank = np.any(queries, axis=-1).sum(axis=1)
+        assert rank.max() == 8
+        gram = np.einsum("lmn,lmk->lnk", queries, queries) / 8
+        full = rank == 8
+        # eight orthonormal rows of R^8 resolve the identity
+        np.testing.assert_allclose(gram[full], np.broadcast_to(np.eye(8), gram[full].shape), rtol=0, atol=1e-12)
+
+
+# ------------------------------------------------------------------ small steps in float32
+
+
+class SharedNoise(AbstractNoise):
+    """The same numbers in either precision."""
+
+    key: jax.Array
+
+    def draw(self, direction, layer, step, directions, features, *, keep):
+        single = gaussians(self.key, direction, layer, step, directions.astype(jnp.float32))
+        return single.astype(directions.dtype), self
+
+
+@functools.cache
+def in_precision(dtype, rate):
+    """Outputs (steps + 1, 2) of one network, tied, whose weights are float32 numbers."""
+    shape = Shape(DEPTH, WIDTH, 2, 1, STEPS, 2)
+    rng = np.random.default_rng(0)
+    ends = rng.normal(size=(3, WIDTH)).astype(np.float32)
+    task = nfd.Task(INPUTS[[0, 3]], TARGETS[[0, 3]])
+    with jax.enable_x64(dtype == np.float64):
+        size = {"depth": DEPTH, "width": WIDTH, "steps": STEPS, "batch": 2}
+        noise = SharedNoise(jax.random.key(3))
+        hidden = RevealedMatrices.create(noise, **size, coupled=True, dtype=np.dtype(dtype))
+        layers = Layers(jnp.asarray(ends[:2], dtype), hidden, jnp.asarray(ends[2:], dtype))
+        problem = prepare(task, nfd.ResNet(DEPTH, "tanh"), steps=shape.steps, learning_rate=rate)
+        inputs = explicit.input_coordinates(task.inputs).astype(np.float32)
+        found = run(explicit.EXPLICIT, problem, explicit.start(problem.settings, layers), inputs, task.targets)
+    assert found.outputs.dtype == dtype
+    return found.outputs[..., 0].astype(np.float64)
+
+
+@pytest.mark.parametrize("rate", [0.5, 1e-3, 1e-6])
+def test_small_steps_in_single_precision(rate):
+    """Against the same network in double precision: a query moves by little more than its rounding at 1e-6, and its
+    new part is a direction like any other or none. Errors are those of float32 outputs, a hundred roundings."""
+    single, double = in_precision(np.float32, rate), in_precision(np.float64, rate)
+    rounding = 100 * float(np.finfo(np.float32).eps) * np.abs(double).max()
+    np.testing.assert_allclose(single, double, rtol=0, atol=rounding)
+    moved = np.abs(double[-1] - double[0]).max()
+    print(rate, np.abs(single - double).max() / rounding * 100, moved, (single - single[0])[-1], (double - double[0])[-1])
+    assert moved > rate / 10

@@ -1,0 +1,88 @@
+"""Memory of revealed matrices: linear in width, and no copies of whole bases; from the compiled programs."""
+
+import functools
+import re
+import resource
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from helpers import prepare
+
+import nfd_jax as nfd
+from nfd_jax import engine, explicit, limit, network
+from nfd_jax.noise import LEVELS
+
+DEPTH, STEPS, SAMPLES, WIDTH = 4, 8, 2, 2048
+
+
+@functools.cache
+def compiled(solver, width):
+    """The training step that the public function would run: of the limit at a level of matched noise, or of one
+    member of an ensemble of networks."""
+    rng = np.random.default_rng(0)
+    task = nfd.Task(rng.normal(size=(SAMPLES, 3)), np.array([1.0, -1.0]))
+    problem = prepare(task, nfd.ResNet(DEPTH, "relu"), steps=STEPS)
+    inputs = explicit.input_coordinates(task.inputs)
+    shape = network.Shape(DEPTH, width, inputs.shape[1], 1, STEPS, SAMPLES)
+    if solver == "network":
+        create, key = functools.partial(network._create, problem.settings, shape, True), jax.random.key(0)[None]
+    else:
+        assert limit.matched_level(width, SAMPLES, STEPS, 1, shape.rank) == 0
+        level = {"limit": 0, "limit, few constraints": len(LEVELS) - 1}[solver]
+        create, key = functools.partial(limit._create, problem.settings, shape, True, level), jax.random.key(0)
+    state = jax.eval_shape(create, key)
+    arguments = (state, np.int32(0), np.float64(0.5), inputs, task.targets)
+    lowered = engine._jitted_step.lower(explicit.EXPLICIT.step, problem.settings, solver == "network", *arguments)
+    return lowered.compile()
+
+
+SOLVERS = pytest.mark.parametrize("solver", ["limit", "limit, few constraints", "network"])
+BASIS = DEPTH * STEPS * SAMPLES * WIDTH * 8  # bytes
+
+
+@SOLVERS
+def test_memory_doubles_with_the_width(solver):
+    """What does not grow, the learned coordinates and factors of a block, is a few percent here."""
+    small, large = (compiled(solver, width).memory_analysis() for width in (WIDTH, 2 * WIDTH))
+    sizes = [found.argument_size_in_bytes + found.temp_size_in_bytes for found in (small, large)]
+    assert 1.9 < sizes[1] / sizes[0] < 2.02
+    # four bases and, for matched noise, one of what is known: four vectors a query, and the data
+    assert sizes[0] < (5.5 if solver == "network" else 10) * BASIS
+
+
+@SOLVERS
+def test_no_copy_of_a_basis(solver):
+    found = compiled(solver, WIDTH).memory_analysis()
+    assert found.temp_size_in_bytes < BASIS
+    assert found.alias_size_in_bytes > 0.95 * found.output_size_in_bytes  # the state is updated in place
+
+
+@SOLVERS
+def test_no_square_array(solver):
+    """Nothing in the program has as many elements as a quarter of n x n."""
+    text = compiled(solver, WIDTH).as_text()
+    shapes = {tuple(int(axis) for axis in axes.split(",")) for axes in re.findall(r"\w\d+\[([\d,]+)\]", text)}
+    assert any(WIDTH in shape for shape in shapes)
+    assert max(int(np.prod(shape)) for shape in shapes) < WIDTH**2 // 4
+
+
+LARGE = """
+import resource, numpy as np, nfd_jax as nfd
+task, model = nfd.datasets.digits(4), nfd.ResNet(16, "relu")
+limit = nfd.solve_limit(task, model, steps=4, particles=65_536, progress=False)
+nets = nfd.solve_network(task, model, steps=4, width=65_536, seeds=1, progress=False)
+assert np.all(np.isfinite(limit.outputs)) and np.all(np.isfinite(nets.outputs))
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+@pytest.mark.slow
+def test_large_widths_fit():
+    """One 65,536 x 65,536 matrix in float32 alone is 16 GB."""
+    done = subprocess.run([sys.executable, "-c", LARGE], capture_output=True, text=True, check=True, timeout=600)
+    peak = int(done.stdout.split()[-1]) * (1 if sys.platform == "darwin" else 1024)
+    assert resource.RUSAGE_SELF == 0
+    assert peak < 8e9
