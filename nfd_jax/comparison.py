@@ -52,9 +52,9 @@ class Comparison:
     horizon: float = 1.0
     steps: int = 6
     learning_rate: float = 1.0
-    seeds: int = 32
+    seeds: int = 64
     particles: int = 2048
-    limit_seeds: int = 4
+    limit_seeds: int = 3
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -151,9 +151,10 @@ def _solve(
 def summarise(dataset: xr.Dataset) -> xr.Dataset:
     """The dataset with positions, distances and mean losses added, each with its standard error over seeds.
 
-    Adds `position` and `position_error (backward, depth, width)`, `limit_position_error (closure, depth)`,
-    `distance (backward, closure, depth, width)`, the difference in position in standard errors, signed, and
-    `<kind>_mean_loss` with `<kind>_loss_error`.
+    Adds `position (backward, depth, width)`, its extrapolation `infinite_position (backward, depth)` to n = infinity by
+    a weighted fit of a + b/n (NaN for one width), `limit_position_error (closure, depth)`, `distance` and
+    `infinite_distance`, differences in position from each closure in standard errors, signed, and the mean losses
+    `limit_mean_loss` and `network_mean_loss`. Each has its standard error beside it, `..._error`.
     """
     limits = dataset.limit_outputs.isel(step=-1).where(dataset.limit_diverged_at < 0)
     networks = dataset.network_outputs.isel(step=-1).where(dataset.diverged_at < 0)
@@ -167,14 +168,17 @@ def summarise(dataset: xr.Dataset) -> xr.Dataset:
 
     ours, our_error = _mean_and_error(position(networks), "seed")
     theirs, their_error = _mean_and_error(position(limits), "limit_seed")
-    distance = (ours - theirs) / np.sqrt(our_error**2 + their_error**2)
+    infinite, infinite_error = _intercept(1 / dataset.width, ours, our_error, "width")
     limit_loss = _mean_and_error(dataset.limit_loss.where(dataset.limit_diverged_at < 0), "limit_seed")
     network_loss = _mean_and_error(dataset.network_loss.where(dataset.diverged_at < 0), "seed")
     return dataset.assign(
         position=ours,
         position_error=our_error,
+        infinite_position=infinite,
+        infinite_position_error=infinite_error,
         limit_position_error=their_error,
-        distance=distance.transpose("backward", "closure", "depth", "width"),
+        distance=(ours - theirs) / (our_error**2 + their_error**2) ** 0.5,
+        infinite_distance=(infinite - theirs) / (infinite_error**2 + their_error**2) ** 0.5,
         limit_mean_loss=limit_loss[0],
         limit_loss_error=limit_loss[1],
         network_mean_loss=network_loss[0],
@@ -190,6 +194,15 @@ def _mean_and_error(values: xr.DataArray, axis: str) -> tuple[xr.DataArray, xr.D
     return mean, (variance / count) ** 0.5
 
 
+def _intercept(x: xr.DataArray, y: xr.DataArray, error: xr.DataArray, axis: str) -> tuple[xr.DataArray, xr.DataArray]:
+    """Intercept of the weighted straight-line fit along an axis, and its error; NaN for fewer than two points."""
+    weight = 1 / error**2
+    zeroth, first, second = ((weight * x**power).sum(axis, skipna=False) for power in range(3))
+    determinant = (zeroth * second - first**2).where(x.size > 1)
+    against_one, against_x = ((weight * y * x**power).sum(axis, skipna=False) for power in range(2))
+    return (second * against_one - first * against_x) / determinant, (second / determinant) ** 0.5
+
+
 def table(dataset: xr.Dataset) -> str:
     """The comparison as text: final losses, positions and distances, one line a kind of network."""
     head = _row("L", "n", "what", "final loss", "position", "from decoupled", "from coupled")
@@ -199,15 +212,20 @@ def table(dataset: xr.Dataset) -> str:
         for closure in ("decoupled", "coupled"):
             final = at.sel(closure=closure).isel(step=-1)
             where = f"{float(closure == 'coupled'):.3f} ± {final.limit_position_error.item():.3f}"
-            loss = f"{final.limit_mean_loss.item():.4f} ± {final.limit_loss_error.item():.4f}"
+            loss = _with_error(final.limit_mean_loss, final.limit_loss_error)
             lines.append(_row(depth, "inf", f"{closure} limit", loss, where, "", "").rstrip())
         for backward in ("untied", "tied"):
-            for width in dataset.width.values:
-                lines.append(_network_line(at.sel(backward=backward, width=width).isel(step=-1)))
+            cells = at.sel(backward=backward).isel(step=-1)
+            lines += [_network_line(cells.sel(width=width)) for width in dataset.width.values]
+            if dataset.sizes["width"] > 1:
+                where = _with_error(cells.infinite_position, cells.infinite_position_error)
+                away = _distances(cells.infinite_distance)
+                lines.append(_row(depth, "-> inf", f"{backward} networks", "", where, *away))
         lines.append("")
     lines.append(
         "position: 0 at the decoupled limit, 1 at the coupled one, along the line between their final outputs."
     )
+    lines.append("n -> inf: extrapolated from the widths above by a weighted fit of a + b/n.")
     lines.append("from ...: distance in position from that limit, in standard errors (networks and limit together).")
     for kind, marks in (("networks", "diverged_at"), ("solutions of a limit", "limit_diverged_at")):
         bad = int((dataset[marks] >= 0).sum())
@@ -217,11 +235,18 @@ def table(dataset: xr.Dataset) -> str:
 
 
 def _network_line(cell: xr.Dataset) -> str:
+    loss = _with_error(cell.network_mean_loss, cell.network_loss_error)
+    position = _with_error(cell.position, cell.position_error)
     name = f"{cell.backward.item()} networks"
-    loss = f"{cell.network_mean_loss.item():.4f} ± {cell.network_loss_error.item():.4f}"
-    position = f"{cell.position.item():.3f} ± {cell.position_error.item():.3f}"
-    away = [f"{cell.distance.sel(closure=closure).item():+.1f} SE" for closure in ("decoupled", "coupled")]
-    return _row(cell.depth.item(), cell.width.item(), name, loss, position, *away)
+    return _row(cell.depth.item(), cell.width.item(), name, loss, position, *_distances(cell.distance))
+
+
+def _with_error(value: xr.DataArray, error: xr.DataArray) -> str:
+    return f"{value.item():.3f} ± {error.item():.3f}"
+
+
+def _distances(distance: xr.DataArray) -> list[str]:
+    return [f"{distance.sel(closure=closure).item():+.1f} SE" for closure in ("decoupled", "coupled")]
 
 
 def _row(depth: object, width: object, what: str, *figures: str) -> str:

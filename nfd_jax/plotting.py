@@ -63,31 +63,26 @@ def _loss_curves(axis: Axes, at: xr.Dataset) -> None:
 
 
 def _positions(axis: Axes, at: xr.Dataset) -> None:
-    widths = at.width.values
+    """Positions against 1/n, where the bias of finite width is a straight line that ends at the limit."""
+    inverse = 1 / at.width.values
     for backward, closure in CLOSURE_OF.items():
         style = STYLE[backward]
         goal = float(closure == "coupled")
         error = 2 * at.sel(closure=closure).limit_position_error.item()
         axis.axhline(goal, color=style["color"], linestyle=style["linestyle"], linewidth=1)
         axis.axhspan(goal - error, goal + error, color=style["color"], alpha=0.15, linewidth=0)
-        axis.annotate(
-            f"{closure} limit", (1, goal), (-4, 3), ("axes fraction", "data"), "offset points", ha="right", fontsize=8
-        )
-        network = at.sel(backward=backward)
+        axis.annotate(f"{closure} limit", (0, goal), (4, 3), ("axes fraction", "data"), "offset points", fontsize=8)
+        cells = at.sel(backward=backward)
+        shared = {"color": style["color"], "marker": style["marker"], "linestyle": "none", "capsize": 3}
         axis.errorbar(
-            widths,
-            network.position.values,
-            2 * network.position_error.values,
-            color=style["color"],
-            marker=style["marker"],
-            linestyle="none",
-            capsize=3,
-            label=f"{backward} networks",
+            inverse, cells.position.values, 2 * cells.position_error.values, label=f"{backward} networks", **shared
         )
-    axis.set_xscale("log", base=2)
-    axis.set_xticks(widths, [str(width) for width in widths])
-    axis.minorticks_off()
-    axis.set_xlabel("width n")
+        fit, fit_error = cells.infinite_position.item(), cells.infinite_position_error.item()
+        if np.isfinite(fit):
+            axis.errorbar(0, fit, 2 * fit_error, markerfacecolor="white", label=f"{backward}, fit a + b/n", **shared)
+    axis.set_xlim(1.1 * inverse.max(), -0.06 * inverse.max())
+    axis.set_xticks([*inverse, 0], [*(str(width) for width in at.width.values), "∞"])
+    axis.set_xlabel("width n (axis linear in 1/n)")
     axis.grid(alpha=0.3)
 
 

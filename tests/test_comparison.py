@@ -1,6 +1,7 @@
 """The comparison, its table, figure and record, and the command line around them."""
 
 import json
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -53,16 +54,23 @@ def test_positions_and_distances_of_known_outputs(dataset):
     np.testing.assert_allclose(got.distance.sel(closure="coupled"), -0.8 / error, rtol=1e-10)
 
 
+def test_extrapolation_is_the_weighted_fit(dataset):
+    inverse = 1 / dataset.width.values
+    cell = dataset.isel(backward=0, depth=1)
+    weight = 1 / cell.position_error.values
+    _, intercept = np.polyfit(inverse, cell.position.values, 1, w=weight)
+    design = weight[:, None] * np.stack([inverse, np.ones(2)], axis=1)
+    covariance = np.linalg.inv(design.T @ design)
+    np.testing.assert_allclose(cell.infinite_position, intercept, rtol=1e-9)
+    np.testing.assert_allclose(cell.infinite_position_error, covariance[1, 1] ** 0.5, rtol=1e-9)
+
+
 def test_table_has_a_line_a_cell_and_names_divergence(dataset):
     text = comparison.table(dataset)
-    assert sum("networks" in line and "±" in line for line in text.splitlines()) == 8
+    assert sum("networks" in line and "±" in line for line in text.splitlines()) == 8 + 4  # and the extrapolations
     assert sum("limit " in line and "±" in line for line in text.splitlines()) == 4
     assert "diverged" not in text
-    diverged = comparison.compare(
-        nfd.datasets.digits(2),
-        Comparison(depths=(2,), widths=(4,), steps=6, seeds=3, particles=64, limit_seeds=2, learning_rate=1e6),
-        progress=False,
-    )
+    diverged = comparison.compare(nfd.datasets.digits(2), replace(SMALL, learning_rate=1e200), progress=False)
     assert "diverged and are left out" in comparison.table(diverged)
 
 
@@ -82,13 +90,16 @@ def test_figure_is_written(dataset, tmp_path):
 
 
 def test_command_line(tmp_path, capsys, monkeypatch):
-    sizes = {"samples": 2, "depths": 2, "widths": 8, "steps": 1, "seeds": 2, "particles": 64, "limit-seeds": 2}
-    arguments = [word for name, size in sizes.items() for word in (f"--{name}", str(size))]
-    monkeypatch.setattr("sys.argv", ["nfd-jax", "compare", *arguments, "--output", str(tmp_path / "out")])
+    sizes = {name.replace("_", "-"): value for name, value in asdict(SMALL).items()}
+    words = {name: value if isinstance(value, tuple) else (value,) for name, value in sizes.items()}
+    arguments = [word for name, values in words.items() for word in (f"--{name}", *map(str, values))]
+    monkeypatch.setattr(
+        "sys.argv", ["nfd-jax", "compare", "--samples", "2", *arguments, "--output", str(tmp_path / "out")]
+    )
     cli.main()
     assert "tied networks" in capsys.readouterr().out
     record = records.load(tmp_path / "out" / "compare.nc")
-    assert json.loads(record.attrs["arguments"])["particles"] == 64
+    assert json.loads(record.attrs["arguments"])["particles"] == 128
     assert (tmp_path / "out" / "compare.png").exists()
 
 

@@ -45,8 +45,8 @@ def test_equal_samples_and_a_zero_sample(kind):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_equal_samples_are_one_of_twice_the_weight(kind):
-    """In the mean over the batch: the first step moves outputs as a batch without the copy, at weights 2, 0, 1."""
+def test_rates_of_zero_and_almost_zero(kind):
+    """Nothing moves, or outputs move by the same small amount every step, in proportion to the rate."""
     before, after = solve(kind, 0.0), solve(kind, 1e-6)
     np.testing.assert_allclose(before, np.broadcast_to(before[0], before.shape), rtol=0, atol=4000 * EPS)
     first = after[1] - before[0]
@@ -73,7 +73,9 @@ def test_no_step_reveals_nothing_new(matched):
     """At rate zero later queries repeat those of the first step: no rank, and constant outputs."""
     task = nfd.Task(INPUTS, TARGETS)
     shape = Shape(DEPTH, 4 * WIDTH, 2, 1, STEPS, 4)
-    layers = matched_layers(jax.random.key(0), shape, True, 0) if matched else plain_layers(jax.random.key(0), shape, True)
+    layers = (
+        matched_layers(jax.random.key(0), shape, True, 0) if matched else plain_layers(jax.random.key(0), shape, True)
+    )
     found, hidden = hand_made(layers, task, learning_rate=0.0)
     np.testing.assert_allclose(found.outputs, np.broadcast_to(found.outputs[0], found.outputs.shape), atol=4000 * EPS)
     for side in hidden.sides:
@@ -128,12 +130,12 @@ class SharedNoise(AbstractNoise):
 
 
 @functools.cache
-def in_precision(dtype, rate):
-    """Outputs (steps + 1, 2) of one network, tied, whose weights are float32 numbers."""
+def in_precision(dtype, rate, targets):
+    """Outputs (steps + 1, 2) of one tied network whose weights are float32 numbers, on targets +-`targets`."""
     shape = Shape(DEPTH, WIDTH, 2, 1, STEPS, 2)
     rng = np.random.default_rng(0)
     ends = rng.normal(size=(3, WIDTH)).astype(np.float32)
-    task = nfd.Task(INPUTS[[0, 3]], TARGETS[[0, 3]])
+    task = nfd.Task(INPUTS[[0, 3]], np.array([targets, -targets]))
     with jax.enable_x64(dtype == np.float64):
         size = {"depth": DEPTH, "width": WIDTH, "steps": STEPS, "batch": 2}
         noise = SharedNoise(jax.random.key(3))
@@ -146,13 +148,16 @@ def in_precision(dtype, rate):
     return found.outputs[..., 0].astype(np.float64)
 
 
-@pytest.mark.parametrize("rate", [0.5, 1e-3, 1e-6])
-def test_small_steps_in_single_precision(rate):
-    """Against the same network in double precision: a query moves by little more than its rounding at 1e-6, and its
-    new part is a direction like any other or none. Errors are those of float32 outputs, a hundred roundings."""
-    single, double = in_precision(np.float32, rate), in_precision(np.float64, rate)
-    rounding = 100 * float(np.finfo(np.float32).eps) * np.abs(double).max()
+@pytest.mark.parametrize(("rate", "targets"), [(0.5, 1.0), (1e-3, 1.0), (1e-6, 10.0)])
+def test_small_steps_in_single_precision(rate, targets):
+    """Against the same network in double precision. At a rate of 1e-6 queries move by little more than their rounding,
+    and outputs must still move by the right amount.
+
+    Features are sums over three blocks of some twenty rounded terms, off by about four roundings of their length, and
+    so are outputs, inner products of independent vectors; five times that is allowed for.
+    """
+    single, double = in_precision(np.float32, rate, targets), in_precision(np.float64, rate, targets)
+    rounding = 20 * float(np.finfo(np.float32).eps) * np.abs(double).max()
     np.testing.assert_allclose(single, double, rtol=0, atol=rounding)
-    moved = np.abs(double[-1] - double[0]).max()
-    print(rate, np.abs(single - double).max() / rounding * 100, moved, (single - single[0])[-1], (double - double[0])[-1])
-    assert moved > rate / 10
+    moved = np.abs(double[-1] - double[0])
+    assert moved.min() > 5 * rounding

@@ -81,9 +81,7 @@ def test_an_upward_module_is_noticed(tmp_path):
 
 def test_only_plotting_imports_matplotlib():
     users = {
-        path.stem
-        for path in FOLDER.rglob("*.py")
-        if any(name.split(".")[0] == "matplotlib" for name in imported(path))
+        path.stem for path in FOLDER.rglob("*.py") if any(name.split(".")[0] == "matplotlib" for name in imported(path))
     }
     assert users == {"plotting"}
 

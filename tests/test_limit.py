@@ -154,7 +154,10 @@ def test_finite_depth_differs_by_a_multiple_of_one_over_depth():
         ends = np.stack([found[:, 0, -1, sample, sample] / start, found[:, 1, 0, sample, sample]], axis=1)
         infinite = np.array([limit.features[-1, sample, sample] / start, limit.gradients[0, sample, sample]])
         np.testing.assert_allclose(infinite, math.exp(0.5), rtol=1e-10)
-        gap, bound = DEPTH * (infinite - ends.mean(0)), DEPTH * (sampling_bound(ends) + KERNEL_BIAS * math.exp(0.5) / PARTICLES)
+        gap, bound = (
+            DEPTH * (infinite - ends.mean(0)),
+            DEPTH * (sampling_bound(ends) + KERNEL_BIAS * math.exp(0.5) / PARTICLES),
+        )
         assert np.all(np.abs(gap - multiple) < bound + remainder)
         exact = DEPTH * (math.exp(0.5) - (1 + 0.5 / DEPTH) ** DEPTH)
         assert abs(exact - multiple) < remainder
