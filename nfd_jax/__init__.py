@@ -1,6 +1,6 @@
 """nfd_jax: mean-field feature dynamics of very wide, very deep networks, beside the networks themselves."""
 
-from nfd_jax import datasets
+from nfd_jax import analytic, datasets, observables
 from nfd_jax.architecture import ResNet
 from nfd_jax.limit import solve_limit
 from nfd_jax.network import solve_network
@@ -8,4 +8,4 @@ from nfd_jax.task import Task
 from nfd_jax.training import train_networks
 from nfd_jax.trajectory import Trajectory
 
-__all__ = ["ResNet", "Task", "Trajectory", "datasets", "solve_limit", "solve_network", "train_networks"]
+__all__ = ["ResNet", "Task", "Trajectory", "analytic", "datasets", "observables", "solve_limit", "solve_network", "train_networks"]

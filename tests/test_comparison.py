@@ -10,7 +10,7 @@ import nfd_jax as nfd
 from nfd_jax import cli, comparison, plotting, records
 from nfd_jax.comparison import Comparison
 
-SMALL = Comparison(depths=(2, 3), widths=(8, 16), steps=2, seeds=4, particles=128, limit_seeds=2)
+SMALL = Comparison(depths=(2,), widths=(8, 16), steps=2, seeds=4, particles=128, limit_seeds=2)
 
 
 @pytest.fixture(scope="module")
@@ -18,19 +18,42 @@ def dataset():
     return comparison.compare(nfd.datasets.digits(2), SMALL, progress=False)
 
 
-def test_axes_and_cells(dataset):
-    assert dataset.network_outputs.shape == (2, 2, 2, 4, 3, 2, 1)
-    assert dataset.limit_outputs.shape == (2, 2, 2, 3, 2, 1)
+def test_cells_are_the_solvers_own_numbers(dataset):
     task = nfd.datasets.digits(2)
     network = nfd.train_networks(
-        task, nfd.ResNet(3), width=16, seeds=4, backward="untied", steps=2, learning_rate=1.0, progress=False
+        task, nfd.ResNet(2), width=16, seeds=4, backward="untied", steps=2, learning_rate=1.0, progress=False
     )
-    cell = dataset.sel(backward="untied", depth=3, width=16)
+    cell = dataset.sel(backward="untied", depth=2, width=16)
     np.testing.assert_array_equal(cell.network_outputs, network.outputs)
     limit = nfd.solve_limit(
         task, nfd.ResNet(2), particles=128, closure="decoupled", seed=1, steps=2, learning_rate=1.0, progress=False
     )
     np.testing.assert_array_equal(dataset.limit_loss.sel(closure="decoupled", depth=2, limit_seed=1), limit.loss)
+
+
+def test_every_run_lands_in_its_cell(monkeypatch):
+    """Stand-in solvers whose outputs spell out their arguments."""
+    task, setup = nfd.datasets.digits(2), replace(SMALL, depths=(3, 5, 2))
+
+    def trajectory(value, members):
+        shape = (*members, setup.steps + 1)
+        return nfd.Trajectory(task, np.full((*shape, 2, 1), value), np.full(shape, value), (0,), {"noise": "none"})
+
+    def limit(task, model, *, closure, seed, **_):
+        return trajectory(1000.0 * model.depth + 10 * (closure == "coupled") + seed, ())
+
+    def networks(task, model, *, width, backward, seeds, **_):
+        return trajectory(1000.0 * model.depth + width + 0.5 * (backward == "tied"), (len(seeds),))
+
+    monkeypatch.setattr(comparison, "solve_limit", limit)
+    monkeypatch.setattr(comparison, "train_networks", networks)
+    got = comparison.compare(task, setup, progress=False)
+    want = 1000.0 * got.depth + 10 * (got.closure == "coupled") + got.limit_seed
+    assert (got.limit_outputs == want).all()
+    assert (got.limit_loss == want).all()
+    want = 1000.0 * got.depth + got.width + 0.5 * (got.backward == "tied")
+    assert (got.network_outputs == want).all()
+    assert (got.network_loss == want).all()
 
 
 def test_positions_and_distances_of_known_outputs(dataset):
@@ -56,7 +79,7 @@ def test_positions_and_distances_of_known_outputs(dataset):
 
 def test_extrapolation_is_the_weighted_fit(dataset):
     inverse = 1 / dataset.width.values
-    cell = dataset.isel(backward=0, depth=1)
+    cell = dataset.isel(backward=0, depth=0)
     weight = 1 / cell.position_error.values
     _, intercept = np.polyfit(inverse, cell.position.values, 1, w=weight)
     design = weight[:, None] * np.stack([inverse, np.ones(2)], axis=1)
@@ -67,8 +90,8 @@ def test_extrapolation_is_the_weighted_fit(dataset):
 
 def test_table_has_a_line_a_cell_and_names_divergence(dataset):
     text = comparison.table(dataset)
-    assert sum("networks" in line and "±" in line for line in text.splitlines()) == 8 + 4  # and the extrapolations
-    assert sum("limit " in line and "±" in line for line in text.splitlines()) == 4
+    assert sum("networks" in line and "±" in line for line in text.splitlines()) == 4 + 2  # and the extrapolations
+    assert sum("limit " in line and "±" in line for line in text.splitlines()) == 2
     assert "diverged" not in text
     diverged = comparison.compare(nfd.datasets.digits(2), replace(SMALL, learning_rate=1e200), progress=False)
     assert "diverged and are left out" in comparison.table(diverged)
