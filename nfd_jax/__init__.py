@@ -8,4 +8,14 @@ from nfd_jax.task import Task
 from nfd_jax.training import train_networks
 from nfd_jax.trajectory import Trajectory
 
-__all__ = ["ResNet", "Task", "Trajectory", "analytic", "datasets", "observables", "solve_limit", "solve_network", "train_networks"]
+__all__ = [
+    "ResNet",
+    "Task",
+    "Trajectory",
+    "analytic",
+    "datasets",
+    "observables",
+    "solve_limit",
+    "solve_network",
+    "train_networks",
+]

@@ -47,6 +47,7 @@ class Settings:
     branch: float
     loss: str
     trained: tuple[str, ...]
+    richness: float = 1.0
     momentum: float = 0.0
     weight_decay: float = 0.0
     observe: Observe | None = None
@@ -185,6 +186,7 @@ def prepare(
     parametrization_name: str = "depth_mup",
     train_input: bool,
     train_readout: bool,
+    richness: float,
     momentum: float,
     weight_decay: float,
     observe: Observe | None = None,
@@ -200,6 +202,7 @@ def prepare(
         branch=parametrization.branch_scale(parametrization_name, int(model.depth), model.horizon),
         loss=task.loss,
         trained=tuple(role for role, wanted in trained.items() if wanted),
+        richness=finite_float("richness", richness, strict=True),
         momentum=finite_float("momentum", momentum),
         weight_decay=finite_float("weight_decay", weight_decay),
         observe=observe,
@@ -212,6 +215,7 @@ def prepare(
         "steps": steps,
         "learning_rate": rates.tolist(),
         "trained": list(settings.trained),
+        "richness": richness,
         "momentum": momentum,
         "weight_decay": weight_decay,
     }

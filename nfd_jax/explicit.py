@@ -37,7 +37,9 @@ def train_step(
     """One step of the SGD family on the whole batch; `inputs` carry their factor 1/sqrt(d)."""
     model, branch = settings.model, settings.branch
     found, layers = architecture.forward(model, branch, state.layers, inputs, step, keep=True)
-    chi = loss_gradient(settings.loss, found.outputs, targets)
+    outputs = found.outputs / settings.richness
+    # rate gamma^2 times the gradient of outputs divided by gamma: one factor gamma is left
+    chi = settings.richness * loss_gradient(settings.loss, outputs, targets)
     # g is the output gradient where there is one output, the loss gradient where there are several
     single = chi.shape[1] == 1
     cotangents, weights = (jnp.ones_like(chi), chi[:, 0]) if single else (chi, jnp.ones_like(chi[:, 0]))
@@ -47,7 +49,7 @@ def train_step(
     )
     observed = {}
     if settings.observe is not None and gradients.sweep is not None:
-        observed = settings.observe(Sweep(found.features, gradients.sweep, found.outputs))
+        observed = settings.observe(Sweep(found.features, gradients.sweep, outputs))
 
     parameters = _trainable(settings, layers)
     wanted = {role: gradients.parameters[role] for role in settings.trained}
@@ -59,13 +61,14 @@ def train_step(
         layers.hidden.with_parameters(parameters["hidden"]),
         parameters.get("readout", layers.readout),
     )
-    return State(layers, memory), Record(found.outputs, loss_value(settings.loss, found.outputs, targets), observed)
+    return State(layers, memory), Record(outputs, loss_value(settings.loss, outputs, targets), observed)
 
 
 def evaluate(settings: Settings, state: State, step: Index, inputs: Array, targets: Array) -> Record:
     """Outputs and loss as they stand, on queries that are not stored."""
     found, _ = architecture.forward(settings.model, settings.branch, state.layers, inputs, step, keep=False)
-    return Record(found.outputs, loss_value(settings.loss, found.outputs, targets), {})
+    outputs = found.outputs / settings.richness
+    return Record(outputs, loss_value(settings.loss, outputs, targets), {})
 
 
 EXPLICIT = Method(train_step, evaluate)

@@ -33,6 +33,7 @@ def solve_limit(
     noise: str = "matched",
     train_input: bool = False,
     train_readout: bool = False,
+    richness: float = 1.0,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     seed: int = 0,
@@ -52,6 +53,7 @@ def solve_limit(
     - `noise`: `"matched"` (exact empirical moments, far less Monte-Carlo error; constraints are dropped in a set
       order where they would exceed a quarter of the particles) or `"plain"`.
     - `train_input`, `train_readout`: whether U and V train as well, at the muP rates.
+    - `richness`: gamma; outputs are divided by it and rates multiplied by its square. Towards 0 training is lazy.
     - `momentum`, `weight_decay`: heavy ball; W <- (1 - eta lambda) W.
     - `seed`: of the Monte-Carlo noise. Same seed, same numbers.
     - `observe`: called with a `Sweep` at every training step; the arrays it returns are kept in `observed`.
@@ -70,6 +72,7 @@ def solve_limit(
         learning_rate=learning_rate,
         train_input=train_input,
         train_readout=train_readout,
+        richness=richness,
         momentum=momentum,
         weight_decay=weight_decay,
         observe=observe,

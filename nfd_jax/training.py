@@ -59,6 +59,7 @@ class ResidualNetwork(eqx.Module):
     hidden_backward: Float[Array, "depth width width"] | None
     model: ResNet = eqx.field(static=True)
     branch: float = eqx.field(static=True)
+    richness: float = eqx.field(static=True, default=1.0)
 
     def __call__(self, inputs: Float[Array, "batch inputs"]) -> Float[Array, "batch outputs"]:
         """Outputs of a batch of raw inputs."""
@@ -73,7 +74,7 @@ class ResidualNetwork(eqx.Module):
 
         h = inputs @ self.input.T * dimension**-0.5
         h, _ = lax.scan(block, h, (self.hidden, self.hidden_backward))
-        return h @ self.readout / width
+        return h @ self.readout / (self.richness * width)
 
 
 class TrainingState(eqx.Module):
@@ -96,6 +97,7 @@ def train_networks(
     backward: str = "tied",
     train_input: bool = False,
     train_readout: bool = False,
+    richness: float = 1.0,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     progress: bool | None = None,
@@ -113,6 +115,7 @@ def train_networks(
     - `backward`: `"tied"`, ordinary backpropagation, or `"untied"`: the backward pass multiplies by an independent
       copy of each hidden matrix, and both copies get the same updates.
     - `train_input`, `train_readout`: whether U and V train as well.
+    - `richness`: gamma; outputs are divided by it and rates multiplied by its square. Towards 0 training is lazy.
     - `momentum`, `weight_decay`: heavy ball; W <- (1 - eta lambda) W.
     - `progress`: show a bar; by default on a terminal.
 
@@ -132,6 +135,7 @@ def train_networks(
         parametrization_name=parametrization,
         train_input=train_input,
         train_readout=train_readout,
+        richness=richness,
         momentum=momentum,
         weight_decay=weight_decay,
     )
@@ -154,7 +158,14 @@ def train_networks(
 
 
 def create_network(
-    key: Key, model: ResNet, branch: float, width: int, dimension: int, outputs: int, untied: bool
+    key: Key,
+    model: ResNet,
+    branch: float,
+    width: int,
+    dimension: int,
+    outputs: int,
+    untied: bool,
+    richness: float = 1.0,
 ) -> ResidualNetwork:
     """A network at initialisation."""
     depth, dtype = int(model.depth), jnp.zeros(()).dtype
@@ -162,7 +173,7 @@ def create_network(
     rows = jax.random.normal(ends, (width, dimension + outputs), dtype)
     hidden = jax.random.normal(inner, (2 if untied else 1, depth, width, width), dtype)
     copies = hidden[1] if untied else None
-    return ResidualNetwork(rows[:, :dimension], hidden[0], rows[:, dimension:], copies, model, branch)
+    return ResidualNetwork(rows[:, :dimension], hidden[0], rows[:, dimension:], copies, model, branch, richness)
 
 
 def _trainable(trained: tuple[str, ...], network: ResidualNetwork) -> dict[str, PyTree]:
@@ -183,6 +194,7 @@ def _with(network: ResidualNetwork, parameters: dict[str, PyTree]) -> ResidualNe
         copies,
         network.model,
         network.branch,
+        network.richness,
     )
 
 
@@ -191,7 +203,8 @@ def _create(
     settings: engine.Settings, width: int, dimension: int, outputs: int, untied: bool, keys: Array
 ) -> TrainingState:
     def one(key: Key) -> TrainingState:
-        network = create_network(key, settings.model, settings.branch, width, dimension, outputs, untied)
+        model, branch, richness = settings.model, settings.branch, settings.richness
+        network = create_network(key, model, branch, width, dimension, outputs, untied, richness)
         return start(settings, network)
 
     return jax.vmap(one)(keys)
@@ -226,7 +239,9 @@ def train_step(
             scale = parametrizations.scale(
                 settings.parametrization, role, width=width, depth=int(settings.model.depth), dimension=dimension
             )
-            gradients[role.value] = jax.tree.map(lambda g, factor=scale.rate: factor * g, gradients[role.value])
+            gradients[role.value] = jax.tree.map(
+                lambda g, factor=settings.richness**2 * scale.rate: factor * g, gradients[role.value]
+            )
     optimizer = optimizers.direction(settings.momentum, settings.weight_decay)
     updates, memory = optimizer.update(gradients, state.optimizer, parameters)
     parameters = optimizers.descend(parameters, updates, rate)

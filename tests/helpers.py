@@ -18,6 +18,7 @@ def prepare(task, model, **options):
         "learning_rate": 0.5,
         "train_input": False,
         "train_readout": False,
+        "richness": 1.0,
         "momentum": 0.0,
         "weight_decay": 0.0,
     }
@@ -58,9 +59,10 @@ def copied(tree):
 
 
 def final_state(problem, state, inputs, targets):
-    """The state after training, which a public run does not hand out."""
+    """The state after training, which a public run does not hand out, and the outputs before every step."""
+    outputs = []
     for step, rate in enumerate(np.asarray(problem.rates)):
-        state, _ = engine._jitted_step(
+        state, record = engine._jitted_step(
             explicit.EXPLICIT.step,
             problem.settings,
             False,
@@ -70,7 +72,8 @@ def final_state(problem, state, inputs, targets):
             inputs,
             targets,
         )
-    return state
+        outputs.append(np.asarray(record.outputs))
+    return state, np.stack(outputs)
 
 
 def two_sample_p(one, other, seed=0):

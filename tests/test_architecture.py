@@ -1,6 +1,7 @@
 """Explicit sweeps over dense matrices are the same computation as autodiff of the Equinox module."""
 
 import math
+from functools import partial
 
 import jax
 import numpy as np
@@ -27,7 +28,14 @@ def both(task, activation, untied, **options):
     model = nfd.ResNet(DEPTH, activation, horizon=1.3)
     problem = prepare(task, model, **options)
     network = training.create_network(
-        jax.random.key(1), model, problem.settings.branch, WIDTH, task.dimension, task.outputs, untied
+        jax.random.key(1),
+        model,
+        problem.settings.branch,
+        WIDTH,
+        task.dimension,
+        task.outputs,
+        untied,
+        problem.settings.richness,
     )
     return run_both(problem, network, task)
 
@@ -49,6 +57,7 @@ CASES = {
         False,
         make_task(),
         {
+            "richness": 1.5,
             "momentum": 0.7,
             "weight_decay": 0.2,
             "learning_rate": optax.cosine_decay_schedule(0.1, 6),
@@ -76,7 +85,7 @@ def test_every_option_changes_the_run():
     task = make_task()
     options = CASES["momentum, decay, schedule, every layer trained"][3]
     base, _ = both(task, "abs", False, **options)
-    neutral = {"momentum": 0.0, "weight_decay": 0.0, "learning_rate": 0.1}
+    neutral = {"richness": 1.0, "momentum": 0.0, "weight_decay": 0.0, "learning_rate": 0.1}
     for name, off in {**neutral, "train_input": False, "train_readout": False}.items():
         changed, _ = both(task, "abs", False, **(options | {name: off}))
         assert np.abs(changed.outputs[-1] - base.outputs[-1]).max() > 1e-4, name
@@ -133,8 +142,13 @@ def test_evaluation_leaves_no_trace():
 
     layers = plain_layers(jax.random.key(0), Shape(DEPTH, WIDTH, INPUTS, 1, 2, SAMPLES), True)
     x, step = jax.numpy.asarray(task.inputs), jax.numpy.asarray(0)
-    kept, _ = architecture.forward(model, problem.settings.branch, layers, x, step, keep=True)
-    passed, after = architecture.forward(model, problem.settings.branch, layers, x, step, keep=False)
+
+    @partial(jax.jit, static_argnums=1)
+    def forward(layers, keep):
+        return architecture.forward(model, problem.settings.branch, layers, x, step, keep=keep)
+
+    kept, _ = forward(layers, True)
+    passed, after = forward(layers, False)
     np.testing.assert_allclose(passed.outputs, kept.outputs, rtol=0, atol=1e-13)
     same = jax.tree.map(lambda a, b: bool((a == b).all()), after, layers)
     assert all(jax.tree.leaves(same))

@@ -49,15 +49,17 @@ def make_block(kinds, seed, gap, dtype):
     for kind in kinds:
         free, above = rng.normal(size=WIDTH), [row for row in rows if np.any(row)]
         kind = "free" if not above and kind in ("repeated", "combined", "close") else kind
+        first = above[0] if above else free
+        length = np.abs(first).max()
         row, verdict = {
-            "free": (lambda: (free, True)),
-            "zero": (lambda: (0 * free, False)),
-            "tiny": (lambda: (1e-12 * free, True)),
-            "known": (lambda: (rng.uniform(0.5, 2, size=len(known)) @ known, False)),
-            "repeated": (lambda: (above[0], False)),
-            "combined": (lambda: (above[0] + known[0] * np.abs(above[0]).max(), False)),
-            "close": (lambda: (above[0] + gap * free * np.abs(above[0]).max(), None)),
-        }[kind]()
+            "free": (free, True),
+            "zero": (0 * free, False),
+            "tiny": (1e-12 * free, True),
+            "known": (rng.uniform(0.5, 2, size=len(known)) @ known, False),
+            "repeated": (first, False),
+            "combined": (first + length * known[0], False),
+            "close": (first + length * gap * free, None),
+        }[kind]
         if kind == "close" and gap > 1e3 * ROUNDING[dtype]:
             verdict = True
         rows.append(row.astype(dtype).astype(np.float64))

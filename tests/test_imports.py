@@ -30,6 +30,7 @@ ORDER = (
     "network",
     "limit",
     "training",
+    "observables",
     "analytic",
     "comparison",
     "records",

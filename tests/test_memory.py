@@ -43,7 +43,7 @@ SOLVERS = pytest.mark.parametrize("solver", ["limit", "limit, few constraints", 
 BASIS = DEPTH * STEPS * SAMPLES * WIDTH * 8  # bytes
 
 
-@SOLVERS
+@pytest.mark.parametrize("solver", ["limit", "network"])
 def test_memory_doubles_with_the_width(solver):
     """What does not grow, the learned coordinates and factors of a block, is a few percent here."""
     small, large = (compiled(solver, width).memory_analysis() for width in (WIDTH, 2 * WIDTH))

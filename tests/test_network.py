@@ -108,9 +108,9 @@ def test_members_do_not_see_each_other(solver):
 
 @SOLVERS
 def test_chunks_of_members_change_nothing(solver, monkeypatch):
-    together = small(solver, 5)
+    together = small(solver, 3)
     monkeypatch.setattr(engine, "MEMORY_BUDGET", 1)  # one at a time
-    np.testing.assert_allclose(small(solver, 5).outputs, together.outputs, rtol=0, atol=ROUNDING)
+    np.testing.assert_allclose(small(solver, 3).outputs, together.outputs, rtol=0, atol=ROUNDING)
 
 
 @SOLVERS
