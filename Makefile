@@ -8,10 +8,10 @@ demo: .venv/installed
 	$(BIN)/nfd-jax compare
 
 test: .venv/tested
-	$(BIN)/pytest -n 2 -m "not slow" --nbmake tests notebooks
+	$(BIN)/pytest -n 2 --dist loadfile -m "not slow" --nbmake tests notebooks
 
 test-all: .venv/tested
-	$(BIN)/pytest -n 2 --nbmake tests notebooks
+	$(BIN)/pytest -n 2 --dist loadfile --nbmake tests notebooks
 
 lint: .venv/tested
 	$(BIN)/ruff check .

@@ -67,7 +67,7 @@ def check_resnet(model: object, *, finite: bool) -> ResNet:
     if not isinstance(model, ResNet):
         raise TypeError(f"model must be an nfd.ResNet, got {type(model).__name__}")
     if finite and model.depth == math.inf:
-        raise ValueError("depth must be a finite integer here, got inf; only solve_limit can take depth=math.inf")
+        raise ValueError("depth must be a finite integer here, got inf; pass ResNet(depth=L)")
     return model
 
 

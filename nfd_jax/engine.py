@@ -117,7 +117,8 @@ def run(
     for step, rate in enumerate(np.asarray(rates, dtype)):
         state, record = _jitted_step(method.step, settings, members, state, np.int32(step), rate, x, y)
         records.append(jax.tree.map(np.asarray, record))
-        progress.set_postfix(loss=f"{np.mean(records[-1].loss):.4g}", refresh=False)
+        with np.errstate(over="ignore"):  # of members about to diverge
+            progress.set_postfix(loss=f"{np.mean(records[-1].loss):.4g}", refresh=False)
         progress.update()
     final = _jitted_evaluate(method.evaluate, settings, members, state, np.int32(len(rates)), x, y)
     progress.update()

@@ -62,14 +62,18 @@ class Trajectory:
     def mean(self, name: str = "outputs") -> np.ndarray:
         """Mean of `outputs` or `loss` over the members that did not diverge; NaN if none is left."""
         good = self._good(getattr(self, name))
-        return good.mean(axis=0) if len(good) else np.full(getattr(self, name).shape[1:], np.nan)
+        if not len(good):
+            return np.full(getattr(self, name).shape[1:], np.nan)
+        with np.errstate(over="ignore"):
+            return good.mean(axis=0)
 
     def standard_error(self, name: str = "outputs") -> np.ndarray:
         """Standard error of `mean`; NaN for fewer than two members left."""
         good = self._good(getattr(self, name))
         if len(good) < 2:
             return np.full(getattr(self, name).shape[1:], np.nan)
-        return good.std(axis=0, ddof=1) / len(good) ** 0.5
+        with np.errstate(over="ignore"):
+            return good.std(axis=0, ddof=1) / len(good) ** 0.5
 
     def summary(self) -> str:
         """One line on how the run ended."""

@@ -92,7 +92,7 @@ def test_bad_horizon(plain, value):
 
 @NETWORKS
 def test_infinite_depth_in_finite_trainers(plain, solvers, name):
-    with pytest.raises(ValueError, match=r"depth must be a finite integer here, got inf.*solve_limit"):
+    with pytest.raises(ValueError, match=r"depth must be a finite integer here, got inf; pass ResNet"):
         solvers[name](model=plain.ResNet(math.inf))
 
 
@@ -102,6 +102,13 @@ def test_bad_rates(solvers, name, value):
     for argument in ("learning_rate", "momentum", "weight_decay"):
         with pytest.raises(ValueError, match=f"{argument} must be a finite number at least 0, got {value}"):
             solvers[name](**{argument: value})
+
+
+@EVERY
+@pytest.mark.parametrize("value", [0, -1.0, math.nan, math.inf])
+def test_bad_richness(solvers, name, value):
+    with pytest.raises(ValueError, match=f"richness must be a finite number above 0, got {value}"):
+        solvers[name](richness=value)
 
 
 @EVERY

@@ -174,6 +174,8 @@ def small(seed, steps=3):
 
 def test_same_seed_same_numbers():
     first, again, other = small(0), small(0), small(1)
+    assert first.outputs.shape == (4, 2, 1)
+    np.testing.assert_allclose(first.loss, 0.5 * ((first.outputs - first.task.targets) ** 2).sum(2).mean(1), rtol=1e-12)
     np.testing.assert_array_equal(first.outputs, again.outputs)
     np.testing.assert_array_equal(first.loss, again.loss)
     assert np.abs(other.outputs[1:] - first.outputs[1:]).min() > 1e-9

@@ -57,6 +57,7 @@ def test_law_with_more_queries_than_neurons():
 OPTIONS = (
     ("train_input", True),
     ("train_readout", True),
+    ("richness", 0.8),
     ("momentum", 0.5),
     ("weight_decay", 0.3),
     ("learning_rate", optax.exponential_decay(0.3, 1, 0.8)),
@@ -92,6 +93,8 @@ def test_same_seed_same_numbers(solver):
     first, again, listed = (small(solver, seeds) for seeds in (3, 3, [0, 1, 2]))
     np.testing.assert_array_equal(first.outputs, again.outputs)
     np.testing.assert_array_equal(first.outputs, listed.outputs)
+    assert first.outputs.shape == (3, 4, 2, 1)
+    np.testing.assert_allclose(first.loss, 0.5 * ((first.outputs - first.task.targets) ** 2).sum(3).mean(2), rtol=1e-12)
     assert first.seeds == listed.seeds == (0, 1, 2)
     assert len(np.unique(first.outputs[:, -1, 0, 0])) == 3
     other = small(solver, [3, 4, 5])

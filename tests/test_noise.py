@@ -123,15 +123,6 @@ def test_levels_are_dropped_in_order():
     assert matched_level(8, batch, steps, initial, data) is None
 
 
-def test_solver_says_which_level_it_used():
-    rng = np.random.default_rng(0)
-    task = nfd.Task(rng.normal(size=(1, 3)), np.ones(1))
-    steps = 5  # 1 + 2 steps + 3 <= 16 <= 1 + 3 steps + 3
-    run = nfd.solve_limit(task, nfd.ResNet(2, "tanh"), steps=steps, particles=64)
-    assert run.settings["noise"] == "matched: own images, opposite queries"
-    assert np.all(np.isfinite(run.outputs))
-
-
 def test_plain_noise_is_normal_and_addressed():
     """Standard normals, other ones at every address, the same ones at the same."""
     key, like = jax.random.key(0), jnp.zeros((4, 1000))
