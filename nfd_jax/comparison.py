@@ -21,12 +21,13 @@ from tqdm import tqdm
 from nfd_jax._errors import finite_float, positive_int
 from nfd_jax.architecture import ResNet
 from nfd_jax.limit import CLOSURES, solve_limit
-from nfd_jax.network import BACKWARDS
+from nfd_jax.network import BACKWARDS, solve_network
 from nfd_jax.task import Task, check_task
 from nfd_jax.training import train_networks
 from nfd_jax.trajectory import Trajectory
 
 AXES = ("step", "sample", "output")
+WIDE = 8  # networks this many times wider than their number of queries train faster with revealed matrices
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class Comparison:
     horizon: float = 1.0
     steps: int = 6
     learning_rate: float = 1.0
-    seeds: int = 64
+    seeds: int = 48
     particles: int = 2048
     limit_seeds: int = 3
     seed: int = 0
@@ -78,9 +79,12 @@ class Comparison:
 def compare(task: Task, setup: Comparison | None = None, *, progress: bool | None = None) -> xr.Dataset:
     """Both limits, tied and untied networks, on one task.
 
+    Networks are trained by `train_networks`, very wide ones by `solve_network`, which has the same law.
+
     Returns a dataset with `limit_outputs (closure, depth, limit_seed, step, sample, output)`, `network_outputs
     (backward, depth, width, seed, step, sample, output)`, the losses without the last two axes, and what `summarise`
-    adds. A diverged network holds non-finite numbers there, is marked in `diverged_at`, and left out of every mean.
+    adds. A diverged run holds non-finite numbers there, is marked in `diverged_at` or `limit_diverged_at`, and left out
+    of every mean.
     """
     check_task(task)
     setup = setup or Comparison()
@@ -141,7 +145,8 @@ def _solve(
             for backward in BACKWARDS:
                 for width in setup.widths:
                     bar.set_description(f"L = {depth}, {backward} networks, n = {width}")
-                    networks[backward, depth, width] = train_networks(
+                    train = solve_network if width >= WIDE * task.samples * setup.steps else train_networks
+                    networks[backward, depth, width] = train(
                         task, model, width=width, seeds=seeds, backward=backward, **shared
                     )
                     bar.update()

@@ -56,6 +56,24 @@ def test_every_run_lands_in_its_cell(monkeypatch):
     assert (got.network_loss == want).all()
 
 
+def test_very_wide_networks_are_revealed(monkeypatch):
+    task, setup = nfd.datasets.digits(2), replace(SMALL, widths=(31, 32))
+    widths = {"train_networks": [], "solve_network": []}
+    for name, seen in widths.items():
+
+        def record(*_, width, seen=seen, **options):
+            seen.append(width)
+            shape = (setup.seeds, setup.steps + 1)
+            return nfd.Trajectory(task, np.zeros((*shape, 2, 1)), np.zeros(shape), (0,), {})
+
+        monkeypatch.setattr(comparison, name, record)
+    shape = (setup.steps + 1,)
+    limit = nfd.Trajectory(task, np.ones((*shape, 2, 1)), np.zeros(shape), (0,), {"noise": "none"})
+    monkeypatch.setattr(comparison, "solve_limit", lambda *_, **options: limit)
+    comparison.compare(task, setup, progress=False)
+    assert widths == {"train_networks": [31, 31], "solve_network": [32, 32]}
+
+
 def test_positions_and_distances_of_known_outputs(dataset):
     """Networks put a known way along the line between the limits are found there, with the error they were given."""
     known = dataset.copy(deep=True)
