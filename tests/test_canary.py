@@ -1,8 +1,12 @@
 """Does the installed XLA CPU compiler get a per-row mat-vec plus reduction right?"""
 
+import importlib.metadata
+
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from packaging.requirements import Requirement
 
 
 def test_compiler_canary():
@@ -32,3 +36,12 @@ def test_compiler_canary():
             f"jax {jax.__version__}, {np.dtype(dtype)}: {wrong.size} of {rows} rows "
             f"wrong, the first is {wrong[0]}; this compiler must not be used"
         )
+
+
+@pytest.mark.parametrize("package", ["jax", "jaxlib"])
+def test_the_broken_compiler_cannot_be_installed(package):
+    """By the installed package's own requirements, which pip resolves."""
+    requirements = [Requirement(text) for text in importlib.metadata.requires("nfd_jax")]
+    (bounds,) = [requirement.specifier for requirement in requirements if requirement.name == package]
+    assert "0.10.2" not in bounds
+    assert "0.10.1" in bounds
