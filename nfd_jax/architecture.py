@@ -35,7 +35,8 @@ class ResNet:
 
     **Arguments:**
 
-    - `depth`: L, the number of blocks. `math.inf` stands for the infinite-depth limit.
+    - `depth`: L, the number of blocks. `math.inf` stands for the infinite-depth limit, which the solvers do not
+      take yet.
     - `activation`: `"identity"`, `"relu"`, `"abs"`, `"tanh"`, `"gelu"`, or a scalar function that jax can
       differentiate.
     - `horizon`: T, the layer time of the whole stream.
@@ -88,7 +89,7 @@ class Forward(NamedTuple):
 
 
 class Gradients(NamedTuple):
-    """n times the loss gradient of each matrix, in the form of `trainable`; `sweep` is g_0 to g_L if kept."""
+    """Gradients by role, hidden ones in the form of the matrices' parameters; `sweep` is g_0 to g_L if kept."""
 
     parameters: dict[str, PyTree]
     sweep: Float[Array, "layers batch width"] | None
@@ -140,7 +141,7 @@ def backward(
     """The backward sweep from g_L = V u and the gradients sum_a w_a g_a x_a^T of every matrix.
 
     `cotangents` u and `weights` w: for one output u = 1 and w = chi, so that g is the output gradient; for several
-    u = chi and w = 1. Either way sum_a w_a u_a V h_a is n times the loss gradient.
+    u = chi and w = 1. Either way w_a u_a = chi_a, and the gradients are n times those of the loss.
     """
     phi_prime, depth = model.phi_prime, int(model.depth)
     end = product(cotangents, layers.readout)

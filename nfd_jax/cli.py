@@ -43,8 +43,8 @@ def compare(
     )
     print(comparison.table(dataset))
     arguments = {"data": data, "samples": samples, "classes": classes, **asdict(setup), "output": output}
-    print("wrote", plotting.save(plotting.comparison(dataset), folder / "compare.png"))
     print("wrote", records.save(dataset, folder / "compare.nc", {"command": "compare", **arguments}))
+    print("wrote", plotting.save(plotting.comparison(dataset), folder / "compare.png"))
 
 
 def _task(data: str, samples: int, classes: tuple[int, ...]) -> Task:

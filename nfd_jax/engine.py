@@ -22,12 +22,15 @@ from nfd_jax._types import Array, Float, PyTree, Scalar
 from nfd_jax.architecture import ResNet, check_resnet
 from nfd_jax.task import Task, check_task
 
+MEMORY_BUDGET = 2**29  # bytes that members trained side by side may take; more is slower, caches being small
+
 
 class Sweep(NamedTuple):
     """What an observe function sees of one training step.
 
-    `features` h_0 to h_L and `gradients` g_0 to g_L are `(L + 1, P, width)`. For one output g is n times the output
-    gradient; for several it is n times the gradient of the loss, whose mean over the batch is included.
+    `features` h_0 to h_L and `gradients` g_0 to g_L are `(L + 1, P, width)`. For one output g is gamma n times the
+    output gradient, so that g_L = V; for several it is gamma^2 n times the gradient of the loss, whose mean over the
+    batch is included. gamma is the richness.
     """
 
     features: Float[Array, "layers batch width"]
@@ -159,9 +162,6 @@ def run_members(
 
     observed = {name: join([r.observed[name] for r in runs]) for name in runs[0].observed}
     return Run(join([r.outputs for r in runs]), join([r.loss for r in runs]), observed)
-
-
-MEMORY_BUDGET = 2**29  # bytes that members trained side by side may take; more is slower, caches being small
 
 
 def progress_bar(description: str, total: int, show: bool | None) -> tqdm:
