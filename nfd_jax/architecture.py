@@ -84,7 +84,7 @@ class Forward(NamedTuple):
     """What a forward sweep leaves behind."""
 
     outputs: Float[Array, "batch outputs"]
-    features: Float[Array, "layers batch width"]  # h_0 to h_L
+    features: Float[Array, "layers batch width"]  # h_0 to h_L; none where the queries are not kept
     handles: Array
 
 
@@ -110,15 +110,17 @@ def forward(
     """
     phi, depth, width = model.phi, int(model.depth), layers.readout.shape[1]
     start = product(inputs, layers.input)
-    features = jnp.zeros((depth + 1, *start.shape), start.dtype).at[0].set(start)
+    features = jnp.zeros((depth + 1 if keep else 0, *start.shape), start.dtype)
+    features = features.at[0].set(start) if keep else features
     handles = layers.hidden.handles(len(inputs)) if keep else jnp.zeros((depth,), start.dtype)
 
     def block(layer: Index, carry: tuple) -> tuple:
         h, features, handles, hidden = carry
         images, handle, hidden = hidden.query(FORWARD, layer, step, phi(h), h, keep=keep)
         h = h + branch * images
-        features = lax.dynamic_update_index_in_dim(features, h, layer + 1, axis=0)
-        handles = lax.dynamic_update_index_in_dim(handles, handle, layer, axis=0) if keep else handles
+        if keep:
+            features = lax.dynamic_update_index_in_dim(features, h, layer + 1, axis=0)
+            handles = lax.dynamic_update_index_in_dim(handles, handle, layer, axis=0)
         return h, features, handles, hidden
 
     h, features, handles, hidden = lax.fori_loop(0, depth, block, (start, features, handles, layers.hidden))

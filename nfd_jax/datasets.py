@@ -17,6 +17,7 @@ def digits(
     loss: str = "mse",
     split: str = "train",
     seed: int = 0,
+    normalise: bool = True,
 ) -> Task:
     """Handwritten digits (8 x 8 pixels, d = 64) of the given classes, as many of each as possible.
 
@@ -27,8 +28,9 @@ def digits(
     - `loss`: `"mse"` or `"cross_entropy"`.
     - `split`: `"train"` or `"test"`, disjoint: of every class, the last third of its shuffled images is for tests.
     - `seed`: which images are drawn.
+    - `normalise`: scale every image to |x|^2 = d; otherwise pixels are the raw ones, 0 to 16.
 
-    Each image is scaled to |x|^2 = d. Two classes give targets -1 and +1 and one output under squared loss,
+    Two classes give targets -1 and +1 and one output under squared loss,
     more give one-hot targets; cross-entropy gives one output a class.
     """
     from sklearn.datasets import load_digits  # a slow import, only needed here
@@ -55,12 +57,10 @@ def digits(
     position = np.arange(samples)
     which = position % len(chosen)
     picked = np.array([pools[c][i // len(chosen)] for i, c in zip(position, which, strict=True)])
-    inputs = images[picked]
-    inputs *= np.sqrt(inputs.shape[1]) / np.linalg.norm(inputs, axis=1, keepdims=True)
     if loss == "cross_entropy":
-        return Task(inputs, which, loss=loss, classes=len(chosen))
+        return Task(images[picked], which, loss=loss, classes=len(chosen), normalise=normalise)
     targets = 2.0 * which - 1.0 if len(chosen) == 2 else np.eye(len(chosen))[which]
-    return Task(inputs, targets, loss=loss)
+    return Task(images[picked], targets, loss=loss, normalise=normalise)
 
 
 def gaussian(samples: int = 16, dimension: int = 32, *, seed: int = 0) -> Task:
@@ -71,5 +71,4 @@ def gaussian(samples: int = 16, dimension: int = 32, *, seed: int = 0) -> Task:
     generator = np.random.default_rng(positive_int("seed", seed, minimum=0))
     shape = (positive_int("samples", samples), positive_int("dimension", dimension))
     inputs = generator.standard_normal(shape)
-    inputs *= np.sqrt(dimension) / np.linalg.norm(inputs, axis=1, keepdims=True)
-    return Task(inputs, np.sign(inputs @ generator.standard_normal(dimension)))
+    return Task(inputs, np.sign(inputs @ generator.standard_normal(dimension)), normalise=True)

@@ -1,12 +1,12 @@
 """The training loop that limit, revealed networks and autodiff networks share.
 
-One jitted program a training step, compiled once per shape; steps are a loop on the host, between which progress is
-shown and a run can be interrupted. Rates are traced.
+One jitted program a training step and one an evaluation, compiled once per shape; steps are a loop on the host,
+between which progress is shown and a run can be interrupted. Rates and data are traced.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,7 +20,8 @@ from nfd_jax import optimizers, parametrization
 from nfd_jax._errors import finite_float, positive_int
 from nfd_jax._types import Array, Float, PyTree, Scalar
 from nfd_jax.architecture import ResNet, check_resnet
-from nfd_jax.task import Task, check_task
+from nfd_jax.task import Task, check_task, loss_value
+from nfd_jax.trajectory import HeldOut, Trajectory
 
 MEMORY_BUDGET = 2**29  # bytes that members trained side by side may take; more is slower, caches being small
 
@@ -56,31 +57,69 @@ class Settings:
     observe: Observe | None = None
 
 
+class Samples(NamedTuple):
+    """Inputs `(Q, d)`, or their coordinates, and targets `(Q, c)`."""
+
+    inputs: Any
+    targets: Any
+
+
+class Data(NamedTuple):
+    """What a run trains on and is asked about."""
+
+    train: Samples
+    batches: np.ndarray  # (K, B), indices of the samples of every step
+    full_batch: bool  # every step sees all samples, so that its outputs need no evaluation
+    held_out: Samples | None
+    evaluate_at: tuple[int, ...]  # steps, for what is held out, and for all samples where batches are not full
+
+    @property
+    def sets(self) -> tuple[Samples, ...]:
+        """Training samples and, where there are any, held-out ones."""
+        return (self.train,) if self.held_out is None else (self.train, self.held_out)
+
+    def asked(self, step: int) -> tuple[bool, bool]:
+        """Whether the training samples and the held-out ones are to be evaluated before this step."""
+        due, last = step in self.evaluate_at, step == len(self.batches)
+        return (last if self.full_batch else due), (due and self.held_out is not None)
+
+
 class Record(NamedTuple):
-    """What is kept of one step, as seen before its update."""
+    """What is kept of one step, as seen before its update; outputs and loss are those of its batch."""
 
     outputs: Float[Array, "batch outputs"]
     loss: Scalar
     observed: dict[str, Array]
 
 
+class Evaluated(NamedTuple):
+    """Outputs and loss of a set of samples as they stand."""
+
+    outputs: Float[Array, "samples outputs"]
+    loss: Scalar
+
+
+def evaluated(
+    settings: Settings, outputs: Float[Array, "samples outputs"], sets: tuple[Samples, ...]
+) -> tuple[Evaluated, ...]:
+    """Outputs of several sets, one after the other, taken apart."""
+    found, start = [], 0
+    for samples in sets:
+        own = outputs[start : start + len(samples.targets)]
+        found.append(Evaluated(own, loss_value(settings.loss, own, samples.targets)))
+        start += len(own)
+    return tuple(found)
+
+
 class Method(NamedTuple):
     """How a state is trained: hashable functions that the loop compiles.
 
     `step(settings, state, step, rate, inputs, targets) -> (state, Record)`
-    `evaluate(settings, state, step, inputs, targets) -> Record`
+    `evaluate(settings, state, step, sets) -> (Evaluated, ...)`
     """
 
     step: Callable[..., tuple[PyTree, Record]]
-    evaluate: Callable[..., Record]
-
-
-class Run(NamedTuple):
-    """Stacked records; steps along the first axis after that of the members."""
-
-    outputs: np.ndarray
-    loss: np.ndarray
-    observed: dict[str, np.ndarray]
+    evaluate: Callable[..., tuple[Evaluated, ...]]
 
 
 @partial(jax.jit, static_argnames=("function", "settings", "members"), donate_argnames="state")
@@ -93,42 +132,82 @@ def _jitted_step(
 
 @partial(jax.jit, static_argnames=("function", "settings", "members"))
 def _jitted_evaluate(
-    function: Callable, settings: Settings, members: bool, state: PyTree, step: Array, x: Array, y: Array
-) -> Record:
+    function: Callable, settings: Settings, members: bool, state: PyTree, step: Array, sets: tuple[Samples, ...]
+) -> tuple[Evaluated, ...]:
     one = partial(function, settings)
-    return (jax.vmap(one, in_axes=(0, None, None, None)) if members else one)(state, step, x, y)
+    return (jax.vmap(one, in_axes=(0, None, None)) if members else one)(state, step, sets)
+
+
+class Kept(NamedTuple):
+    """What a run has recorded so far, in order."""
+
+    records: list[Record]
+    train: list[Evaluated]
+    held_out: list[Evaluated]
+
+    def trajectory(
+        self, task: Task, data: Data, seeds: tuple[int, ...], arguments: dict[str, Any], *, members: bool
+    ) -> Trajectory:
+        """The finished run; outputs of full batches are those that training saw, and the last evaluation."""
+        axis = 1 if members else 0
+        steps = len(self.records)
+
+        def stack(values: list[np.ndarray]) -> np.ndarray:
+            return np.stack(values, axis)
+
+        seen = [Evaluated(record.outputs, record.loss) for record in self.records] if data.full_batch else []
+        train = [*seen, *self.train]
+        held_out = None
+        if self.held_out:
+            outputs, loss = (stack([getattr(found, name) for found in self.held_out]) for name in Evaluated._fields)
+            held_out = HeldOut(outputs, loss, np.array(data.evaluate_at))
+        return Trajectory(
+            task,
+            outputs=stack([found.outputs for found in train]),
+            loss=stack([found.loss for found in train]),
+            seeds=seeds,
+            settings=arguments,
+            observed={name: stack([r.observed[name] for r in self.records]) for name in self.records[0].observed},
+            steps=np.arange(steps + 1) if data.full_batch else np.array(data.evaluate_at),
+            batch_loss=stack([record.loss for record in self.records]),
+            held_out=held_out,
+        )
 
 
 def run(
     method: Method,
     settings: Settings,
     state: PyTree,
-    inputs: np.ndarray,
-    targets: np.ndarray,
+    data: Data,
     rates: np.ndarray,
     *,
     members: bool,
     progress: tqdm,
-) -> Run:
+) -> Kept:
     """Train for `len(rates)` steps. With `members`, every array of `state` has a leading axis of members.
 
     `state` is given up: its memory is reused. `progress` advances by one a step and once at the end.
     """
-    dtype = jnp.zeros(()).dtype
-    x, y = jnp.asarray(inputs, dtype), jnp.asarray(targets, dtype)
-    records = []
-    for step, rate in enumerate(np.asarray(rates, dtype)):
-        state, record = _jitted_step(method.step, settings, members, state, np.int32(step), rate, x, y)
-        records.append(jax.tree.map(np.asarray, record))
-        with np.errstate(over="ignore"):  # of members about to diverge
-            progress.set_postfix(loss=f"{np.mean(records[-1].loss):.4g}", refresh=False)
+    dtype = np.dtype(jnp.zeros(()).dtype)
+    every = [Samples(*(np.asarray(part, dtype) for part in samples)) for samples in data.sets]
+    kept = Kept([], [], [])
+    for step in range(len(rates) + 1):
+        asked = data.asked(step)
+        sets = tuple(samples for samples, wanted in zip(every, asked, strict=False) if wanted)
+        if sets:
+            found = list(_jitted_evaluate(method.evaluate, settings, members, state, np.int32(step), sets))
+            for place, wanted in zip((kept.train, kept.held_out), asked, strict=True):
+                if wanted:
+                    place.append(jax.tree.map(np.asarray, found.pop(0)))
+        if step < len(rates):
+            batch = (part[data.batches[step]] for part in every[0])
+            rate = np.asarray(rates[step], dtype)
+            state, record = _jitted_step(method.step, settings, members, state, np.int32(step), rate, *batch)
+            kept.records.append(jax.tree.map(np.asarray, record))
+            with np.errstate(over="ignore"):  # of members about to diverge
+                progress.set_postfix(loss=f"{np.mean(kept.records[-1].loss):.4g}", refresh=False)
         progress.update()
-    final = _jitted_evaluate(method.evaluate, settings, members, state, np.int32(len(rates)), x, y)
-    progress.update()
-    axis = 1 if members else 0
-    every = [*records, jax.tree.map(np.asarray, final)]
-    observed = {name: np.stack([r.observed[name] for r in records], axis) for name in records[0].observed}
-    return Run(np.stack([r.outputs for r in every], axis), np.stack([r.loss for r in every], axis), observed)
+    return kept
 
 
 def run_members(
@@ -137,13 +216,12 @@ def run_members(
     create: Callable[[Array], PyTree],
     seeds: tuple[int, ...],
     member_bytes: int,
-    inputs: np.ndarray,
-    targets: np.ndarray,
+    data: Data,
     rates: np.ndarray,
     *,
     description: str,
     progress: bool | None,
-) -> Run:
+) -> Kept:
     """Train one member a seed, as many side by side as `MEMORY_BUDGET` has room for; `create` makes them from keys.
 
     Chunks are of one size, so that they share a compiled program; the last is filled up with members thrown away.
@@ -155,13 +233,8 @@ def run_members(
     with progress_bar(description, chunks * (len(rates) + 1), progress) as bar:
         for start in range(0, len(filled), together):
             state = create(jnp.stack([jax.random.key(seed) for seed in filled[start : start + together]]))
-            runs.append(run(method, settings, state, inputs, targets, rates, members=True, progress=bar))
-
-    def join(arrays: list[np.ndarray]) -> np.ndarray:
-        return np.concatenate(arrays)[: len(seeds)]
-
-    observed = {name: join([r.observed[name] for r in runs]) for name in runs[0].observed}
-    return Run(join([r.outputs for r in runs]), join([r.loss for r in runs]), observed)
+            runs.append(run(method, settings, state, data, rates, members=True, progress=bar))
+    return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(seeds)], *runs)
 
 
 def progress_bar(description: str, total: int, show: bool | None) -> tqdm:
@@ -174,6 +247,7 @@ class Problem(NamedTuple):
     """Validated arguments that every solver shares."""
 
     settings: Settings
+    data: Data
     rates: np.ndarray
     arguments: dict[str, Any]
 
@@ -191,6 +265,7 @@ def prepare(
     momentum: float,
     weight_decay: float,
     observe: Observe | None = None,
+    evaluate_at: Sequence[int] | None = None,
 ) -> Problem:
     """Check the arguments of a run before anything is compiled; `arguments` are those that a record keeps."""
     check_task(task)
@@ -219,5 +294,20 @@ def prepare(
         "richness": richness,
         "momentum": momentum,
         "weight_decay": weight_decay,
+        "batch_size": task.batch_size,
+        "replacement": task.replacement,
+        "batch_seed": task.batch_seed,
     }
-    return Problem(settings, rates, arguments)
+    return Problem(settings, _data(task, steps, evaluate_at), rates, arguments)
+
+
+def _data(task: Task, steps: int, evaluate_at: Sequence[int] | None) -> Data:
+    """The arrays of a task, and when they are evaluated: by default before every step and at the end."""
+    chosen = range(steps + 1) if evaluate_at is None else evaluate_at
+    if isinstance(chosen, str) or not isinstance(chosen, Sequence | np.ndarray):
+        raise TypeError(f"evaluate_at must be a sequence of steps from 0 to {steps}, got {evaluate_at!r}")
+    at = tuple(sorted({positive_int("evaluate_at", step, minimum=0) for step in chosen}))
+    if not at or at[-1] > steps:
+        raise ValueError(f"evaluate_at must be at least one step from 0 to {steps}, got {evaluate_at!r}")
+    held_out = task.held_out and Samples(task.held_out.inputs, task.held_out.targets)
+    return Data(Samples(task.inputs, task.targets), task.batches(steps), task.full_batch, held_out, at)

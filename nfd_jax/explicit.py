@@ -9,7 +9,7 @@ import numpy as np
 from nfd_jax import architecture, optimizers
 from nfd_jax._types import Array, Index, PyTree, Scalar
 from nfd_jax.architecture import Layers
-from nfd_jax.engine import Method, Record, Settings, Sweep
+from nfd_jax.engine import Data, Evaluated, Method, Record, Samples, Settings, Sweep, evaluated
 from nfd_jax.task import loss_gradient, loss_value
 
 
@@ -34,7 +34,7 @@ def start(settings: Settings, layers: Layers) -> State:
 def train_step(
     settings: Settings, state: State, step: Index, rate: Scalar, inputs: Array, targets: Array
 ) -> tuple[State, Record]:
-    """One step of the SGD family on the whole batch; `inputs` carry their factor 1/sqrt(d)."""
+    """One step of the SGD family on a batch; `inputs` carry their factor 1/sqrt(d)."""
     model, branch = settings.model, settings.branch
     found, layers = architecture.forward(model, branch, state.layers, inputs, step, keep=True)
     outputs = found.outputs / settings.richness
@@ -64,22 +64,28 @@ def train_step(
     return State(layers, memory), Record(outputs, loss_value(settings.loss, outputs, targets), observed)
 
 
-def evaluate(settings: Settings, state: State, step: Index, inputs: Array, targets: Array) -> Record:
-    """Outputs and loss as they stand, on queries that are not stored."""
+def evaluate(settings: Settings, state: State, step: Index, sets: tuple[Samples, ...]) -> tuple[Evaluated, ...]:
+    """Outputs and loss as they stand, on queries that are not stored; one block for all sets."""
+    inputs = jnp.concatenate([samples.inputs for samples in sets])
     found, _ = architecture.forward(settings.model, settings.branch, state.layers, inputs, step, keep=False)
-    outputs = found.outputs / settings.richness
-    return Record(outputs, loss_value(settings.loss, outputs, targets), {})
+    return evaluated(settings, found.outputs / settings.richness, sets)
 
 
 EXPLICIT = Method(train_step, evaluate)
 
 
-def input_coordinates(inputs: np.ndarray) -> np.ndarray:
-    """Inputs times 1/sqrt(d), in an orthonormal basis of their span: `(P, rank)`, rank at most min(P, d).
+def in_coordinates(data: Data) -> Data:
+    """The same data with inputs times 1/sqrt(d), in an orthonormal basis of the span of all of them, training and
+    held out: rank coordinates a sample, at most min(samples, d).
 
     A Gaussian input matrix acts on the coordinates as it does on the inputs, in law and under training, so U takes
     n x rank numbers however large d is.
     """
+    inputs = np.concatenate([samples.inputs for samples in data.sets])
     left, singular, _ = np.linalg.svd(inputs / np.sqrt(inputs.shape[1]), full_matrices=False)
     rank = max(1, int(np.sum(singular > singular[0] * max(inputs.shape) * np.finfo(np.float64).eps)))
-    return left[:, :rank] * singular[:rank]
+    coordinates = left[:, :rank] * singular[:rank]
+    count = len(data.train.inputs)
+    train = data.train._replace(inputs=coordinates[:count])
+    held_out = data.held_out and data.held_out._replace(inputs=coordinates[count:])
+    return data._replace(train=train, held_out=held_out)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import partial
 
 import jax
@@ -12,7 +13,7 @@ from nfd_jax import engine, optimizers
 from nfd_jax._errors import one_of, positive_int
 from nfd_jax._types import Key
 from nfd_jax.architecture import Layers, ResNet
-from nfd_jax.explicit import EXPLICIT, State, input_coordinates, start
+from nfd_jax.explicit import EXPLICIT, State, in_coordinates, start
 from nfd_jax.network import HIDDEN_ADDRESS, Shape, plain_layers, revealed
 from nfd_jax.noise import LEVELS, MatchedNoise, matched_level
 from nfd_jax.task import Task
@@ -38,9 +39,10 @@ def solve_limit(
     weight_decay: float = 0.0,
     seed: int = 0,
     observe: engine.Observe | None = None,
+    evaluate_at: Sequence[int] | None = None,
     progress: bool | None = None,
 ) -> Trajectory:
-    """The limit n -> infinity of a depth-muP ResNet under full-batch training, at its depth L.
+    """The limit n -> infinity of a depth-muP ResNet under training, at its depth L.
 
     **Arguments:**
 
@@ -57,6 +59,8 @@ def solve_limit(
     - `momentum`, `weight_decay`: heavy ball; W <- (1 - eta lambda) W.
     - `seed`: of the Monte-Carlo noise. Same seed, same numbers.
     - `observe`: called with a `Sweep` at every training step; the arrays it returns are kept in `observed`.
+    - `evaluate_at`: the steps, 0 to `steps`, at which held-out samples and, with mini-batches, all training samples
+      are evaluated, on queries that are not stored; by default all.
     - `progress`: show a bar; by default on a terminal.
 
     Returns a `Trajectory` without members. Raises ValueError or TypeError for bad arguments before compiling.
@@ -76,18 +80,19 @@ def solve_limit(
         momentum=momentum,
         weight_decay=weight_decay,
         observe=observe,
+        evaluate_at=evaluate_at,
     )
-    inputs = input_coordinates(task.inputs)
-    shape = Shape(int(model.depth), width, inputs.shape[1], task.outputs, steps, task.samples)
-    level = matched_level(width, task.samples, steps, task.outputs, shape.rank) if noise == "matched" else None
+    data = in_coordinates(problem.data)
+    shape = Shape.of(model, data, width)
+    level = None
+    if noise == "matched":
+        level = matched_level(width, shape.batch, shape.steps, shape.outputs, shape.rank, shape.evaluated)
     state = _create(problem.settings, shape, closure == "coupled", level, key)
     with engine.progress_bar(f"{closure} limit", steps + 1, progress) as bar:
-        run = engine.run(
-            EXPLICIT, problem.settings, state, inputs, task.targets, problem.rates, members=False, progress=bar
-        )
+        kept = engine.run(EXPLICIT, problem.settings, state, data, problem.rates, members=False, progress=bar)
     imposed = "plain" if level is None else f"matched: {LEVELS[level].name}"
     arguments = problem.arguments | {"solver": "limit", "particles": width, "closure": closure, "noise": imposed}
-    return Trajectory(task, run.outputs, run.loss, (seed,), arguments, run.observed)
+    return kept.trajectory(task, data, (seed,), arguments, members=False)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))

@@ -158,14 +158,14 @@ class RevealedMatrices(AbstractMatrices):
         opposite: Side,
         layer: Index,
         filled: Index,
-        directions: Vectors,
-        fresh: Vectors,
+        directions: bases.Queries,
+        fresh: bases.Queries,
         moved: bases.Coordinates,
-    ) -> tuple[Vectors, Vectors]:
+    ) -> tuple[bases.Queries, bases.Queries]:
         """Images of new directions under the initial matrix, `Qs <Z, q> + (xi - Qs <Qs, xi>)` where coupled and
         `xi` where not, and the learned drift `Qs moved`: one pass over the opposite side."""
 
-        def one_block(j: Index, carry: tuple[Vectors, Vectors]) -> tuple[Vectors, Vectors]:
+        def one_block(j: Index, carry: tuple[bases.Queries, bases.Queries]) -> tuple[bases.Queries, bases.Queries]:
             images, drift = carry
             queries = bases.read(opposite.queries, layer, j)
             drift = drift + bases.product(moved[j].T, queries)

@@ -14,7 +14,7 @@ from nfd_jax import parametrization as parametrizations
 from nfd_jax._errors import one_of, positive_int, seed_sequence
 from nfd_jax._types import Array, Float, Key
 from nfd_jax.architecture import Layers, ResNet
-from nfd_jax.explicit import EXPLICIT, State, input_coordinates, start
+from nfd_jax.explicit import EXPLICIT, State, in_coordinates, start
 from nfd_jax.matrices import RevealedMatrices
 from nfd_jax.noise import AbstractNoise, PlainNoise
 from nfd_jax.task import Task
@@ -41,6 +41,7 @@ def solve_network(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     observe: engine.Observe | None = None,
+    evaluate_at: Sequence[int] | None = None,
     progress: bool | None = None,
 ) -> Trajectory:
     """Train finite networks without a single n x n array, exact in law at width n.
@@ -71,23 +72,23 @@ def solve_network(
         momentum=momentum,
         weight_decay=weight_decay,
         observe=observe,
+        evaluate_at=evaluate_at,
     )
-    inputs = input_coordinates(task.inputs)
-    shape = Shape(int(model.depth), width, inputs.shape[1], task.outputs, steps, task.samples)
-    run = engine.run_members(
+    data = in_coordinates(problem.data)
+    shape = Shape.of(model, data, width)
+    kept = engine.run_members(
         EXPLICIT,
         problem.settings,
         partial(_create, problem.settings, shape, backward == "tied"),
         members,
         shape.basis_bytes,
-        inputs,
-        task.targets,
+        data,
         problem.rates,
         description=f"{backward} networks, width {width}",
         progress=progress,
     )
     arguments = problem.arguments | {"solver": "network", "width": width, "optimizer": optimizer, "backward": backward}
-    return Trajectory(task, run.outputs, run.loss, members, arguments, run.observed)
+    return kept.trajectory(task, data, members, arguments, members=True)
 
 
 class Shape(NamedTuple):
@@ -99,6 +100,14 @@ class Shape(NamedTuple):
     outputs: int
     steps: int
     batch: int
+    evaluated: int = 0  # samples of one evaluation
+
+    @classmethod
+    def of(cls, model: ResNet, data: engine.Data, width: int) -> Shape:
+        """The shapes of a run at this width; `data` in coordinates."""
+        (steps, batch), (_, rank) = data.batches.shape, data.train.inputs.shape
+        evaluated = sum(len(samples.inputs) for samples in data.sets)
+        return cls(int(model.depth), width, rank, data.train.targets.shape[1], steps, batch, evaluated)
 
     @property
     def basis_bytes(self) -> int:

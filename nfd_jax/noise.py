@@ -84,14 +84,18 @@ LEVELS = (
 )
 
 
-def matched_level(width: int, batch: int, steps: int, initial: int, data: int) -> int | None:
-    """The first level whose constraints up to step `steps` number at most width / 4 - batch, or None (plain).
+def matched_level(
+    width: int, batch: int, steps: int, initial: int, data: int, evaluated: int | None = None
+) -> int | None:
+    """The first level whose constraints up to step `steps` number at most width / 4 - block, or None (plain).
 
-    `initial` counts the readout columns, `data` the rank of h_0.
+    `initial` counts the readout columns, `data` the rank of h_0; the last and largest block is a batch, or the
+    `evaluated` samples that are queried together without being kept.
     """
+    block = max(batch, evaluated or 0)
     for index, level in enumerate(LEVELS):
-        count = initial + data * level.data + batch * steps * len(level.families[0]) + 2 * batch
-        if count + batch <= width / 4:
+        count = initial + data * level.data + batch * steps * len(level.families[0]) + 2 * block
+        if count + block <= width / 4:
             return index
     return None
 

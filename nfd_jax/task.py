@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import InitVar, dataclass, replace
 from typing import Any
 
 import jax
@@ -17,7 +17,7 @@ LOSSES = ("mse", "cross_entropy")
 
 @dataclass(frozen=True, eq=False)
 class Task:
-    """Full-batch supervised learning on P samples.
+    """Supervised learning on P samples, by full batches or mini-batches, with held-out samples to be asked about.
 
     **Arguments:**
 
@@ -26,6 +26,12 @@ class Task:
       probabilities or `(P,)` integer labels 0 to c-1.
     - `loss`: `"mse"`, the mean over the batch of (1/2) |f - y|^2 summed over outputs, or `"cross_entropy"`.
     - `classes`: c for integer labels; by default the largest label + 1, at least 2.
+    - `normalise`: scale every input to |x|^2 = d; inputs are taken as they are otherwise.
+    - `batch_size`: B, samples of one training step; by default all of them. See `minibatches`.
+    - `replacement`: draw every batch anew from all samples. Otherwise batches cut a fresh permutation of the samples
+      every epoch, whose last P mod B are left out.
+    - `batch_seed`: which batches. They are the task's: all members of an ensemble, networks and limits see the same.
+    - `held_out`: another `Task` of the same d, c and loss, whose outputs and loss are recorded along training.
 
     Arrays are kept as float64 numpy; the solvers cast them to their own precision.
     Raises ValueError or TypeError on non-finite data, mismatched lengths and labels outside the classes.
@@ -35,8 +41,13 @@ class Task:
     targets: np.ndarray
     loss: str = "mse"
     classes: int | None = None
+    normalise: InitVar[bool] = False
+    batch_size: int | None = None
+    replacement: bool = False
+    batch_seed: int = 0
+    held_out: Task | None = None
 
-    def __post_init__(self) -> None:
+    def __post_init__(self, normalise: bool) -> None:
         one_of("loss", self.loss, LOSSES)
         inputs = finite_array("inputs", self.inputs, (2,))
         targets = finite_array("targets", self.targets, (1, 2))
@@ -48,8 +59,39 @@ class Task:
             targets = _probabilities(targets, self.classes)
         elif self.classes is not None:
             raise ValueError(f"classes={self.classes} is for loss='cross_entropy' only; leave it out for 'mse'")
-        object.__setattr__(self, "inputs", inputs)
+        object.__setattr__(self, "inputs", _normalised(inputs) if normalise else inputs)
         object.__setattr__(self, "targets", targets.reshape(len(targets), -1))
+        if self.batch_size is not None and positive_int("batch_size", self.batch_size) > len(inputs):
+            raise ValueError(f"batch_size must be at most the {len(inputs)} samples of the task, got {self.batch_size}")
+        positive_int("batch_seed", self.batch_seed, minimum=0)
+        if self.held_out is not None:
+            self._check_held_out(check_task(self.held_out))
+
+    def _check_held_out(self, held_out: Task) -> None:
+        for name in ("dimension", "outputs", "loss"):
+            ours, theirs = getattr(self, name), getattr(held_out, name)
+            if ours != theirs:
+                raise ValueError(f"held_out must have the {name} of the task, {ours!r}, got {theirs!r}")
+
+    def minibatches(self, size: int, *, replacement: bool = False, seed: int = 0) -> Task:
+        """The same task, trained by mini-batches of `size` samples."""
+        return replace(self, batch_size=size, replacement=replacement, batch_seed=seed)
+
+    def holding_out(self, held_out: Task) -> Task:
+        """The same task, with the samples of another to be evaluated along training."""
+        return replace(self, held_out=held_out)
+
+    def batches(self, steps: int) -> np.ndarray:
+        """Indices of the samples of every step, `(steps, B)`; a longer schedule begins as a shorter one."""
+        size = self.batch_size or self.samples
+        if self.full_batch:
+            return np.tile(np.arange(size), (steps, 1))
+        generator = np.random.default_rng(self.batch_seed)
+        if self.replacement:
+            return generator.integers(self.samples, size=(steps, size))
+        each = self.samples // size
+        epochs = [generator.permutation(self.samples)[: each * size] for _ in range(-(-steps // each))]
+        return np.concatenate(epochs).reshape(-1, size)[:steps]
 
     @property
     def samples(self) -> int:
@@ -65,6 +107,19 @@ class Task:
     def outputs(self) -> int:
         """c, the number of network outputs."""
         return self.targets.shape[1]
+
+    @property
+    def full_batch(self) -> bool:
+        """Whether every step trains on all samples, in their order."""
+        return self.batch_size in (None, self.samples) and not self.replacement
+
+
+def _normalised(inputs: np.ndarray) -> np.ndarray:
+    """Rows scaled to |x|^2 = d."""
+    length = np.linalg.norm(inputs, axis=1, keepdims=True)
+    if np.any(length == 0):
+        raise ValueError(f"inputs[{int(np.argmin(length))}] is zero and can't be normalised; leave it out")
+    return inputs * (inputs.shape[1] ** 0.5 / length)
 
 
 def _probabilities(targets: np.ndarray, classes: int | None) -> np.ndarray:

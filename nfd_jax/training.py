@@ -100,6 +100,7 @@ def train_networks(
     richness: float = 1.0,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
+    evaluate_at: Sequence[int] | None = None,
     progress: bool | None = None,
 ) -> Trajectory:
     """Train finite networks by autodiff, one member a seed, side by side in one compiled program.
@@ -108,7 +109,7 @@ def train_networks(
 
     - `task`, `model`: what is learned and by which network; the depth is finite.
     - `width`: n. Memory is about 3 L n^2 numbers a member; members run in chunks of a bounded size.
-    - `steps`, `learning_rate`: full-batch steps, and the width- and depth-free rate eta or an optax schedule.
+    - `steps`, `learning_rate`: training steps, and the width- and depth-free rate eta or an optax schedule.
     - `seeds`: a count S (seeds 0 to S-1) or a sequence of integers.
     - `parametrization`: a row of the exponent table, `"depth_mup"`.
     - `optimizer`: `"sgd"`.
@@ -117,6 +118,8 @@ def train_networks(
     - `train_input`, `train_readout`: whether U and V train as well.
     - `richness`: gamma; outputs are divided by it and rates multiplied by its square. Towards 0 training is lazy.
     - `momentum`, `weight_decay`: heavy ball; W <- (1 - eta lambda) W.
+    - `evaluate_at`: the steps, 0 to `steps`, at which held-out samples and, with mini-batches, all training samples
+      are evaluated; by default all.
     - `progress`: show a bar; by default on a terminal.
 
     Returns a `Trajectory` with one member a seed. A member that diverges is marked, never averaged. Raises ValueError
@@ -138,23 +141,23 @@ def train_networks(
         richness=richness,
         momentum=momentum,
         weight_decay=weight_decay,
+        evaluate_at=evaluate_at,
     )
     copies = 2 if backward == "untied" else 1
     hidden_bytes = copies * 3 * int(model.depth) * width**2 * jnp.zeros(()).dtype.itemsize
-    run = engine.run_members(
+    kept = engine.run_members(
         AUTODIFF,
         problem.settings,
         partial(_create, problem.settings, width, task.dimension, task.outputs, backward == "untied"),
         members,
         hidden_bytes,
-        task.inputs,
-        task.targets,
+        problem.data,
         problem.rates,
         description=f"{backward} networks, width {width}",
         progress=progress,
     )
     arguments = problem.arguments | {"solver": "training", "width": width, "optimizer": optimizer}
-    return Trajectory(task, run.outputs, run.loss, members, {**arguments, "backward": backward})
+    return kept.trajectory(task, problem.data, members, {**arguments, "backward": backward}, members=True)
 
 
 def create_network(
@@ -249,12 +252,12 @@ def train_step(
 
 
 def evaluate(
-    settings: engine.Settings, state: TrainingState, step: Index, inputs: Array, targets: Array
-) -> engine.Record:
+    settings: engine.Settings, state: TrainingState, step: Index, sets: tuple[engine.Samples, ...]
+) -> tuple[engine.Evaluated, ...]:
     """Outputs and loss as they stand."""
     del step
-    outputs = state.network(inputs)
-    return engine.Record(outputs, loss_value(settings.loss, outputs, targets), {})
+    inputs = jnp.concatenate([samples.inputs for samples in sets])
+    return engine.evaluated(settings, state.network(inputs), sets)
 
 
 AUTODIFF = engine.Method(train_step, evaluate)

@@ -17,15 +17,32 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Outputs and loss on the held-out samples of a task: `(S, Q, c)` and `(S,)`, or with a leading axis of members.
+
+    `steps (S,)`: the numbers of updates after which they were taken. Each is exact in law given training up to then;
+    the joint law over several steps is not kept.
+    """
+
+    outputs: np.ndarray
+    loss: np.ndarray
+    steps: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
 class Trajectory:
     """Outputs and loss along training, before the first step and after each one.
 
     - `outputs`: `(steps + 1, P, c)`; with members `(seeds, steps + 1, P, c)`.
-    - `loss`: `(steps + 1,)` or `(seeds, steps + 1)`.
+    - `loss`: `(steps + 1,)` or `(seeds, steps + 1)`, over all samples.
     - `observed`: what the observe function returned at every training step, before its update, stacked:
       `(steps, ...)` or `(seeds, steps, ...)`.
     - `seeds`: the seeds of the members, or the one seed.
     - `settings`: the arguments of the run.
+    - `steps`: the numbers of updates after which outputs and loss were taken: 0 to the last, unless mini-batches
+      were evaluated less often.
+    - `batch_loss`: `(steps,)` or `(seeds, steps)`, the loss over the batch of every step before its update.
+    - `held_out`: outputs and loss on held-out samples, where the task has them.
 
     A diverged member keeps its numbers (non-finite from `diverged_at` on) and is left out of `mean` and
     `standard_error`.
@@ -37,6 +54,13 @@ class Trajectory:
     seeds: tuple[int, ...]
     settings: Mapping[str, Any]
     observed: Mapping[str, np.ndarray] = field(default_factory=dict)
+    steps: np.ndarray = field(default_factory=lambda: np.arange(0))
+    batch_loss: np.ndarray | None = None
+    held_out: HeldOut | None = None
+
+    def __post_init__(self) -> None:
+        if not len(self.steps):
+            object.__setattr__(self, "steps", np.arange(self.loss.shape[-1]))
 
     @property
     def ensemble(self) -> bool:
@@ -47,7 +71,11 @@ class Trajectory:
     def diverged_at(self) -> np.ndarray:
         """First step whose outputs or loss are not finite, -1 for none: `()` or `(seeds,)`."""
         finite = np.isfinite(self.outputs).all(axis=(-1, -2)) & np.isfinite(self.loss)
-        return np.where(finite.all(axis=-1), -1, np.argmin(finite, axis=-1))
+        bad = np.where(finite, np.inf, self.steps).min(axis=-1)
+        if self.batch_loss is not None:
+            batches = np.where(np.isfinite(self.batch_loss), np.inf, np.arange(self.batch_loss.shape[-1]))
+            bad = np.minimum(bad, batches.min(axis=-1))
+        return np.where(np.isinf(bad), -1, bad).astype(int)
 
     @property
     def outcomes(self) -> tuple[Outcome, ...]:
@@ -96,12 +124,19 @@ class Trajectory:
             "diverged_at": (member, self.diverged_at),
             "targets": (("sample", "output"), self.task.targets),
         }
+        coordinates = {"step": self.steps}
+        if self.batch_loss is not None:
+            variables["batch_loss"] = ((*member, "update"), self.batch_loss)
+        if self.held_out is not None:
+            variables["held_out_outputs"] = (
+                (*member, "held_out_step", "held_out_sample", "output"),
+                self.held_out.outputs,
+            )
+            variables["held_out_loss"] = ((*member, "held_out_step"), self.held_out.loss)
+            coordinates["held_out_step"] = self.held_out.steps
         for name, values in self.observed.items():
             axes = tuple(f"{name}_{axis}" for axis in range(values.ndim - len(member) - 1))
             variables[name] = ((*member, "update", *axes), values)
-        coordinates = {"step": np.arange(self.loss.shape[-1])}
-        if self.observed:
-            coordinates["update"] = coordinates["step"][:-1]
         if self.ensemble:
             coordinates["seed"] = np.array(self.seeds)
         attributes = {"settings": json.dumps(dict(self.settings), default=str), "loss_name": self.task.loss}

@@ -4,6 +4,7 @@ import numpy as np
 from scipy.stats import t as student
 from tqdm import tqdm
 
+import nfd_jax as nfd
 from nfd_jax import engine, explicit, training
 from nfd_jax.architecture import Layers
 from nfd_jax.matrices import DenseMatrices
@@ -25,18 +26,20 @@ def prepare(task, model, **options):
     return engine.prepare(task, model, **(defaults | options))
 
 
+def input_coordinates(inputs):
+    """Inputs as the explicit sweeps take them."""
+    samples = engine.Samples(inputs, np.zeros((len(inputs), 1)))
+    batches = np.arange(len(inputs))[None]
+    return explicit.in_coordinates(engine.Data(samples, batches, True, None, (0,))).train.inputs
+
+
 def run(method, problem, state, inputs, targets, *, members=False):
     """Every output of a run from a given state."""
-    return engine.run(
-        method,
-        problem.settings,
-        state,
-        inputs,
-        targets,
-        problem.rates,
-        members=members,
-        progress=tqdm(disable=True),
+    data = problem.data._replace(train=engine.Samples(inputs, targets))
+    kept = engine.run(
+        method, problem.settings, state, data, problem.rates, members=members, progress=tqdm(disable=True)
     )
+    return kept.trajectory(nfd.Task(inputs, targets), data, (0,), {}, members=members)
 
 
 def run_both(problem, network, task):

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import final_state, prepare, run
+from helpers import final_state, input_coordinates, prepare, run
 
 import nfd_jax as nfd
 from nfd_jax import explicit
@@ -62,7 +62,7 @@ def test_rates_of_zero_and_almost_zero(kind):
 def hand_made(layers, task, **options):
     """Outputs before every step of explicit sweeps over layers made by hand, and what was revealed."""
     problem = prepare(task, nfd.ResNet(DEPTH, "tanh"), steps=STEPS, **options)
-    inputs = explicit.input_coordinates(task.inputs)
+    inputs = input_coordinates(task.inputs)
     state = explicit.start(problem.settings, layers)
     state, outputs = final_state(problem, state, inputs, task.targets)
     return outputs, state.layers.hidden
@@ -141,7 +141,7 @@ def in_precision(dtype, rate, targets):
         hidden = RevealedMatrices.create(noise, **size, coupled=True, dtype=np.dtype(dtype))
         layers = Layers(jnp.asarray(ends[:2], dtype), hidden, jnp.asarray(ends[2:], dtype))
         problem = prepare(task, nfd.ResNet(DEPTH, "tanh"), steps=shape.steps, learning_rate=rate)
-        inputs = explicit.input_coordinates(task.inputs).astype(np.float32)
+        inputs = input_coordinates(task.inputs).astype(np.float32)
         found = run(explicit.EXPLICIT, problem, explicit.start(problem.settings, layers), inputs, task.targets)
     assert found.outputs.dtype == dtype
     return found.outputs[..., 0].astype(np.float64)

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import final_state, prepare
+from helpers import final_state, input_coordinates, prepare
 
 import nfd_jax as nfd
 from nfd_jax import explicit
@@ -30,7 +30,7 @@ def trained(coupled, matched, **options):
     key = jax.random.key(0)
     layers = matched_layers(key, shape, coupled, 3) if matched else plain_layers(key, shape, coupled)
     state, _ = final_state(
-        problem, explicit.start(problem.settings, layers), explicit.input_coordinates(inputs), task.targets
+        problem, explicit.start(problem.settings, layers), input_coordinates(inputs), task.targets
     )
     return state.layers.hidden
 

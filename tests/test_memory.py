@@ -9,7 +9,7 @@ import sys
 import jax
 import numpy as np
 import pytest
-from helpers import prepare
+from helpers import input_coordinates, prepare
 
 import nfd_jax as nfd
 from nfd_jax import engine, explicit, limit, network
@@ -25,8 +25,8 @@ def compiled(solver, width):
     rng = np.random.default_rng(0)
     task = nfd.Task(rng.normal(size=(SAMPLES, 3)), np.array([1.0, -1.0]))
     problem = prepare(task, nfd.ResNet(DEPTH, "relu"), steps=STEPS)
-    inputs = explicit.input_coordinates(task.inputs)
-    shape = network.Shape(DEPTH, width, inputs.shape[1], 1, STEPS, SAMPLES)
+    inputs = input_coordinates(task.inputs)
+    shape = network.Shape(DEPTH, width, inputs.shape[1], 1, STEPS, SAMPLES, SAMPLES)
     if solver == "network":
         create, key = functools.partial(network._create, problem.settings, shape, True), jax.random.key(0)[None]
     else:

@@ -74,6 +74,30 @@ def test_law_with_every_layer_trained():
     assert two_sample_p(*run) > SMALLEST
 
 
+@pytest.mark.parametrize("replacement", [False, True])
+def test_law_of_minibatches(replacement):
+    """Queries of changing samples (repeated within a batch, with replacement); evaluations that are not stored, whose
+    law is asked about step by step."""
+    train = nfd.datasets.digits(6, classes=(0, 1, 2), loss="cross_entropy")
+    test = nfd.datasets.digits(3, classes=(0, 1, 2), loss="cross_entropy", split="test")
+    task = train.minibatches(4, replacement=replacement, seed=3).holding_out(test)
+    if replacement:
+        assert min(len(set(batch)) for batch in task.batches(4).tolist()) < 4
+    options = {"width": 32, "steps": 4, "learning_rate": 2.0, "train_input": True, "evaluate_at": (0, 2, 4)}
+    solved, trained = (
+        solver(task, nfd.ResNet(4, "relu"), seeds=seeds, **options)
+        for solver, seeds in ((nfd.solve_network, SOLVED), (nfd.train_networks, TRAINED))
+    )
+    assert solved.outputs.shape == (SEEDS, 3, 6, 3)
+    assert solved.held_out.outputs.shape == (SEEDS, 3, 3, 3)
+    for name in ("outputs", "loss", "batch_loss"):
+        assert two_sample_p(getattr(solved, name), getattr(trained, name)) > SMALLEST
+    assert two_sample_p(solved.held_out.outputs, trained.held_out.outputs) > SMALLEST
+    # another order of the batches is another law
+    other = nfd.solve_network(task.minibatches(4, seed=4), nfd.ResNet(4, "relu"), seeds=SOLVED, **options)
+    assert two_sample_p(other.outputs[:, 1:], trained.outputs[:, 1:]) == SMALLEST
+
+
 # ------------------------------------------------------------------ reproducibility
 
 

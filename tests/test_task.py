@@ -49,3 +49,40 @@ def test_losses(loss):
     gradient = loss_gradient(loss, jnp.asarray(outputs), jnp.asarray(targets))
     by_autodiff = jax.grad(lambda f: loss_value(loss, f, jnp.asarray(targets)))(jnp.asarray(outputs))
     np.testing.assert_allclose(gradient, by_autodiff, rtol=0, atol=1e-15)
+
+
+# ------------------------------------------------------------------ batches and held-out samples
+
+
+def test_every_epoch_is_a_permutation_without_replacement():
+    task = nfd.Task(np.eye(7), np.zeros(7)).minibatches(3, seed=5)
+    batches = task.batches(6)  # three epochs of two batches, one sample left out of each
+    assert batches.shape == (6, 3)
+    for epoch in batches.reshape(3, 6):
+        assert len(set(epoch.tolist())) == 6
+    assert len({tuple(epoch) for epoch in batches.reshape(3, 6)}) == 3
+    np.testing.assert_array_equal(task.batches(4), batches[:4])
+    assert np.any(task.minibatches(3, seed=6).batches(6) != batches)
+
+
+def test_batches_with_replacement_are_uniform():
+    task = nfd.Task(np.eye(4), np.zeros(4)).minibatches(4, replacement=True)
+    batches = task.batches(2500)
+    counts = np.bincount(batches.ravel(), minlength=4)
+    assert np.abs(counts - 2500).max() < 4.5 * (2500 * 0.75) ** 0.5  # binomial, fails once in 36,000 seeds
+    assert max(len(set(batch)) for batch in batches.tolist()) == 4 > min(len(set(b)) for b in batches.tolist())
+
+
+def test_full_batches_keep_the_order():
+    task = nfd.Task(np.eye(3), np.zeros(3))
+    assert task.full_batch
+    assert task.minibatches(3).full_batch
+    np.testing.assert_array_equal(task.minibatches(3).batches(2), [[0, 1, 2]] * 2)
+
+
+def test_normalised_inputs_have_squared_length_d():
+    raw = nfd.Task(INPUTS + 1, np.zeros(3))
+    np.testing.assert_array_equal(raw.inputs, INPUTS + 1)
+    scaled = nfd.Task(INPUTS + 1, np.zeros(3), normalise=True)
+    np.testing.assert_allclose((scaled.inputs**2).sum(1), 2, rtol=1e-15)
+    np.testing.assert_array_equal(scaled.minibatches(2).inputs, scaled.inputs)
