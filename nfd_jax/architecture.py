@@ -19,11 +19,12 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from nfd_jax import activations
 from nfd_jax._errors import finite_float, positive_int
-from nfd_jax._types import Array, Float, Index, PyTree, ScalarFunction
+from nfd_jax._types import Array, Float, Index, PyTree, Scalar, ScalarFunction
 from nfd_jax.basis import product
 from nfd_jax.matrices import AbstractMatrices
 from nfd_jax.noise import BACKWARD, FORWARD
@@ -72,6 +73,19 @@ def check_resnet(model: object, *, finite: bool) -> ResNet:
     return model
 
 
+class Grid(NamedTuple):
+    """The layer-time grid of a network, traced: networks of all depths that their matrices have room for share one
+    compiled program."""
+
+    depth: Index | np.ndarray  # L
+    branch: Scalar | np.ndarray  # b
+
+    @classmethod
+    def of(cls, model: ResNet, branch: float) -> Grid:
+        """The grid of a network of finite depth."""
+        return cls(np.asarray(model.depth, np.int32), np.asarray(branch, jnp.zeros(()).dtype))
+
+
 class Layers(eqx.Module):
     """The state of a network of width n: U as rows `(d, width)`, the hidden matrices, V as rows `(c, width)`."""
 
@@ -96,8 +110,8 @@ class Gradients(NamedTuple):
 
 
 def forward(
-    model: ResNet,
-    branch: float,
+    activation: str | ScalarFunction,
+    grid: Grid,
     layers: Layers,
     inputs: Float[Array, "batch inputs"],
     step: Index,
@@ -108,29 +122,29 @@ def forward(
 
     `keep=False` evaluates without storing the queries: exact in law given the training so far, and no handles.
     """
-    phi, depth, width = model.phi, int(model.depth), layers.readout.shape[1]
+    phi, width = activations.function(activation), layers.readout.shape[1]
     start = product(inputs, layers.input)
-    features = jnp.zeros((depth + 1 if keep else 0, *start.shape), start.dtype)
+    handles = layers.hidden.handles(len(inputs) if keep else 0)
+    features = jnp.zeros((len(handles) + 1 if keep else 0, *start.shape), start.dtype)
     features = features.at[0].set(start) if keep else features
-    handles = layers.hidden.handles(len(inputs)) if keep else jnp.zeros((depth,), start.dtype)
 
     def block(layer: Index, carry: tuple) -> tuple:
         h, features, handles, hidden = carry
         images, handle, hidden = hidden.query(FORWARD, layer, step, phi(h), h, keep=keep)
-        h = h + branch * images
+        h = h + grid.branch * images
         if keep:
             features = lax.dynamic_update_index_in_dim(features, h, layer + 1, axis=0)
             handles = lax.dynamic_update_index_in_dim(handles, handle, layer, axis=0)
         return h, features, handles, hidden
 
-    h, features, handles, hidden = lax.fori_loop(0, depth, block, (start, features, handles, layers.hidden))
+    h, features, handles, hidden = lax.fori_loop(0, grid.depth, block, (start, features, handles, layers.hidden))
     outputs = product(h, layers.readout.T) / width
     return Forward(outputs, features, handles), eqx.tree_at(lambda tree: tree.hidden, layers, hidden)
 
 
 def backward(
-    model: ResNet,
-    branch: float,
+    activation: str | ScalarFunction,
+    grid: Grid,
     layers: Layers,
     inputs: Float[Array, "batch inputs"],
     found: Forward,
@@ -145,29 +159,30 @@ def backward(
     `cotangents` u and `weights` w: for one output u = 1 and w = chi, so that g is the output gradient; for several
     u = chi and w = 1. Either way w_a u_a = chi_a, and the gradients are n times those of the loss.
     """
-    phi_prime, depth = model.phi_prime, int(model.depth)
+    phi_prime = activations.derivative(activation)
     end = product(cotangents, layers.readout)
-    sweep = jnp.zeros((depth + 1 if keep_sweep else 0, *end.shape), end.dtype)
-    sweep = sweep.at[depth].set(end) if keep_sweep else sweep
+    sweep = jnp.zeros((len(found.features) if keep_sweep else 0, *end.shape), end.dtype)
+    sweep = lax.dynamic_update_index_in_dim(sweep, end, grid.depth, axis=0) if keep_sweep else sweep
     zeros = jax.tree.map(jnp.zeros_like, layers.hidden.parameters)
 
     def block(index: Index, carry: tuple) -> tuple:
         g, sweep, gradients, hidden = carry
-        layer = depth - 1 - index
+        layer = grid.depth - 1 - index
         h = lax.dynamic_index_in_dim(found.features, layer, keepdims=False)
         images, handle, hidden = hidden.query(BACKWARD, layer, step, g, h, keep=True)
         forward_handle = lax.dynamic_index_in_dim(found.handles, layer, keepdims=False)
-        gradients = hidden.add_gradient(gradients, layer, branch * handle * weights[None, :], forward_handle)
-        g = g + branch * phi_prime(h) * images
+        gradients = hidden.add_gradient(gradients, layer, grid.branch * handle * weights[None, :], forward_handle)
+        g = g + grid.branch * phi_prime(h) * images
         sweep = lax.dynamic_update_index_in_dim(sweep, g, layer, axis=0) if keep_sweep else sweep
         return g, sweep, gradients, hidden
 
-    start, sweep, hidden_gradients, hidden = lax.fori_loop(0, depth, block, (end, sweep, zeros, layers.hidden))
+    start, sweep, hidden_gradients, hidden = lax.fori_loop(0, grid.depth, block, (end, sweep, zeros, layers.hidden))
     weighted = weights[:, None] * start
+    last = lax.dynamic_index_in_dim(found.features, grid.depth, keepdims=False)
     parameters = {
         "input": product(inputs.T, weighted),
         "hidden": hidden_gradients,
-        "readout": product((weights[:, None] * cotangents).T, found.features[depth]),
+        "readout": product((weights[:, None] * cotangents).T, last),
     }
     layers = eqx.tree_at(lambda tree: tree.hidden, layers, hidden)
     return Gradients(parameters, sweep if keep_sweep else None), layers

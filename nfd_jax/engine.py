@@ -18,8 +18,8 @@ from tqdm import tqdm
 
 from nfd_jax import optimizers, parametrization
 from nfd_jax._errors import finite_float, positive_int
-from nfd_jax._types import Array, Float, PyTree, Scalar
-from nfd_jax.architecture import ResNet, check_resnet
+from nfd_jax._types import Array, Float, PyTree, Scalar, ScalarFunction
+from nfd_jax.architecture import Grid, ResNet, check_resnet
 from nfd_jax.task import Task, check_task, loss_value
 from nfd_jax.trajectory import HeldOut, Trajectory
 
@@ -46,9 +46,8 @@ Observe = Callable[[Sweep], dict[str, Array]]
 class Settings:
     """What a compiled step depends on besides shapes."""
 
-    model: ResNet
+    activation: str | ScalarFunction
     parametrization: str
-    branch: float
     loss: str
     trained: tuple[str, ...]
     richness: float = 1.0
@@ -114,8 +113,8 @@ def evaluated(
 class Method(NamedTuple):
     """How a state is trained: hashable functions that the loop compiles.
 
-    `step(settings, state, step, rate, inputs, targets) -> (state, Record)`
-    `evaluate(settings, state, step, sets) -> (Evaluated, ...)`
+    `step(settings, grid, state, step, rate, inputs, targets) -> (state, Record)`
+    `evaluate(settings, grid, state, step, sets) -> (Evaluated, ...)`
     """
 
     step: Callable[..., tuple[PyTree, Record]]
@@ -124,18 +123,42 @@ class Method(NamedTuple):
 
 @partial(jax.jit, static_argnames=("function", "settings", "members"), donate_argnames="state")
 def _jitted_step(
-    function: Callable, settings: Settings, members: bool, state: PyTree, step: Array, rate: Array, x: Array, y: Array
+    function: Callable,
+    settings: Settings,
+    members: bool,
+    grid: Grid,
+    state: PyTree,
+    step: Array,
+    rate: Array,
+    inputs: Array,
+    targets: Array,
 ) -> tuple[PyTree, Record]:
-    one = partial(function, settings)
-    return (jax.vmap(one, in_axes=(0, None, None, None, None)) if members else one)(state, step, rate, x, y)
+    one = partial(function, settings, grid)
+    return (jax.vmap(one, in_axes=(0, None, None, None, None)) if members else one)(state, step, rate, inputs, targets)
 
 
 @partial(jax.jit, static_argnames=("function", "settings", "members"))
 def _jitted_evaluate(
-    function: Callable, settings: Settings, members: bool, state: PyTree, step: Array, sets: tuple[Samples, ...]
+    function: Callable,
+    settings: Settings,
+    members: bool,
+    grid: Grid,
+    state: PyTree,
+    step: Array,
+    sets: tuple[Samples, ...],
 ) -> tuple[Evaluated, ...]:
-    one = partial(function, settings)
+    one = partial(function, settings, grid)
     return (jax.vmap(one, in_axes=(0, None, None)) if members else one)(state, step, sets)
+
+
+class Problem(NamedTuple):
+    """The validated arguments of a run that every solver shares."""
+
+    settings: Settings
+    grid: Grid
+    data: Data
+    rates: np.ndarray
+    arguments: dict[str, Any]  # what a record keeps
 
 
 class Kept(NamedTuple):
@@ -152,7 +175,7 @@ class Kept(NamedTuple):
         axis = 1 if members else 0
         steps = len(self.records)
 
-        def stack(values: list[np.ndarray]) -> np.ndarray:
+        def stack(values: Sequence[Any]) -> np.ndarray:
             return np.stack(values, axis)
 
         seen = [Evaluated(record.outputs, record.loss) for record in self.records] if data.full_batch else []
@@ -174,35 +197,26 @@ class Kept(NamedTuple):
         )
 
 
-def run(
-    method: Method,
-    settings: Settings,
-    state: PyTree,
-    data: Data,
-    rates: np.ndarray,
-    *,
-    members: bool,
-    progress: tqdm,
-) -> Kept:
-    """Train for `len(rates)` steps. With `members`, every array of `state` has a leading axis of members.
+def run(method: Method, problem: Problem, state: PyTree, *, members: bool, progress: tqdm) -> Kept:
+    """Train for all steps of the problem. With `members`, every array of `state` has a leading axis of members.
 
     `state` is given up: its memory is reused. `progress` advances by one a step and once at the end.
     """
+    settings, data, steps = problem.settings, problem.data, len(problem.rates)
     dtype = np.dtype(jnp.zeros(()).dtype)
     every = [Samples(*(np.asarray(part, dtype) for part in samples)) for samples in data.sets]
     kept = Kept([], [], [])
-    for step in range(len(rates) + 1):
-        asked = data.asked(step)
+    for step in range(steps + 1):
+        now, asked = np.int32(step), data.asked(step)
         sets = tuple(samples for samples, wanted in zip(every, asked, strict=False) if wanted)
         if sets:
-            found = list(_jitted_evaluate(method.evaluate, settings, members, state, np.int32(step), sets))
+            found = list(_jitted_evaluate(method.evaluate, settings, members, problem.grid, state, now, sets))
             for place, wanted in zip((kept.train, kept.held_out), asked, strict=True):
                 if wanted:
                     place.append(jax.tree.map(np.asarray, found.pop(0)))
-        if step < len(rates):
-            batch = (part[data.batches[step]] for part in every[0])
-            rate = np.asarray(rates[step], dtype)
-            state, record = _jitted_step(method.step, settings, members, state, np.int32(step), rate, *batch)
+        if step < steps:
+            rate, batch = np.asarray(problem.rates[step], dtype), (part[data.batches[step]] for part in every[0])
+            state, record = _jitted_step(method.step, settings, members, problem.grid, state, now, rate, *batch)
             kept.records.append(jax.tree.map(np.asarray, record))
             with np.errstate(over="ignore"):  # of members about to diverge
                 progress.set_postfix(loss=f"{np.mean(kept.records[-1].loss):.4g}", refresh=False)
@@ -212,12 +226,10 @@ def run(
 
 def run_members(
     method: Method,
-    settings: Settings,
+    problem: Problem,
     create: Callable[[Array], PyTree],
     seeds: tuple[int, ...],
     member_bytes: int,
-    data: Data,
-    rates: np.ndarray,
     *,
     description: str,
     progress: bool | None,
@@ -230,10 +242,10 @@ def run_members(
     together = -(-len(seeds) // chunks)
     filled = [*seeds, *(seeds[-1:] * (chunks * together - len(seeds)))]
     runs = []
-    with progress_bar(description, chunks * (len(rates) + 1), progress) as bar:
+    with progress_bar(description, chunks * (len(problem.rates) + 1), progress) as bar:
         for start in range(0, len(filled), together):
             state = create(jnp.stack([jax.random.key(seed) for seed in filled[start : start + together]]))
-            runs.append(run(method, settings, state, data, rates, members=True, progress=bar))
+            runs.append(run(method, problem, state, members=True, progress=bar))
     return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(seeds)], *runs)
 
 
@@ -241,15 +253,6 @@ def progress_bar(description: str, total: int, show: bool | None) -> tqdm:
     """A bar that appears after two seconds; `show=None` leaves it out where output is not a terminal."""
     disable = None if show is None else not show
     return tqdm(total=total, desc=description, unit="step", delay=2, leave=False, disable=disable)
-
-
-class Problem(NamedTuple):
-    """Validated arguments that every solver shares."""
-
-    settings: Settings
-    data: Data
-    rates: np.ndarray
-    arguments: dict[str, Any]
 
 
 def prepare(
@@ -267,15 +270,14 @@ def prepare(
     observe: Observe | None = None,
     evaluate_at: Sequence[int] | None = None,
 ) -> Problem:
-    """Check the arguments of a run before anything is compiled; `arguments` are those that a record keeps."""
+    """Check the arguments of a run before anything is compiled."""
     check_task(task)
     check_resnet(model, finite=True)
     rates = optimizers.rates(learning_rate, positive_int("steps", steps))
     trained = {"input": train_input, "hidden": True, "readout": train_readout}
     settings = Settings(
-        model=model,
+        activation=model.activation,
         parametrization=parametrization_name,
-        branch=parametrization.branch_scale(parametrization_name, int(model.depth), model.horizon),
         loss=task.loss,
         trained=tuple(role for role, wanted in trained.items() if wanted),
         richness=finite_float("richness", richness, strict=True),
@@ -298,7 +300,8 @@ def prepare(
         "replacement": task.replacement,
         "batch_seed": task.batch_seed,
     }
-    return Problem(settings, _data(task, steps, evaluate_at), rates, arguments)
+    branch = parametrization.branch_scale(parametrization_name, int(model.depth), model.horizon)
+    return Problem(settings, Grid.of(model, branch), _data(task, steps, evaluate_at), rates, arguments)
 
 
 def _data(task: Task, steps: int, evaluate_at: Sequence[int] | None) -> Data:

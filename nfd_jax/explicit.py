@@ -8,8 +8,8 @@ import numpy as np
 
 from nfd_jax import architecture, optimizers
 from nfd_jax._types import Array, Index, PyTree, Scalar
-from nfd_jax.architecture import Layers
-from nfd_jax.engine import Data, Evaluated, Method, Record, Samples, Settings, Sweep, evaluated
+from nfd_jax.architecture import Grid, Layers
+from nfd_jax.engine import Evaluated, Method, Problem, Record, Samples, Settings, Sweep, evaluated
 from nfd_jax.task import loss_gradient, loss_value
 
 
@@ -32,11 +32,10 @@ def start(settings: Settings, layers: Layers) -> State:
 
 
 def train_step(
-    settings: Settings, state: State, step: Index, rate: Scalar, inputs: Array, targets: Array
+    settings: Settings, grid: Grid, state: State, step: Index, rate: Scalar, inputs: Array, targets: Array
 ) -> tuple[State, Record]:
     """One step of the SGD family on a batch; `inputs` carry their factor 1/sqrt(d)."""
-    model, branch = settings.model, settings.branch
-    found, layers = architecture.forward(model, branch, state.layers, inputs, step, keep=True)
+    found, layers = architecture.forward(settings.activation, grid, state.layers, inputs, step, keep=True)
     outputs = found.outputs / settings.richness
     # rate gamma^2 times the gradient of outputs divided by gamma: one factor gamma is left
     chi = settings.richness * loss_gradient(settings.loss, outputs, targets)
@@ -45,7 +44,7 @@ def train_step(
     cotangents, weights = (jnp.ones_like(chi), chi[:, 0]) if single else (chi, jnp.ones_like(chi[:, 0]))
     keep_sweep = settings.observe is not None
     gradients, layers = architecture.backward(
-        model, branch, layers, inputs, found, cotangents, weights, step, keep_sweep=keep_sweep
+        settings.activation, grid, layers, inputs, found, cotangents, weights, step, keep_sweep=keep_sweep
     )
     observed = {}
     if settings.observe is not None and gradients.sweep is not None:
@@ -64,23 +63,26 @@ def train_step(
     return State(layers, memory), Record(outputs, loss_value(settings.loss, outputs, targets), observed)
 
 
-def evaluate(settings: Settings, state: State, step: Index, sets: tuple[Samples, ...]) -> tuple[Evaluated, ...]:
+def evaluate(
+    settings: Settings, grid: Grid, state: State, step: Index, sets: tuple[Samples, ...]
+) -> tuple[Evaluated, ...]:
     """Outputs and loss as they stand, on queries that are not stored; one block for all sets."""
     inputs = jnp.concatenate([samples.inputs for samples in sets])
-    found, _ = architecture.forward(settings.model, settings.branch, state.layers, inputs, step, keep=False)
+    found, _ = architecture.forward(settings.activation, grid, state.layers, inputs, step, keep=False)
     return evaluated(settings, found.outputs / settings.richness, sets)
 
 
 EXPLICIT = Method(train_step, evaluate)
 
 
-def in_coordinates(data: Data) -> Data:
-    """The same data with inputs times 1/sqrt(d), in an orthonormal basis of the span of all of them, training and
+def in_coordinates(problem: Problem) -> Problem:
+    """The same problem with inputs times 1/sqrt(d), in an orthonormal basis of the span of all of them, training and
     held out: rank coordinates a sample, at most min(samples, d).
 
     A Gaussian input matrix acts on the coordinates as it does on the inputs, in law and under training, so U takes
     n x rank numbers however large d is.
     """
+    data = problem.data
     inputs = np.concatenate([samples.inputs for samples in data.sets])
     left, singular, _ = np.linalg.svd(inputs / np.sqrt(inputs.shape[1]), full_matrices=False)
     rank = max(1, int(np.sum(singular > singular[0] * max(inputs.shape) * np.finfo(np.float64).eps)))
@@ -88,4 +90,4 @@ def in_coordinates(data: Data) -> Data:
     count = len(data.train.inputs)
     train = data.train._replace(inputs=coordinates[:count])
     held_out = data.held_out and data.held_out._replace(inputs=coordinates[count:])
-    return data._replace(train=train, held_out=held_out)
+    return problem._replace(data=data._replace(train=train, held_out=held_out))

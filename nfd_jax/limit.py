@@ -82,17 +82,17 @@ def solve_limit(
         observe=observe,
         evaluate_at=evaluate_at,
     )
-    data = in_coordinates(problem.data)
-    shape = Shape.of(model, data, width)
+    problem = in_coordinates(problem)
+    shape = Shape.of(problem, width, int(model.depth))
     level = None
     if noise == "matched":
         level = matched_level(width, shape.batch, shape.steps, shape.outputs, shape.rank, shape.evaluated)
     state = _create(problem.settings, shape, closure == "coupled", level, key)
     with engine.progress_bar(f"{closure} limit", steps + 1, progress) as bar:
-        kept = engine.run(EXPLICIT, problem.settings, state, data, problem.rates, members=False, progress=bar)
+        kept = engine.run(EXPLICIT, problem, state, members=False, progress=bar)
     imposed = "plain" if level is None else f"matched: {LEVELS[level].name}"
     arguments = problem.arguments | {"solver": "limit", "particles": width, "closure": closure, "noise": imposed}
-    return kept.trajectory(task, data, (seed,), arguments, members=False)
+    return kept.trajectory(task, problem.data, (seed,), arguments, members=False)
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 3))
@@ -101,7 +101,7 @@ def _create(settings: engine.Settings, shape: Shape, coupled: bool, level: int |
     return start(settings, layers)
 
 
-def matched_layers(key: Key, shape: Shape, coupled: bool, level: int) -> Layers:
+def matched_layers(key: Key, shape: Shape, coupled: bool, level: int, refinement: int = 1) -> Layers:
     """Layers of matched noise: the rows of U and V orthonormal too, so that <h_0, h_0> is exact and <V, h_0> = 0."""
     plain = plain_layers(key, shape, coupled)
     rows = jnp.concatenate([plain.readout, plain.input])
@@ -109,6 +109,6 @@ def matched_layers(key: Key, shape: Shape, coupled: bool, level: int) -> Layers:
     readout, first = rows[: shape.outputs], rows[shape.outputs :]
     known = rows if LEVELS[level].data else readout
     source = MatchedNoise.create(
-        jax.random.fold_in(key, HIDDEN_ADDRESS), level, known, shape.depth, shape.steps, shape.batch
+        jax.random.fold_in(key, HIDDEN_ADDRESS), level, known, shape.depth, shape.steps, shape.batch, refinement
     )
     return Layers(first, revealed(source, shape, coupled, rows.dtype), readout)

@@ -74,21 +74,19 @@ def solve_network(
         observe=observe,
         evaluate_at=evaluate_at,
     )
-    data = in_coordinates(problem.data)
-    shape = Shape.of(model, data, width)
+    problem = in_coordinates(problem)
+    shape = Shape.of(problem, width, int(model.depth))
     kept = engine.run_members(
         EXPLICIT,
-        problem.settings,
+        problem,
         partial(_create, problem.settings, shape, backward == "tied"),
         members,
         shape.basis_bytes,
-        data,
-        problem.rates,
         description=f"{backward} networks, width {width}",
         progress=progress,
     )
     arguments = problem.arguments | {"solver": "network", "width": width, "optimizer": optimizer, "backward": backward}
-    return kept.trajectory(task, data, members, arguments, members=True)
+    return kept.trajectory(task, problem.data, members, arguments, members=True)
 
 
 class Shape(NamedTuple):
@@ -103,11 +101,12 @@ class Shape(NamedTuple):
     evaluated: int = 0  # samples of one evaluation
 
     @classmethod
-    def of(cls, model: ResNet, data: engine.Data, width: int) -> Shape:
-        """The shapes of a run at this width; `data` in coordinates."""
+    def of(cls, problem: engine.Problem, width: int, depth: int) -> Shape:
+        """The shapes of a run at this width, with room for `depth` blocks; inputs in coordinates."""
+        data = problem.data
         (steps, batch), (_, rank) = data.batches.shape, data.train.inputs.shape
         evaluated = sum(len(samples.inputs) for samples in data.sets)
-        return cls(int(model.depth), width, rank, data.train.targets.shape[1], steps, batch, evaluated)
+        return cls(depth, width, rank, data.train.targets.shape[1], steps, batch, evaluated)
 
     @property
     def basis_bytes(self) -> int:
@@ -120,13 +119,13 @@ def _create(settings: engine.Settings, shape: Shape, tied: bool, keys: Array) ->
     return jax.vmap(lambda key: start(settings, plain_layers(key, shape, tied)))(keys)
 
 
-def plain_layers(key: Key, shape: Shape, coupled: bool) -> Layers:
+def plain_layers(key: Key, shape: Shape, coupled: bool, refinement: int = 1) -> Layers:
     """U, V and hidden matrices of the exact law of a network, before training."""
 
     def rows(address: int, count: int) -> Float[Array, "rows width"]:
         return jax.random.normal(jax.random.fold_in(key, address), (count, shape.width), jnp.zeros(()).dtype)
 
-    source = PlainNoise(jax.random.fold_in(key, HIDDEN_ADDRESS))
+    source = PlainNoise(jax.random.fold_in(key, HIDDEN_ADDRESS), refinement)
     first, readout = rows(INPUT_ADDRESS, shape.rank), rows(READOUT_ADDRESS, shape.outputs)
     return Layers(first, revealed(source, shape, coupled, readout.dtype), readout)
 

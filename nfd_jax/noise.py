@@ -1,6 +1,8 @@
 """The fresh Gaussian part of a revealed image: plain, or matched to what every particle already knows.
 
-Every draw is addressed by (seed, direction, layer, step), never by call order.
+Every draw is addressed by (seed, direction, layer, step), never by call order. Layers are counted on a grid that may
+be finer than the network's: the noise of a block is then the scaled sum over the finer blocks that it stands for, so
+that networks of different depths follow one Brownian path.
 
 Matched noise (theory section 4) is a property of the limit solver. In the limit the fresh part of an image has no
 empirical correlation with anything revealed before; imposing that exactly, for linear functions, keeps the limit
@@ -15,6 +17,7 @@ from typing import NamedTuple
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from nfd_jax import basis as bases
 from nfd_jax._types import Array, Float, Index, Key, Vectors
@@ -39,19 +42,29 @@ class PlainNoise(AbstractNoise):
     """Independent standard Gaussians: the exact law of a Gaussian matrix."""
 
     key: Key
+    refinement: int = eqx.field(static=True, default=1)
 
     def draw(
         self, direction: int, layer: Index, step: Index, directions: Vectors, features: Vectors, *, keep: bool
     ) -> tuple[Vectors, PlainNoise]:
         del features, keep
-        return gaussians(self.key, direction, layer, step, directions), self
+        return gaussians(self.key, direction, layer, step, directions, self.refinement), self
 
 
-def gaussians(key: Key, direction: int, layer: Index, step: Index, like: Vectors) -> Vectors:
+def gaussians(key: Key, direction: int, layer: Index, step: Index, like: Vectors, refinement: int = 1) -> Vectors:
     """Standard normals of the shape of `like`, addressed by direction, layer and step."""
-    for address in (direction, layer, step):
-        key = jax.random.fold_in(key, address)
-    return jax.random.normal(key, like.shape, like.dtype)
+
+    def one_block(layer: Index) -> Vectors:
+        address = key
+        for part in (direction, layer, step):
+            address = jax.random.fold_in(address, part)
+        return jax.random.normal(address, like.shape, like.dtype)
+
+    if refinement == 1:
+        return one_block(layer)
+    first = layer * refinement
+    total = lax.fori_loop(0, refinement, lambda j, total: total + one_block(first + j), jnp.zeros_like(like))
+    return total / refinement**0.5
 
 
 class Family(NamedTuple):
@@ -111,10 +124,18 @@ class MatchedNoise(AbstractNoise):
     known: tuple[bases.Basis, ...]
     offset: int = eqx.field(static=True)  # blocks taken by the initial vectors
     level: int = eqx.field(static=True)
+    refinement: int = eqx.field(static=True, default=1)
 
     @classmethod
     def create(
-        cls, key: Key, level: int, initial: Float[Array, "count width"], depth: int, steps: int, batch: int
+        cls,
+        key: Key,
+        level: int,
+        initial: Float[Array, "count width"],
+        depth: int,
+        steps: int,
+        batch: int,
+        refinement: int = 1,
     ) -> MatchedNoise:
         """Room for `steps` steps; `initial` are orthonormal rows known to every block from the start."""
         count, width = initial.shape
@@ -125,7 +146,7 @@ class MatchedNoise(AbstractNoise):
             jnp.concatenate([start, bases.empty(depth, steps * len(own), batch, width, initial.dtype)], axis=1)
             for own in LEVELS[level].families
         )
-        return cls(key, known, offset, level)
+        return cls(key, known, offset, level, refinement)
 
     def _slot(self, which: int, family: Family, step: Index) -> Index:
         families = LEVELS[self.level].families[which]
@@ -145,7 +166,7 @@ class MatchedNoise(AbstractNoise):
         # The query is kept, so its new part is split with care. One projection does for the fresh part, far from what
         # is known, and for the input, which counts only where it is.
         current = bases.reveal(known[own], layer, filled, directions).directions
-        rest = jnp.concatenate([features, gaussians(self.key, direction, layer, step, directions)])
+        rest = jnp.concatenate([features, gaussians(self.key, direction, layer, step, directions, self.refinement)])
         if keep:  # write, then read: the other order makes the compiler copy whole bases
             known[own] = bases.write(known[own], layer, filled, current)
             _, rest = bases.project(known[own], layer, filled + 1, rest)
@@ -167,4 +188,4 @@ class MatchedNoise(AbstractNoise):
             slot = self._slot(other, query, step)
             found = bases.reveal(known[other], layer, slot, directions).directions
             known[other] = bases.write(known[other], layer, slot, found)
-        return fresh, MatchedNoise(self.key, tuple(known), self.offset, self.level)
+        return fresh, MatchedNoise(self.key, tuple(known), self.offset, self.level, self.refinement)

@@ -18,7 +18,7 @@ from nfd_jax import engine, optimizers
 from nfd_jax import parametrization as parametrizations
 from nfd_jax._errors import one_of, positive_int, seed_sequence
 from nfd_jax._types import Array, Float, Index, Key, PyTree, Scalar
-from nfd_jax.architecture import ResNet
+from nfd_jax.architecture import Grid, ResNet
 from nfd_jax.network import BACKWARDS
 from nfd_jax.parametrization import Role
 from nfd_jax.task import Task, loss_value
@@ -145,14 +145,14 @@ def train_networks(
     )
     copies = 2 if backward == "untied" else 1
     hidden_bytes = copies * 3 * int(model.depth) * width**2 * jnp.zeros(()).dtype.itemsize
+    sizes = width, task.dimension, task.outputs
+    branch = parametrizations.branch_scale(parametrization, int(model.depth), model.horizon)
     kept = engine.run_members(
         AUTODIFF,
-        problem.settings,
-        partial(_create, problem.settings, width, task.dimension, task.outputs, backward == "untied"),
+        problem,
+        partial(_create, problem.settings, model, branch, *sizes, backward == "untied"),
         members,
         hidden_bytes,
-        problem.data,
-        problem.rates,
         description=f"{backward} networks, width {width}",
         progress=progress,
     )
@@ -201,13 +201,19 @@ def _with(network: ResidualNetwork, parameters: dict[str, PyTree]) -> ResidualNe
     )
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3, 4))
+@partial(jax.jit, static_argnums=range(7))
 def _create(
-    settings: engine.Settings, width: int, dimension: int, outputs: int, untied: bool, keys: Array
+    settings: engine.Settings,
+    model: ResNet,
+    branch: float,
+    width: int,
+    dimension: int,
+    outputs: int,
+    untied: bool,
+    keys: Array,
 ) -> TrainingState:
     def one(key: Key) -> TrainingState:
-        model, branch, richness = settings.model, settings.branch, settings.richness
-        network = create_network(key, model, branch, width, dimension, outputs, untied, richness)
+        network = create_network(key, model, branch, width, dimension, outputs, untied, settings.richness)
         return start(settings, network)
 
     return jax.vmap(one)(keys)
@@ -221,6 +227,7 @@ def start(settings: engine.Settings, network: ResidualNetwork) -> TrainingState:
 
 def train_step(
     settings: engine.Settings,
+    grid: Grid,
     state: TrainingState,
     step: Index,
     rate: Scalar,
@@ -228,7 +235,7 @@ def train_step(
     targets: Array,
 ) -> tuple[TrainingState, engine.Record]:
     """One step: the loss gradient by autodiff, the rate factors of the parametrization, and the optimizer."""
-    del step
+    del grid, step
 
     def objective(parameters: dict[str, PyTree]) -> tuple[Scalar, Array]:
         outputs = _with(state.network, parameters)(inputs)
@@ -240,7 +247,7 @@ def train_step(
     for role in Role:
         if role.value in gradients:
             scale = parametrizations.scale(
-                settings.parametrization, role, width=width, depth=int(settings.model.depth), dimension=dimension
+                settings.parametrization, role, width=width, depth=len(state.network.hidden), dimension=dimension
             )
             gradients[role.value] = jax.tree.map(
                 lambda g, factor=settings.richness**2 * scale.rate: factor * g, gradients[role.value]
@@ -252,10 +259,10 @@ def train_step(
 
 
 def evaluate(
-    settings: engine.Settings, state: TrainingState, step: Index, sets: tuple[engine.Samples, ...]
+    settings: engine.Settings, grid: Grid, state: TrainingState, step: Index, sets: tuple[engine.Samples, ...]
 ) -> tuple[engine.Evaluated, ...]:
     """Outputs and loss as they stand."""
-    del step
+    del grid, step
     inputs = jnp.concatenate([samples.inputs for samples in sets])
     return engine.evaluated(settings, state.network(inputs), sets)
 

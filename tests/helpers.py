@@ -28,17 +28,14 @@ def prepare(task, model, **options):
 
 def input_coordinates(inputs):
     """Inputs as the explicit sweeps take them."""
-    samples = engine.Samples(inputs, np.zeros((len(inputs), 1)))
-    batches = np.arange(len(inputs))[None]
-    return explicit.in_coordinates(engine.Data(samples, batches, True, None, (0,))).train.inputs
+    problem = prepare(nfd.Task(inputs, np.zeros(len(inputs))), nfd.ResNet(1))
+    return explicit.in_coordinates(problem).data.train.inputs
 
 
 def run(method, problem, state, inputs, targets, *, members=False):
     """Every output of a run from a given state."""
     data = problem.data._replace(train=engine.Samples(inputs, targets))
-    kept = engine.run(
-        method, problem.settings, state, data, problem.rates, members=members, progress=tqdm(disable=True)
-    )
+    kept = engine.run(method, problem._replace(data=data), state, members=members, progress=tqdm(disable=True))
     return kept.trajectory(nfd.Task(inputs, targets), data, (0,), {}, members=members)
 
 
@@ -69,6 +66,7 @@ def final_state(problem, state, inputs, targets):
             explicit.EXPLICIT.step,
             problem.settings,
             False,
+            problem.grid,
             state,
             np.int32(step),
             rate.astype(inputs.dtype),

@@ -30,7 +30,7 @@ def both(task, activation, untied, **options):
     network = training.create_network(
         jax.random.key(1),
         model,
-        problem.settings.branch,
+        float(problem.grid.branch),
         WIDTH,
         task.dimension,
         task.outputs,
@@ -145,7 +145,7 @@ def test_evaluation_leaves_no_trace():
 
     @partial(jax.jit, static_argnums=1)
     def forward(layers, keep):
-        return architecture.forward(model, problem.settings.branch, layers, x, step, keep=keep)
+        return architecture.forward(model.activation, problem.grid, layers, x, step, keep=keep)
 
     kept, _ = forward(layers, True)
     passed, after = forward(layers, False)

@@ -34,7 +34,7 @@ def compiled(solver, width):
         level = {"limit": 0, "limit, few constraints": len(LEVELS) - 1}[solver]
         create, key = functools.partial(limit._create, problem.settings, shape, True, level), jax.random.key(0)
     state = jax.eval_shape(create, key)
-    arguments = (state, np.int32(0), np.float64(0.5), inputs, task.targets)
+    arguments = (problem.grid, state, np.int32(0), np.float64(0.5), inputs, task.targets)
     lowered = engine._jitted_step.lower(explicit.EXPLICIT.step, problem.settings, solver == "network", *arguments)
     return lowered.compile()
 
