@@ -15,6 +15,7 @@ class Outcome(enum.Enum):
     """How one member of a run ended; the value is the message a user reads."""
 
     OK = "finished with finite outputs"
+    TOLERANCE_NOT_MET = "stopped at its budget short of the tolerance; the error bars hold: raise budget or tolerance"
     DIVERGED = "diverged: outputs or loss left the finite numbers; lower the learning rate"
 
 

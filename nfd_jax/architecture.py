@@ -81,9 +81,9 @@ class Grid(NamedTuple):
     branch: Scalar | np.ndarray  # b
 
     @classmethod
-    def of(cls, model: ResNet, branch: float) -> Grid:
+    def of(cls, depth: int, branch: float) -> Grid:
         """The grid of a network of finite depth."""
-        return cls(np.asarray(model.depth, np.int32), np.asarray(branch, jnp.zeros(()).dtype))
+        return cls(np.asarray(depth, np.int32), np.asarray(branch, jnp.zeros(()).dtype))
 
 
 class Layers(eqx.Module):

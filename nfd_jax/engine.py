@@ -6,6 +6,7 @@ between which progress is shown and a run can be interrupted. Rates and data are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -259,6 +260,7 @@ def prepare(
     task: Task,
     model: ResNet,
     *,
+    finite: bool = True,
     steps: int,
     learning_rate: optimizers.Rate,
     parametrization_name: str = "depth_mup",
@@ -272,7 +274,7 @@ def prepare(
 ) -> Problem:
     """Check the arguments of a run before anything is compiled."""
     check_task(task)
-    check_resnet(model, finite=True)
+    check_resnet(model, finite=finite)
     rates = optimizers.rates(learning_rate, positive_int("steps", steps))
     trained = {"input": train_input, "hidden": True, "readout": train_readout}
     settings = Settings(
@@ -300,8 +302,9 @@ def prepare(
         "replacement": task.replacement,
         "batch_seed": task.batch_seed,
     }
-    branch = parametrization.branch_scale(parametrization_name, int(model.depth), model.horizon)
-    return Problem(settings, Grid.of(model, branch), _data(task, steps, evaluate_at), rates, arguments)
+    depth = 1 if model.depth == math.inf else int(model.depth)  # an infinite one is approached later
+    branch = parametrization.branch_scale(parametrization_name, depth, model.horizon)
+    return Problem(settings, Grid.of(depth, branch), _data(task, steps, evaluate_at), rates, arguments)
 
 
 def _data(task: Task, steps: int, evaluate_at: Sequence[int] | None) -> Data:

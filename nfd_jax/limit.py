@@ -1,26 +1,23 @@
-"""solve_limit: the infinite-width limit by interacting particles, in either closure (theory sections 3 and 4)."""
+"""solve_limit: the infinite-width limit, in either closure, as one solution or as an estimate with error bars."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from functools import partial
 
 import jax
-import jax.numpy as jnp
 
-from nfd_jax import basis as bases
-from nfd_jax import engine, optimizers
-from nfd_jax._errors import one_of, positive_int
-from nfd_jax._types import Key
-from nfd_jax.architecture import Layers, ResNet
-from nfd_jax.explicit import EXPLICIT, State, in_coordinates, start
-from nfd_jax.network import HIDDEN_ADDRESS, Shape, plain_layers, revealed
-from nfd_jax.noise import LEVELS, MatchedNoise, matched_level
+from nfd_jax import engine, multilevel, optimizers
+from nfd_jax._errors import finite_float, one_of, positive_int
+from nfd_jax.architecture import ResNet, check_resnet
+from nfd_jax.explicit import in_coordinates
+from nfd_jax.particles import System
 from nfd_jax.task import Task
 from nfd_jax.trajectory import Trajectory
 
 CLOSURES = ("coupled", "decoupled")
 NOISES = ("matched", "plain")
+PARTICLES = 4096  # of one solution, unasked
 
 
 def solve_limit(
@@ -29,7 +26,7 @@ def solve_limit(
     *,
     steps: int = 10,
     learning_rate: optimizers.Rate = 0.5,
-    particles: int = 4096,
+    particles: int | None = None,
     closure: str = "coupled",
     noise: str = "matched",
     train_input: bool = False,
@@ -38,17 +35,23 @@ def solve_limit(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     seed: int = 0,
+    tolerance: float | None = None,
+    budget: float = 600.0,
     observe: engine.Observe | None = None,
     evaluate_at: Sequence[int] | None = None,
     progress: bool | None = None,
 ) -> Trajectory:
-    """The limit n -> infinity of a depth-muP ResNet under training, at its depth L.
+    """The limit n -> infinity of a depth-muP ResNet under training.
+
+    At a finite depth L this is one solution by Monte Carlo. With a `tolerance`, or at `depth=math.inf`, it is an
+    estimate from many of them, with error bars in `errors` (`nfd_jax.multilevel` says how).
 
     **Arguments:**
 
     - `task`, `model`: what is learned and by which network.
     - `steps`, `learning_rate`: training steps, and the width- and depth-free rate eta or an optax schedule.
-    - `particles`: n, neurons of the Monte-Carlo system. Cost grows as n L (steps P)^2, memory as n L steps P.
+    - `particles`: n, neurons of the Monte-Carlo system: 4,096 unless given, or as many as an estimate needs.
+      Cost grows as n L (steps B)^2, memory as n L steps B.
     - `closure`: `"coupled"` keeps the weight-reuse responses A and B, the limit of the ordinary network;
       `"decoupled"` drops them: Neural Feature Dynamics, the limit of a network whose backward pass uses an
       independent copy of each hidden matrix.
@@ -58,6 +61,8 @@ def solve_limit(
     - `richness`: gamma; outputs are divided by it and rates multiplied by its square. Towards 0 training is lazy.
     - `momentum`, `weight_decay`: heavy ball; W <- (1 - eta lambda) W.
     - `seed`: of the Monte-Carlo noise. Same seed, same numbers.
+    - `tolerance`: the 95 % half-width of every loss along training is to be at most so many times that loss.
+    - `budget`: seconds after which an estimate ends as it is, with its honest error bars and an outcome that says so.
     - `observe`: called with a `Sweep` at every training step; the arrays it returns are kept in `observed`.
     - `evaluate_at`: the steps, 0 to `steps`, at which held-out samples and, with mini-batches, all training samples
       are evaluated, on queries that are not stored; by default all.
@@ -67,11 +72,22 @@ def solve_limit(
     """
     one_of("closure", closure, CLOSURES)
     one_of("noise", noise, NOISES)
-    width = positive_int("particles", particles)
-    key = jax.random.key(positive_int("seed", seed, minimum=0))
+    particles = None if particles is None else positive_int("particles", particles)
+    positive_int("seed", seed, minimum=0)
+    with_errors = tolerance is not None or check_resnet(model, finite=False).depth == math.inf
+    if tolerance is not None:
+        finite_float("tolerance", tolerance, strict=True)
+    finite_float("budget", budget, strict=True)
+    if with_errors and observe is not None:
+        raise ValueError(
+            "observe sees one solution, not an estimate: give ResNet a finite depth and leave out tolerance"
+        )
+    if with_errors and particles is not None and particles < 8:
+        raise ValueError(f"particles must be at least 8 for error bars, which compare n with n / 4; got {particles}")
     problem = engine.prepare(
         task,
         model,
+        finite=False,
         steps=steps,
         learning_rate=learning_rate,
         train_input=train_input,
@@ -82,33 +98,24 @@ def solve_limit(
         observe=observe,
         evaluate_at=evaluate_at,
     )
-    problem = in_coordinates(problem)
-    shape = Shape.of(problem, width, int(model.depth))
-    level = None
-    if noise == "matched":
-        level = matched_level(width, shape.batch, shape.steps, shape.outputs, shape.rank, shape.evaluated)
-    state = _create(problem.settings, shape, closure == "coupled", level, key)
+    system = System(model, in_coordinates(problem), closure == "coupled", noise == "matched")
+    arguments = problem.arguments | {"solver": "limit", "closure": closure}
+    if with_errors:
+        return multilevel.estimate(
+            system,
+            task,
+            model.depth,
+            particles=particles,
+            seed=seed,
+            tolerance=tolerance,
+            budget=budget,
+            arguments=arguments,
+            progress=progress,
+        )
+    particles = particles or PARTICLES
     with engine.progress_bar(f"{closure} limit", steps + 1, progress) as bar:
-        kept = engine.run(EXPLICIT, problem, state, members=False, progress=bar)
-    imposed = "plain" if level is None else f"matched: {LEVELS[level].name}"
-    arguments = problem.arguments | {"solver": "limit", "particles": width, "closure": closure, "noise": imposed}
-    return kept.trajectory(task, problem.data, (seed,), arguments, members=False)
-
-
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _create(settings: engine.Settings, shape: Shape, coupled: bool, level: int | None, key: Key) -> State:
-    layers = plain_layers(key, shape, coupled) if level is None else matched_layers(key, shape, coupled, level)
-    return start(settings, layers)
-
-
-def matched_layers(key: Key, shape: Shape, coupled: bool, level: int, refinement: int = 1) -> Layers:
-    """Layers of matched noise: the rows of U and V orthonormal too, so that <h_0, h_0> is exact and <V, h_0> = 0."""
-    plain = plain_layers(key, shape, coupled)
-    rows = jnp.concatenate([plain.readout, plain.input])
-    rows = bases.orthonormalise(rows, jnp.zeros_like(rows[:, 0])).directions
-    readout, first = rows[: shape.outputs], rows[shape.outputs :]
-    known = rows if LEVELS[level].data else readout
-    source = MatchedNoise.create(
-        jax.random.fold_in(key, HIDDEN_ADDRESS), level, known, shape.depth, shape.steps, shape.batch, refinement
-    )
-    return Layers(first, revealed(source, shape, coupled, rows.dtype), readout)
+        kept = system.solve(
+            jax.random.key(seed), particles, int(model.depth), level=system.level(particles), progress=bar
+        )
+    arguments |= {"particles": particles, "noise": system.noise_name(particles)}
+    return kept.trajectory(task, system.problem.data, (seed,), arguments, members=False)

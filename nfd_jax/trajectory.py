@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,24 @@ from nfd_jax.task import Task
 
 if TYPE_CHECKING:
     import xarray as xr
+
+
+class ErrorBars(NamedTuple):
+    """What an estimate may be off by; arrays of its shape.
+
+    - `standard_error`: of the Monte-Carlo average.
+    - `discretisation_error`: a bound on what is left of the finite depth, for the limit of infinite depth.
+    - `quantile`: of Student's distribution, for 95 % and the degrees of freedom that there were.
+    """
+
+    standard_error: np.ndarray
+    discretisation_error: np.ndarray
+    quantile: np.ndarray
+
+    @property
+    def half_width(self) -> np.ndarray:
+        """Half the width of the 95 % interval."""
+        return self.quantile * self.standard_error + self.discretisation_error
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,6 +61,9 @@ class Trajectory:
       were evaluated less often.
     - `batch_loss`: `(steps,)` or `(seeds, steps)`, the loss over the batch of every step before its update.
     - `held_out`: outputs and loss on held-out samples, where the task has them.
+    - `errors`: the error bars of an estimate of a limit, by quantity: `outputs`, `loss`, `batch_loss`,
+      `held_out_outputs`, `held_out_loss`. A single solution has none, and an ensemble its spread.
+    - `tolerance_met`: whether an estimate to a tolerance ended within it.
 
     A diverged member keeps its numbers (non-finite from `diverged_at` on) and is left out of `mean` and
     `standard_error`.
@@ -57,6 +78,8 @@ class Trajectory:
     steps: np.ndarray = field(default_factory=lambda: np.arange(0))
     batch_loss: np.ndarray | None = None
     held_out: HeldOut | None = None
+    errors: Mapping[str, ErrorBars] = field(default_factory=dict)
+    tolerance_met: bool | None = None
 
     def __post_init__(self) -> None:
         if not len(self.steps):
@@ -80,6 +103,8 @@ class Trajectory:
     @property
     def outcomes(self) -> tuple[Outcome, ...]:
         """One outcome a member."""
+        if self.tolerance_met is False and self.diverged_at < 0:
+            return (Outcome.TOLERANCE_NOT_MET,)
         return tuple(Outcome.OK if at < 0 else Outcome.DIVERGED for at in np.atleast_1d(self.diverged_at))
 
     def _good(self, values: np.ndarray) -> np.ndarray:
@@ -96,7 +121,9 @@ class Trajectory:
             return good.mean(axis=0)
 
     def standard_error(self, name: str = "outputs") -> np.ndarray:
-        """Standard error of `mean`; NaN for fewer than two members left."""
+        """Standard error of `mean`, NaN for fewer than two members left; of an estimate, its own."""
+        if name in self.errors:
+            return self.errors[name].standard_error
         good = self._good(getattr(self, name))
         if len(good) < 2:
             return np.full(getattr(self, name).shape[1:], np.nan)
@@ -106,6 +133,10 @@ class Trajectory:
     def summary(self) -> str:
         """One line on how the run ended."""
         bad = [seed for seed, at in zip(self.seeds, np.atleast_1d(self.diverged_at), strict=True) if at >= 0]
+        if not bad and self.errors:
+            return (
+                f"{self.outcomes[0].value}; final loss {self.loss[-1]:.5g} ± {self.errors['loss'].half_width[-1]:.2g}"
+            )
         if not bad:
             return f"{len(self.seeds)} of {len(self.seeds)} members {Outcome.OK.value}"
         return f"{len(bad)} of {len(self.seeds)} members {Outcome.DIVERGED.value} (seeds {bad})"
@@ -139,6 +170,9 @@ class Trajectory:
             variables[name] = ((*member, "update", *axes), values)
         if self.ensemble:
             coordinates["seed"] = np.array(self.seeds)
+        for name, bars in self.errors.items():
+            for kind in ("standard_error", "discretisation_error", "half_width"):
+                variables[f"{name}_{kind}"] = (variables[name][0], getattr(bars, kind))
         attributes = {"settings": json.dumps(dict(self.settings), default=str), "loss_name": self.task.loss}
         return xr.Dataset(variables, coordinates, attributes)
 

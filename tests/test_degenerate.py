@@ -11,10 +11,10 @@ from helpers import final_state, input_coordinates, prepare, run
 import nfd_jax as nfd
 from nfd_jax import explicit
 from nfd_jax.architecture import Layers
-from nfd_jax.limit import matched_layers
 from nfd_jax.matrices import RevealedMatrices
 from nfd_jax.network import Shape, plain_layers
 from nfd_jax.noise import AbstractNoise, gaussians
+from nfd_jax.particles import matched_layers
 
 EPS = float(np.finfo(np.float64).eps)
 STEPS, WIDTH, DEPTH = 4, 64, 3

@@ -28,6 +28,8 @@ ORDER = (
     "engine",
     "explicit",
     "network",
+    "particles",
+    "multilevel",
     "limit",
     "training",
     "observables",

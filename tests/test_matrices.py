@@ -10,10 +10,10 @@ from helpers import final_state, input_coordinates, prepare
 
 import nfd_jax as nfd
 from nfd_jax import explicit
-from nfd_jax.limit import matched_layers
 from nfd_jax.matrices import DenseMatrices, RevealedMatrices
 from nfd_jax.network import Shape, plain_layers
 from nfd_jax.noise import BACKWARD, FORWARD
+from nfd_jax.particles import matched_layers
 
 WIDTH, DEPTH, SAMPLES, STEPS = 96, 3, 3, 4
 RANK = SAMPLES * STEPS

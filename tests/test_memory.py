@@ -12,8 +12,8 @@ import pytest
 from helpers import input_coordinates, prepare
 
 import nfd_jax as nfd
-from nfd_jax import engine, explicit, limit, network
-from nfd_jax.noise import LEVELS
+from nfd_jax import engine, explicit, network, particles
+from nfd_jax.noise import LEVELS, matched_level
 
 DEPTH, STEPS, SAMPLES, WIDTH = 4, 8, 2, 2048
 
@@ -30,9 +30,9 @@ def compiled(solver, width):
     if solver == "network":
         create, key = functools.partial(network._create, problem.settings, shape, True), jax.random.key(0)[None]
     else:
-        assert limit.matched_level(width, SAMPLES, STEPS, 1, shape.rank) == 0
+        assert matched_level(width, SAMPLES, STEPS, 1, shape.rank) == 0
         level = {"limit": 0, "limit, few constraints": len(LEVELS) - 1}[solver]
-        create, key = functools.partial(limit._create, problem.settings, shape, True, level), jax.random.key(0)
+        create, key = functools.partial(particles._create, problem.settings, shape, True, level, 1), jax.random.key(0)
     state = jax.eval_shape(create, key)
     arguments = (problem.grid, state, np.int32(0), np.float64(0.5), inputs, task.targets)
     lowered = engine._jitted_step.lower(explicit.EXPLICIT.step, problem.settings, solver == "network", *arguments)

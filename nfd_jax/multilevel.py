@@ -1,0 +1,292 @@
+"""The limit with error bars: many solutions combined into one estimate, to a tolerance where one is given.
+
+An estimate is a weighted sum of independent means (multilevel Monte Carlo over depths, Giles 2008):
+
+- solutions on the coarsest grid with n and with n / 4 particles, weights 4/3 and -1/3: the bias of order 1/n goes;
+- differences between solutions with 2l and l blocks on one Brownian path, l doubling, weight 1: cheap to average,
+  since their variance falls with l, although finer grids cost more;
+- at infinite depth the last difference has weight 2: Richardson extrapolation of the weak error, of order 1/L.
+
+Replicates are shared out so that the standard error falls fastest for the work (Neyman). Outputs are averaged first
+and losses taken from their mean, which has no bias of the size of one solution's variance.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from scipy.stats import t as student
+from tqdm import tqdm
+
+from nfd_jax import engine
+from nfd_jax._types import Key
+from nfd_jax.particles import System
+from nfd_jax.task import Task, loss_gradient, loss_value
+from nfd_jax.trajectory import ErrorBars, HeldOut, Trajectory
+
+COARSEST, FIRST, DEEPEST = 4, 16, 1024  # depths of a ladder: the least start, the first end and the last at infinity
+ROOM = 32  # blocks that programs for infinite depth have room for, times a power of four
+FEWEST, PILOT = 2, 16  # replicates: without which there is no error, and from which more are planned
+GROWTH = 4  # at most so many times more replicates a round, as variances are only estimates
+MOST_PARTICLES = 8192  # that are chosen unasked
+CONFIDENCE = 0.95
+SAFETY = 1.5  # over the asymptotic value, a third, of what extrapolation leaves of the change it has made
+
+
+class Term(NamedTuple):
+    """A mean over replicates: of a solution, or of its difference from one with half the blocks, on one path."""
+
+    particles: int
+    depth: int
+    difference: bool
+
+    @property
+    def cost(self) -> float:
+        """Work of one replicate, in particles times blocks."""
+        return self.particles * self.depth * (1.5 if self.difference else 1.0)
+
+
+Plan = dict[Term, float]  # the weight of every mean
+Parts = dict[str, np.ndarray]  # what is averaged of a solution, by name
+
+
+def default_particles(system: System) -> int:
+    """Four times the least power of two that has room for all constraints of matched noise, within reason."""
+    particles = 128
+    while system.matched and system.level(particles) != 0 and 4 * particles < MOST_PARTICLES:
+        particles *= 2
+    return 4 * particles
+
+
+def ladder(depth: float) -> tuple[int, ...]:
+    """Depths from the coarsest to `depth`, each twice the last; those to start with at infinite depth."""
+    depths = [FIRST if depth == math.inf else int(depth)]
+    while depths[0] % 2 == 0 and depths[0] >= 2 * COARSEST:
+        depths.insert(0, depths[0] // 2)
+    return tuple(depths)
+
+
+def plan_of(particles: int, depths: tuple[int, ...], extrapolate: bool) -> Plan:
+    """The means that make up an estimate."""
+    plan = {Term(particles, depths[0], False): 4 / 3, Term(particles // 4, depths[0], False): -1 / 3}
+    plan |= {Term(particles, depth, True): 1.0 for depth in depths[1:]}
+    if extrapolate:
+        plan[Term(particles, depths[-1], True)] = 2.0
+    return plan
+
+
+class Estimate(NamedTuple):
+    """Outputs of any shape as a weighted sum of means, with what they may be off by."""
+
+    mean: np.ndarray
+    errors: ErrorBars
+    variances: dict[Term, np.ndarray]  # of one weighted replicate
+    resolved: np.ndarray  # whether the discretisation error is more than noise
+
+    @classmethod
+    def of(cls, plan: Plan, samples: Mapping[Term, np.ndarray], extrapolated: bool) -> Estimate:
+        """`samples` are `(R, ...)` a mean; degrees of freedom by Welch and Satterthwaite."""
+        means = {term: found.mean(axis=0) for term, found in samples.items()}
+        variances = {term: plan[term] ** 2 * found.var(axis=0, ddof=1) for term, found in samples.items()}
+        parts = {term: variances[term] / len(found) for term, found in samples.items()}
+        total = np.sum(list(parts.values()), axis=0)
+        square = np.sum([part**2 / (len(samples[term]) - 1) for term, part in parts.items()], axis=0)
+        freedom = np.where(square > 0, total**2 / np.where(square > 0, square, 1), math.inf)
+        quantile = student.ppf(0.5 + CONFIDENCE / 2, np.minimum(freedom, 1e6))
+        mean = np.sum([plan[term] * values for term, values in means.items()], axis=0)
+        left, resolved = np.zeros_like(total), np.zeros_like(total, bool)
+        if extrapolated:
+            differences = [term for term in plan if term.difference]  # in order of depth
+            changes = [2 * means[b] - means[a] for a, b in itertools.pairwise(differences)]
+            left = left_by_extrapolation(changes)
+            before, last = (parts[term] for term in differences[-2:])  # the last has weight 2
+            resolved = np.abs(changes[-1]) > 2 * np.sqrt(before + last)
+        return cls(mean, ErrorBars(np.sqrt(total), left, quantile), variances, resolved)
+
+
+def left_by_extrapolation(changes: list[np.ndarray]) -> np.ndarray:
+    """The discretisation error of a value extrapolated to L = infinity, from its changes as each depth was added.
+
+    With errors in powers of 1/L, the value extrapolated from depths L and 2L is off by a third of what 2L changed,
+    and by a twelfth of what L had changed; the larger counts.
+    """
+    expected = [np.abs(change) / 3 / 4**age for age, change in enumerate(reversed(changes[-2:]))]
+    return SAFETY * np.max(expected, axis=0)
+
+
+class Replicates:
+    """Solutions drawn on demand. Each is addressed by (seed, particles, depth, number): more of them, or deeper
+    ones, leave the others as they were."""
+
+    def __init__(self, system: System, task: Task, seed: int, particles: int):
+        self.system, self.task, self.seed = system, task, seed
+        self.level = system.level(particles // 4)  # one for all, so that biases extrapolate
+        self.found: dict[Term, list[Parts]] = {}
+
+    def draw(self, term: Term, room: int) -> None:
+        """One more replicate of a mean."""
+        found = self.found.setdefault(term, [])
+        key = jax.random.key(self.seed)
+        for address in (term.particles, term.depth, len(found)):
+            key = jax.random.fold_in(key, address)
+        parts = self._solve(key, term.particles, term.depth, 1, room)
+        if term.difference:
+            coarse = self._solve(key, term.particles, term.depth // 2, 2, room)
+            parts = {name: part - coarse[name] for name, part in parts.items()}
+        found.append(parts)
+
+    def _solve(self, key: Key, particles: int, depth: int, refinement: int, room: int) -> Parts:
+        with engine.progress_bar("", 0, False) as silent:
+            options: dict[str, Any] = {"level": self.level, "refinement": refinement, "room": room}
+            kept = self.system.solve(key, particles, depth, **options, progress=silent)
+        run = kept.trajectory(self.task, self.system.problem.data, (self.seed,), {}, members=False)
+        parts = {"outputs": run.outputs, "batch_loss": run.batch_loss}
+        if run.held_out is not None:
+            parts["held_out_outputs"] = run.held_out.outputs
+        return {name: np.asarray(part, np.float64) for name, part in parts.items()}
+
+    def of(self, plan: Plan, name: str) -> dict[Term, np.ndarray]:
+        """All replicates `(R, ...)` of one part, a mean."""
+        return {term: np.stack([parts[name] for parts in self.found[term]]) for term in plan}
+
+
+class Result(NamedTuple):
+    """Every quantity of a trajectory with its error bars."""
+
+    values: Parts
+    errors: dict[str, ErrorBars]
+    loss: Estimate  # linearised at its value
+
+
+def combine(replicates: Replicates, plan: Plan, extrapolated: bool) -> Result:
+    """All quantities from the replicates so far."""
+    task, values, errors = replicates.task, {}, {}
+    for name in replicates.found[next(iter(plan))][0]:
+        found = Estimate.of(plan, replicates.of(plan, name), extrapolated)
+        values[name], errors[name] = found.mean, found.errors
+    losses = {}
+    sets = {"outputs": ("loss", task)}
+    if task.held_out is not None:
+        sets["held_out_outputs"] = ("held_out_loss", task.held_out)
+    for name, (loss, samples) in sets.items():
+        mean, targets = (jnp.asarray(part, jnp.zeros(()).dtype) for part in (values[name], samples.targets))
+        slope = np.asarray(jax.vmap(lambda f: loss_gradient(task.loss, f, targets))(mean))  # noqa: B023
+        linear = {term: np.einsum("rsac,sac->rs", f, slope) for term, f in replicates.of(plan, name).items()}
+        found = Estimate.of(plan, linear, extrapolated)
+        curved = 0.5 * (errors[name].standard_error ** 2).sum(axis=-1).mean(axis=-1)
+        values[loss] = np.asarray(jax.vmap(lambda f: loss_value(task.loss, f, targets))(mean))  # noqa: B023
+        errors[loss] = found.errors._replace(standard_error=np.hypot(found.errors.standard_error, curved))
+        losses[loss] = found
+    return Result(values, errors, losses["loss"])
+
+
+def estimate(
+    system: System,
+    task: Task,
+    depth: float,
+    *,
+    particles: int | None,
+    seed: int,
+    tolerance: float | None,
+    budget: float,
+    arguments: dict[str, Any],
+    progress: bool | None,
+) -> Trajectory:
+    """The limit with error bars.
+
+    With a tolerance, replicates and (at infinite depth) blocks are added until the 95 % half-width of every loss is
+    at most `tolerance` times that loss, or until `budget` seconds have passed.
+    """
+    deadline = time.monotonic() + budget
+    infinite, particles = depth == math.inf, particles or default_particles(system)
+    depths, counts = ladder(depth), {}
+    replicates = Replicates(system, task, seed, particles)
+    with engine.progress_bar("limit with error bars", 0, progress) as bar:
+        while True:
+            plan = plan_of(particles, depths, infinite)
+            _draw(replicates, {term: max(PILOT, counts.get(term, 0)) for term in plan}, _room(depths), deadline, bar)
+            result = combine(replicates, plan, infinite)
+            relative = _relative(result)
+            worst = int(np.argmax(relative))
+            bar.set_postfix(half_width=f"{relative[worst]:.2g} of the loss", refresh=False)
+            if tolerance is None or not relative[worst] > tolerance or time.monotonic() > deadline:
+                break
+            goal, left = tolerance * result.values["loss"][worst], result.errors["loss"].discretisation_error[worst]
+            if left > goal / 3 and result.loss.resolved[worst] and depths[-1] < DEEPEST:
+                depths = (*depths, 2 * depths[-1])
+            allowed = 0.9 * max(goal - left, goal / 2) / result.errors["loss"].quantile[worst]
+            counts = _allocate({term: var[worst] for term, var in result.loss.variances.items()}, allowed, replicates)
+    met = None if tolerance is None else bool(relative[worst] <= tolerance)
+    arguments = arguments | {
+        "solver": "limit",
+        "depth": depth,
+        "depths": list(depths),
+        "particles": particles,
+        "noise": system.noise_name(particles // 4),
+        "replicates": {str(tuple(term)): len(replicates.found[term]) for term in plan},
+        "tolerance": tolerance,
+        "budget": budget,
+    }
+    return _trajectory(result, system.problem.data, task, seed, arguments, met)
+
+
+def _room(depths: tuple[int, ...]) -> int:
+    """Blocks that programs have room for: few sizes, so that a ladder that grows seldom compiles anew."""
+    room = ROOM if depths[0] <= ROOM else depths[-1]
+    while room < depths[-1]:
+        room *= 4
+    return room
+
+
+def _draw(replicates: Replicates, counts: dict[Term, int], room: int, deadline: float, bar: tqdm) -> None:
+    """Draw replicates up to these counts, the cheapest first, or as many as time allows."""
+    bar.total = sum(max(count, len(replicates.found.get(term, []))) for term, count in counts.items())
+    for term in sorted(counts, key=lambda term: term.cost):
+        while (have := len(replicates.found.get(term, []))) < counts[term]:
+            if have >= FEWEST and time.monotonic() > deadline:
+                break
+            replicates.draw(term, room)
+            bar.update()
+
+
+def _relative(result: Result) -> np.ndarray:
+    """Half-widths of the losses relative to the losses; 0 where a loss is known exactly, infinite where it is 0."""
+    width, loss = result.errors["loss"].half_width, result.values["loss"]
+    return np.divide(width, loss, out=np.where(width > 0, math.inf, 0.0), where=loss > 0)
+
+
+def _allocate(variances: dict[Term, float], standard_error: float, replicates: Replicates) -> dict[Term, int]:
+    """Replicates of every mean for this standard error of their sum at the least work."""
+    root = {term: math.sqrt(variance / term.cost) for term, variance in variances.items()}
+    total = sum(value * term.cost for term, value in root.items())
+    wanted = {term: math.ceil(value * total / standard_error**2) for term, value in root.items()}
+    return {term: min(count, GROWTH * len(replicates.found[term])) for term, count in wanted.items()}
+
+
+def _trajectory(
+    result: Result, data: engine.Data, task: Task, seed: int, arguments: dict[str, Any], met: bool | None
+) -> Trajectory:
+    """The estimate as users see it."""
+    values, held_out = result.values, None
+    if "held_out_outputs" in values:
+        held_out = HeldOut(values["held_out_outputs"], values["held_out_loss"], np.array(data.evaluate_at))
+    steps = np.arange(len(data.batches) + 1) if data.full_batch else np.array(data.evaluate_at)
+    return Trajectory(
+        task,
+        values["outputs"],
+        values["loss"],
+        (seed,),
+        arguments,
+        steps=steps,
+        batch_loss=values["batch_loss"],
+        held_out=held_out,
+        errors=result.errors,
+        tolerance_met=met,
+    )

@@ -1,0 +1,86 @@
+"""One solution of the limit by interacting particles: any depth, either closure, plain or matched noise.
+
+Theory sections 3 and 4. `solve_limit` hands one of these out, or combines many into an estimate with error bars.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from tqdm import tqdm
+
+from nfd_jax import basis as bases
+from nfd_jax import engine
+from nfd_jax import parametrization as parametrizations
+from nfd_jax._types import Key
+from nfd_jax.architecture import Grid, Layers, ResNet
+from nfd_jax.explicit import EXPLICIT, State, start
+from nfd_jax.network import HIDDEN_ADDRESS, Shape, plain_layers, revealed
+from nfd_jax.noise import LEVELS, MatchedNoise, matched_level
+
+
+class System(NamedTuple):
+    """A limit, to be solved with any number of particles at any depth."""
+
+    model: ResNet  # whose depth is not used
+    problem: engine.Problem  # inputs in coordinates
+    coupled: bool
+    matched: bool
+
+    def level(self, particles: int) -> int | None:
+        """The level of matched noise that so many particles allow; None is plain noise."""
+        if not self.matched:
+            return None
+        shape = Shape.of(self.problem, particles, 1)
+        return matched_level(particles, shape.batch, shape.steps, shape.outputs, shape.rank, shape.evaluated)
+
+    def noise_name(self, particles: int) -> str:
+        """How a record names the noise."""
+        level = self.level(particles)
+        return "plain" if level is None else f"matched: {LEVELS[level].name}"
+
+    def solve(
+        self,
+        key: Key,
+        particles: int,
+        depth: int,
+        *,
+        level: int | None,
+        refinement: int = 1,
+        room: int | None = None,
+        progress: tqdm,
+    ) -> engine.Kept:
+        """The solution on `depth` blocks, driven by the noise of a grid `refinement` times finer.
+
+        Solutions with the same `room` for blocks (by default `depth`) share a compiled program.
+        """
+        branch = parametrizations.branch_scale(self.problem.settings.parametrization, depth, self.model.horizon)
+        problem = self.problem._replace(grid=Grid.of(depth, branch))
+        shape = Shape.of(problem, particles, room or depth)
+        state = _create(problem.settings, shape, self.coupled, level, refinement, key)
+        return engine.run(EXPLICIT, problem, state, members=False, progress=progress)
+
+
+@partial(jax.jit, static_argnums=range(5))
+def _create(
+    settings: engine.Settings, shape: Shape, coupled: bool, level: int | None, refinement: int, key: Key
+) -> State:
+    if level is None:
+        return start(settings, plain_layers(key, shape, coupled, refinement))
+    return start(settings, matched_layers(key, shape, coupled, level, refinement))
+
+
+def matched_layers(key: Key, shape: Shape, coupled: bool, level: int, refinement: int = 1) -> Layers:
+    """Layers of matched noise: the rows of U and V orthonormal too, so that <h_0, h_0> is exact and <V, h_0> = 0."""
+    plain = plain_layers(key, shape, coupled)
+    rows = jnp.concatenate([plain.readout, plain.input])
+    rows = bases.orthonormalise(rows, jnp.zeros_like(rows[:, 0])).directions
+    readout, first = rows[: shape.outputs], rows[shape.outputs :]
+    known = rows if LEVELS[level].data else readout
+    source = MatchedNoise.create(
+        jax.random.fold_in(key, HIDDEN_ADDRESS), level, known, shape.depth, shape.steps, shape.batch, refinement
+    )
+    return Layers(first, revealed(source, shape, coupled, rows.dtype), readout)
