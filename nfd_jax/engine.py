@@ -16,10 +16,11 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from nfd_jax import optimizers, parametrization
+from nfd_jax import optimizers, parametrization, sharding
 from nfd_jax._errors import finite_float, positive_int
 from nfd_jax._types import Array, Float, PyTree, Scalar
 from nfd_jax.architecture import ResNet, check_resnet
+from nfd_jax.sharding import Layout
 from nfd_jax.task import Task, check_task
 
 MEMORY_BUDGET = 2**29  # bytes that members trained side by side may take; more is slower, caches being small
@@ -83,20 +84,37 @@ class Run(NamedTuple):
     observed: dict[str, np.ndarray]
 
 
-@partial(jax.jit, static_argnames=("function", "settings", "members"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("function", "settings", "members", "layout"), donate_argnames="state")
 def _jitted_step(
-    function: Callable, settings: Settings, members: bool, state: PyTree, step: Array, rate: Array, x: Array, y: Array
+    function: Callable,
+    settings: Settings,
+    members: bool,
+    state: PyTree,
+    step: Array,
+    rate: Array,
+    x: Array,
+    y: Array,
+    layout: Layout | None = None,
 ) -> tuple[PyTree, Record]:
     one = partial(function, settings)
-    return (jax.vmap(one, in_axes=(0, None, None, None, None)) if members else one)(state, step, rate, x, y)
+    state, record = (jax.vmap(one, in_axes=(0, None, None, None, None)) if members else one)(state, step, rate, x, y)
+    return sharding.place(layout, state), sharding.replicate(layout, record)
 
 
-@partial(jax.jit, static_argnames=("function", "settings", "members"))
+@partial(jax.jit, static_argnames=("function", "settings", "members", "layout"))
 def _jitted_evaluate(
-    function: Callable, settings: Settings, members: bool, state: PyTree, step: Array, x: Array, y: Array
+    function: Callable,
+    settings: Settings,
+    members: bool,
+    state: PyTree,
+    step: Array,
+    x: Array,
+    y: Array,
+    layout: Layout | None = None,
 ) -> Record:
     one = partial(function, settings)
-    return (jax.vmap(one, in_axes=(0, None, None, None)) if members else one)(state, step, x, y)
+    record = (jax.vmap(one, in_axes=(0, None, None, None)) if members else one)(state, step, x, y)
+    return sharding.replicate(layout, record)
 
 
 def run(
@@ -109,21 +127,23 @@ def run(
     *,
     members: bool,
     progress: tqdm,
+    layout: Layout | None = None,
 ) -> Run:
     """Train for `len(rates)` steps. With `members`, every array of `state` has a leading axis of members.
 
-    `state` is given up: its memory is reused. `progress` advances by one a step and once at the end.
+    `layout` is that of `state`, which is given up: its memory is reused. `progress` advances by one a step and once at
+    the end.
     """
     dtype = jnp.zeros(()).dtype
-    x, y = jnp.asarray(inputs, dtype), jnp.asarray(targets, dtype)
+    x, y = (sharding.share(layout, jnp.asarray(array, dtype)) for array in (inputs, targets))
     records = []
     for step, rate in enumerate(np.asarray(rates, dtype)):
-        state, record = _jitted_step(method.step, settings, members, state, np.int32(step), rate, x, y)
+        state, record = _jitted_step(method.step, settings, members, state, np.int32(step), rate, x, y, layout)
         records.append(jax.tree.map(np.asarray, record))
         with np.errstate(over="ignore"):  # of members about to diverge
             progress.set_postfix(loss=f"{np.mean(records[-1].loss):.4g}", refresh=False)
         progress.update()
-    final = _jitted_evaluate(method.evaluate, settings, members, state, np.int32(len(rates)), x, y)
+    final = _jitted_evaluate(method.evaluate, settings, members, state, np.int32(len(rates)), x, y, layout)
     progress.update()
     axis = 1 if members else 0
     every = [*records, jax.tree.map(np.asarray, final)]
@@ -134,7 +154,7 @@ def run(
 def run_members(
     method: Method,
     settings: Settings,
-    create: Callable[[Array], PyTree],
+    create: Callable[[Array, Layout | None], PyTree],
     seeds: tuple[int, ...],
     member_bytes: int,
     inputs: np.ndarray,
@@ -143,19 +163,28 @@ def run_members(
     *,
     description: str,
     progress: bool | None,
+    layout: Layout | None = None,
 ) -> Run:
     """Train one member a seed, as many side by side as `MEMORY_BUDGET` has room for; `create` makes them from keys.
 
-    Chunks are of one size, so that they share a compiled program; the last is filled up with members thrown away.
+    Several devices share the particles of every member as `layout` says, or else the members. Chunks are of one size,
+    so that they share a compiled program; the last is filled up with members thrown away.
     """
-    chunks = -(-len(seeds) // max(1, MEMORY_BUDGET // member_bytes))
-    together = -(-len(seeds) // chunks)
+    if layout is None:  # a device has room for whole members
+        room = max(1, MEMORY_BUDGET // member_bytes) * sharding.device_count()
+    else:  # for its part of each
+        room = max(1, MEMORY_BUDGET * layout.devices // member_bytes)
+    together = -(-len(seeds) // -(-len(seeds) // room))
+    if layout is None:
+        together, layout = sharding.members(together)
+    chunks = -(-len(seeds) // together)
     filled = [*seeds, *(seeds[-1:] * (chunks * together - len(seeds)))]
     runs = []
     with progress_bar(description, chunks * (len(rates) + 1), progress) as bar:
         for start in range(0, len(filled), together):
-            state = create(jnp.stack([jax.random.key(seed) for seed in filled[start : start + together]]))
-            runs.append(run(method, settings, state, inputs, targets, rates, members=True, progress=bar))
+            keys = jnp.stack([jax.random.key(seed) for seed in filled[start : start + together]])
+            state = create(keys, layout)
+            runs.append(run(method, settings, state, inputs, targets, rates, members=True, progress=bar, layout=layout))
 
     def join(arrays: list[np.ndarray]) -> np.ndarray:
         return np.concatenate(arrays)[: len(seeds)]
@@ -165,7 +194,9 @@ def run_members(
 
 
 def progress_bar(description: str, total: int, show: bool | None) -> tqdm:
-    """A bar that appears after two seconds; `show=None` leaves it out where output is not a terminal."""
+    """A bar that appears after two seconds; `show=None` leaves it out where output is not a terminal. Of several
+    processes, the first shows it."""
+    show = show if jax.process_index() == 0 else False
     disable = None if show is None else not show
     return tqdm(total=total, desc=description, unit="step", delay=2, leave=False, disable=disable)
 

@@ -8,13 +8,14 @@ import jax
 import jax.numpy as jnp
 
 from nfd_jax import basis as bases
-from nfd_jax import engine, optimizers
+from nfd_jax import engine, optimizers, sharding
 from nfd_jax._errors import one_of, positive_int
 from nfd_jax._types import Key
 from nfd_jax.architecture import Layers, ResNet
 from nfd_jax.explicit import EXPLICIT, State, input_coordinates, start
 from nfd_jax.network import HIDDEN_ADDRESS, Shape, plain_layers, revealed
 from nfd_jax.noise import LEVELS, MatchedNoise, matched_level
+from nfd_jax.sharding import Layout
 from nfd_jax.task import Task
 from nfd_jax.trajectory import Trajectory
 
@@ -77,23 +78,34 @@ def solve_limit(
         weight_decay=weight_decay,
         observe=observe,
     )
+    layout = sharding.particles("particles", width)
     inputs = input_coordinates(task.inputs)
     shape = Shape(int(model.depth), width, inputs.shape[1], task.outputs, steps, task.samples)
     level = matched_level(width, task.samples, steps, task.outputs, shape.rank) if noise == "matched" else None
-    state = _create(problem.settings, shape, closure == "coupled", level, key)
+    state = _create(problem.settings, shape, closure == "coupled", level, key, layout)
     with engine.progress_bar(f"{closure} limit", steps + 1, progress) as bar:
         run = engine.run(
-            EXPLICIT, problem.settings, state, inputs, task.targets, problem.rates, members=False, progress=bar
+            EXPLICIT,
+            problem.settings,
+            state,
+            inputs,
+            task.targets,
+            problem.rates,
+            members=False,
+            progress=bar,
+            layout=layout,
         )
     imposed = "plain" if level is None else f"matched: {LEVELS[level].name}"
     arguments = problem.arguments | {"solver": "limit", "particles": width, "closure": closure, "noise": imposed}
     return Trajectory(task, run.outputs, run.loss, (seed,), arguments, run.observed)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2, 3))
-def _create(settings: engine.Settings, shape: Shape, coupled: bool, level: int | None, key: Key) -> State:
+@partial(jax.jit, static_argnums=(0, 1, 2, 3, 5))
+def _create(
+    settings: engine.Settings, shape: Shape, coupled: bool, level: int | None, key: Key, layout: Layout | None = None
+) -> State:
     layers = plain_layers(key, shape, coupled) if level is None else matched_layers(key, shape, coupled, level)
-    return start(settings, layers)
+    return sharding.place(layout, start(settings, layers))
 
 
 def matched_layers(key: Key, shape: Shape, coupled: bool, level: int) -> Layers:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nfd_jax import engine, optimizers
+from nfd_jax import engine, optimizers, sharding
 from nfd_jax import parametrization as parametrizations
 from nfd_jax._errors import one_of, positive_int, seed_sequence
 from nfd_jax._types import Array, Float, Key
@@ -17,6 +17,7 @@ from nfd_jax.architecture import Layers, ResNet
 from nfd_jax.explicit import EXPLICIT, State, input_coordinates, start
 from nfd_jax.matrices import RevealedMatrices
 from nfd_jax.noise import AbstractNoise, PlainNoise
+from nfd_jax.sharding import Layout
 from nfd_jax.task import Task
 from nfd_jax.trajectory import Trajectory
 
@@ -72,6 +73,7 @@ def solve_network(
         weight_decay=weight_decay,
         observe=observe,
     )
+    layout = sharding.particles("width", width)
     inputs = input_coordinates(task.inputs)
     shape = Shape(int(model.depth), width, inputs.shape[1], task.outputs, steps, task.samples)
     run = engine.run_members(
@@ -85,6 +87,7 @@ def solve_network(
         problem.rates,
         description=f"{backward} networks, width {width}",
         progress=progress,
+        layout=layout,
     )
     arguments = problem.arguments | {"solver": "network", "width": width, "optimizer": optimizer, "backward": backward}
     return Trajectory(task, run.outputs, run.loss, members, arguments, run.observed)
@@ -106,9 +109,9 @@ class Shape(NamedTuple):
         return 4 * self.depth * self.steps * self.batch * self.width * jnp.zeros(()).dtype.itemsize
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _create(settings: engine.Settings, shape: Shape, tied: bool, keys: Array) -> State:
-    return jax.vmap(lambda key: start(settings, plain_layers(key, shape, tied)))(keys)
+@partial(jax.jit, static_argnums=(0, 1, 2, 4))
+def _create(settings: engine.Settings, shape: Shape, tied: bool, keys: Array, layout: Layout | None = None) -> State:
+    return sharding.place(layout, jax.vmap(lambda key: start(settings, plain_layers(key, shape, tied)))(keys))
 
 
 def plain_layers(key: Key, shape: Shape, coupled: bool) -> Layers:

@@ -25,6 +25,7 @@ ORDER = (
     "noise",
     "matrices",
     "architecture",
+    "sharding",
     "engine",
     "explicit",
     "network",
@@ -35,6 +36,7 @@ ORDER = (
     "comparison",
     "records",
     "plotting",
+    "cluster",
     "cli",
 )
 
