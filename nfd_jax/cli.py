@@ -10,10 +10,13 @@ from typing import Annotated, Literal
 import tyro
 
 from nfd_jax import comparison, datasets, plotting, records
+from nfd_jax.cluster import Cluster
 from nfd_jax.comparison import Comparison
 from nfd_jax.task import Task
 
 app = tyro.extras.SubcommandApp()
+# every command takes these options, and joins before it computes
+OptionalCluster = Annotated[Cluster, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff]
 
 
 @app.command
@@ -23,6 +26,7 @@ def compare(
     classes: tuple[int, ...] = (0, 1),
     setup: Annotated[Comparison, tyro.conf.OmitArgPrefixes] = Comparison(),  # noqa: B008 (frozen)
     output: Path = Path("results/compare"),
+    cluster: OptionalCluster = Cluster(),  # noqa: B008 (frozen)
 ) -> None:
     """Solve both limits, train tied and untied networks beside them, and show which converges to which.
 
@@ -34,10 +38,14 @@ def compare(
         classes: Digits to tell apart.
         setup: Sizes.
         output: Folder for the figure and the dataset.
+        cluster: More than one process; the first prints and writes.
     """
     folder = records.output_folder(output)
+    first = cluster.join()
     task = _task(data, samples, classes)
-    dataset = comparison.compare(task, setup, progress=True)
+    dataset = comparison.compare(task, setup, progress=first)
+    if not first:
+        return
     dataset.attrs["title"] = (
         f"{data}, P = {samples}, {setup.activation}, T = {setup.horizon:g}, eta = {setup.learning_rate:g}"
     )

@@ -18,6 +18,7 @@ import numpy as np
 import xarray as xr
 from tqdm import tqdm
 
+from nfd_jax import sharding
 from nfd_jax._errors import finite_float, positive_int
 from nfd_jax.architecture import ResNet
 from nfd_jax.limit import CLOSURES, solve_limit
@@ -89,6 +90,10 @@ def compare(task: Task, setup: Comparison | None = None, *, progress: bool | Non
     check_task(task)
     setup = setup or Comparison()
     depths, widths = list(setup.depths), list(setup.widths)
+    sharding.particles("particles", setup.particles)  # refuses now what a solver would refuse later
+    for width in widths:
+        if _revealed(task, setup, width):
+            sharding.particles("widths", width)
     members = list(range(setup.seed, setup.seed + setup.seeds))
     limit_members = list(range(setup.seed, setup.seed + setup.limit_seeds))
     limits, networks = _solve(task, setup, limit_members, members, progress)
@@ -125,6 +130,11 @@ def compare(task: Task, setup: Comparison | None = None, *, progress: bool | Non
     return summarise(dataset)
 
 
+def _revealed(task: Task, setup: Comparison, width: int) -> bool:
+    """Whether networks of this width are trained with revealed matrices."""
+    return width >= WIDE * task.samples * setup.steps
+
+
 def _solve(
     task: Task, setup: Comparison, limit_seeds: list[int], seeds: list[int], progress: bool | None
 ) -> tuple[dict, dict]:
@@ -145,7 +155,7 @@ def _solve(
             for backward in BACKWARDS:
                 for width in setup.widths:
                     bar.set_description(f"L = {depth}, {backward} networks, n = {width}")
-                    train = solve_network if width >= WIDE * task.samples * setup.steps else train_networks
+                    train = solve_network if _revealed(task, setup, width) else train_networks
                     networks[backward, depth, width] = train(
                         task, model, width=width, seeds=seeds, backward=backward, **shared
                     )

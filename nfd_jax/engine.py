@@ -17,10 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from nfd_jax import optimizers, parametrization
+from nfd_jax import optimizers, parametrization, sharding
 from nfd_jax._errors import finite_float, positive_int
 from nfd_jax._types import Array, Float, PyTree, Scalar, ScalarFunction
 from nfd_jax.architecture import Grid, ResNet, check_resnet
+from nfd_jax.sharding import Layout
 from nfd_jax.task import Task, check_task, loss_value
 from nfd_jax.trajectory import HeldOut, Trajectory
 
@@ -122,7 +123,7 @@ class Method(NamedTuple):
     evaluate: Callable[..., tuple[Evaluated, ...]]
 
 
-@partial(jax.jit, static_argnames=("function", "settings", "members"), donate_argnames="state")
+@partial(jax.jit, static_argnames=("function", "settings", "members", "layout"), donate_argnames="state")
 def _jitted_step(
     function: Callable,
     settings: Settings,
@@ -133,12 +134,15 @@ def _jitted_step(
     rate: Array,
     inputs: Array,
     targets: Array,
+    layout: Layout | None = None,
 ) -> tuple[PyTree, Record]:
     one = partial(function, settings, grid)
-    return (jax.vmap(one, in_axes=(0, None, None, None, None)) if members else one)(state, step, rate, inputs, targets)
+    one = jax.vmap(one, in_axes=(0, None, None, None, None)) if members else one
+    state, record = one(state, step, rate, inputs, targets)
+    return sharding.place(layout, state), sharding.replicate(layout, record)
 
 
-@partial(jax.jit, static_argnames=("function", "settings", "members"))
+@partial(jax.jit, static_argnames=("function", "settings", "members", "layout"))
 def _jitted_evaluate(
     function: Callable,
     settings: Settings,
@@ -147,9 +151,11 @@ def _jitted_evaluate(
     state: PyTree,
     step: Array,
     sets: tuple[Samples, ...],
+    layout: Layout | None = None,
 ) -> tuple[Evaluated, ...]:
     one = partial(function, settings, grid)
-    return (jax.vmap(one, in_axes=(0, None, None)) if members else one)(state, step, sets)
+    found = (jax.vmap(one, in_axes=(0, None, None)) if members else one)(state, step, sets)
+    return sharding.replicate(layout, found)
 
 
 class Problem(NamedTuple):
@@ -198,10 +204,13 @@ class Kept(NamedTuple):
         )
 
 
-def run(method: Method, problem: Problem, state: PyTree, *, members: bool, progress: tqdm) -> Kept:
+def run(
+    method: Method, problem: Problem, state: PyTree, *, members: bool, progress: tqdm, layout: Layout | None = None
+) -> Kept:
     """Train for all steps of the problem. With `members`, every array of `state` has a leading axis of members.
 
-    `state` is given up: its memory is reused. `progress` advances by one a step and once at the end.
+    `layout` is that of `state`, which is given up: its memory is reused. `progress` advances by one a step and once at
+    the end.
     """
     settings, data, steps = problem.settings, problem.data, len(problem.rates)
     dtype = np.dtype(jnp.zeros(()).dtype)
@@ -211,13 +220,13 @@ def run(method: Method, problem: Problem, state: PyTree, *, members: bool, progr
         now, asked = np.int32(step), data.asked(step)
         sets = tuple(samples for samples, wanted in zip(every, asked, strict=False) if wanted)
         if sets:
-            found = list(_jitted_evaluate(method.evaluate, settings, members, problem.grid, state, now, sets))
+            found = list(_jitted_evaluate(method.evaluate, settings, members, problem.grid, state, now, sets, layout))
             for place, wanted in zip((kept.train, kept.held_out), asked, strict=True):
                 if wanted:
                     place.append(jax.tree.map(np.asarray, found.pop(0)))
         if step < steps:
-            rate, batch = np.asarray(problem.rates[step], dtype), (part[data.batches[step]] for part in every[0])
-            state, record = _jitted_step(method.step, settings, members, problem.grid, state, now, rate, *batch)
+            rate, (x, y) = np.asarray(problem.rates[step], dtype), (part[data.batches[step]] for part in every[0])
+            state, record = _jitted_step(method.step, settings, members, problem.grid, state, now, rate, x, y, layout)
             kept.records.append(jax.tree.map(np.asarray, record))
             with np.errstate(over="ignore"):  # of members about to diverge
                 progress.set_postfix(loss=f"{np.mean(kept.records[-1].loss):.4g}", refresh=False)
@@ -228,30 +237,40 @@ def run(method: Method, problem: Problem, state: PyTree, *, members: bool, progr
 def run_members(
     method: Method,
     problem: Problem,
-    create: Callable[[Array], PyTree],
+    create: Callable[[Array, Layout | None], PyTree],
     seeds: tuple[int, ...],
     member_bytes: int,
     *,
     description: str,
     progress: bool | None,
+    layout: Layout | None = None,
 ) -> Kept:
     """Train one member a seed, as many side by side as `MEMORY_BUDGET` has room for; `create` makes them from keys.
 
-    Chunks are of one size, so that they share a compiled program; the last is filled up with members thrown away.
+    Several devices share the particles of every member as `layout` says, or else the members. Chunks are of one size,
+    so that they share a compiled program; the last is filled up with members thrown away.
     """
-    chunks = -(-len(seeds) // max(1, MEMORY_BUDGET // member_bytes))
-    together = -(-len(seeds) // chunks)
+    if layout is None:  # a device has room for whole members
+        room = max(1, MEMORY_BUDGET // member_bytes) * sharding.device_count()
+    else:  # for its part of each
+        room = max(1, MEMORY_BUDGET * layout.devices // member_bytes)
+    together = -(-len(seeds) // -(-len(seeds) // room))
+    if layout is None:
+        together, layout = sharding.members(together)
+    chunks = -(-len(seeds) // together)
     filled = [*seeds, *(seeds[-1:] * (chunks * together - len(seeds)))]
     runs = []
     with progress_bar(description, chunks * (len(problem.rates) + 1), progress) as bar:
         for start in range(0, len(filled), together):
-            state = create(jnp.stack([jax.random.key(seed) for seed in filled[start : start + together]]))
-            runs.append(run(method, problem, state, members=True, progress=bar))
+            state = create(jnp.stack([jax.random.key(seed) for seed in filled[start : start + together]]), layout)
+            runs.append(run(method, problem, state, members=True, progress=bar, layout=layout))
     return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(seeds)], *runs)
 
 
 def progress_bar(description: str, total: int, show: bool | None) -> tqdm:
-    """A bar that appears after two seconds; `show=None` leaves it out where output is not a terminal."""
+    """A bar that appears after two seconds; `show=None` leaves it out where output is not a terminal. Of several
+    processes, the first shows it."""
+    show = show if jax.process_index() == 0 else False
     disable = None if show is None else not show
     return tqdm(total=total, desc=description, unit="step", delay=2, leave=False, disable=disable)
 

@@ -25,7 +25,7 @@ import numpy as np
 from scipy.stats import t as student
 from tqdm import tqdm
 
-from nfd_jax import engine
+from nfd_jax import engine, sharding
 from nfd_jax._types import Key
 from nfd_jax.particles import System
 from nfd_jax.task import Task, loss_gradient, loss_value
@@ -216,7 +216,7 @@ def estimate(
             relative = _relative(result)
             worst = int(np.argmax(relative))
             bar.set_postfix(half_width=f"{relative[worst]:.2g} of the loss", refresh=False)
-            if tolerance is None or not relative[worst] > tolerance or time.monotonic() > deadline:
+            if tolerance is None or not relative[worst] > tolerance or _is_over(deadline):
                 break
             goal, left = tolerance * result.values["loss"][worst], result.errors["loss"].discretisation_error[worst]
             if left > goal / 3 and result.loss.resolved[worst] and depths[-1] < DEEPEST:
@@ -250,10 +250,14 @@ def _draw(replicates: Replicates, counts: dict[Term, int], room: int, deadline: 
     bar.total = sum(max(count, len(replicates.found.get(term, []))) for term, count in counts.items())
     for term in sorted(counts, key=lambda term: term.cost):
         while (have := len(replicates.found.get(term, []))) < counts[term]:
-            if have >= FEWEST and time.monotonic() > deadline:
+            if have >= FEWEST and _is_over(deadline):
                 break
             replicates.draw(term, room)
             bar.update()
+
+
+def _is_over(deadline: float) -> bool:
+    return sharding.agreed(time.monotonic() > deadline)
 
 
 def _relative(result: Result) -> np.ndarray:

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from nfd_jax import engine, optimizers
+from nfd_jax import engine, optimizers, sharding
 from nfd_jax import parametrization as parametrizations
 from nfd_jax._errors import one_of, positive_int, seed_sequence
 from nfd_jax._types import Array, Float, Key
@@ -17,6 +17,7 @@ from nfd_jax.architecture import Layers, ResNet
 from nfd_jax.explicit import EXPLICIT, State, in_coordinates, start
 from nfd_jax.matrices import RevealedMatrices
 from nfd_jax.noise import AbstractNoise, PlainNoise
+from nfd_jax.sharding import Layout
 from nfd_jax.task import Task
 from nfd_jax.trajectory import Trajectory
 
@@ -74,6 +75,7 @@ def solve_network(
         observe=observe,
         evaluate_at=evaluate_at,
     )
+    layout = sharding.particles("width", width)
     problem = in_coordinates(problem)
     shape = Shape.of(problem, width, int(model.depth))
     kept = engine.run_members(
@@ -84,6 +86,7 @@ def solve_network(
         shape.basis_bytes,
         description=f"{backward} networks, width {width}",
         progress=progress,
+        layout=layout,
     )
     arguments = problem.arguments | {"solver": "network", "width": width, "optimizer": optimizer, "backward": backward}
     return kept.trajectory(task, problem.data, members, arguments, members=True)
@@ -114,9 +117,9 @@ class Shape(NamedTuple):
         return 4 * self.depth * self.steps * self.batch * self.width * jnp.zeros(()).dtype.itemsize
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
-def _create(settings: engine.Settings, shape: Shape, tied: bool, keys: Array) -> State:
-    return jax.vmap(lambda key: start(settings, plain_layers(key, shape, tied)))(keys)
+@partial(jax.jit, static_argnums=(0, 1, 2, 4))
+def _create(settings: engine.Settings, shape: Shape, tied: bool, keys: Array, layout: Layout | None = None) -> State:
+    return sharding.place(layout, jax.vmap(lambda key: start(settings, plain_layers(key, shape, tied)))(keys))
 
 
 def plain_layers(key: Key, shape: Shape, coupled: bool, refinement: int = 1) -> Layers:

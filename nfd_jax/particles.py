@@ -13,13 +13,14 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from nfd_jax import basis as bases
-from nfd_jax import engine
+from nfd_jax import engine, sharding
 from nfd_jax import parametrization as parametrizations
 from nfd_jax._types import Key
 from nfd_jax.architecture import Grid, Layers, ResNet
 from nfd_jax.explicit import EXPLICIT, State, start
 from nfd_jax.network import HIDDEN_ADDRESS, Shape, plain_layers, revealed
 from nfd_jax.noise import LEVELS, MatchedNoise, matched_level
+from nfd_jax.sharding import Layout
 
 
 class System(NamedTuple):
@@ -60,17 +61,26 @@ class System(NamedTuple):
         branch = parametrizations.branch_scale(self.problem.settings.parametrization, depth, self.model.horizon)
         problem = self.problem._replace(grid=Grid.of(depth, branch))
         shape = Shape.of(problem, particles, room or depth)
-        state = _create(problem.settings, shape, self.coupled, level, refinement, key)
-        return engine.run(EXPLICIT, problem, state, members=False, progress=progress)
+        layout = sharding.particles("particles", particles)
+        state = _create(problem.settings, shape, self.coupled, level, refinement, key, layout)
+        return engine.run(EXPLICIT, problem, state, members=False, progress=progress, layout=layout)
 
 
-@partial(jax.jit, static_argnums=range(5))
+@partial(jax.jit, static_argnums=(*range(5), 6))
 def _create(
-    settings: engine.Settings, shape: Shape, coupled: bool, level: int | None, refinement: int, key: Key
+    settings: engine.Settings,
+    shape: Shape,
+    coupled: bool,
+    level: int | None,
+    refinement: int,
+    key: Key,
+    layout: Layout | None = None,
 ) -> State:
     if level is None:
-        return start(settings, plain_layers(key, shape, coupled, refinement))
-    return start(settings, matched_layers(key, shape, coupled, level, refinement))
+        layers = plain_layers(key, shape, coupled, refinement)
+    else:
+        layers = matched_layers(key, shape, coupled, level, refinement)
+    return sharding.place(layout, start(settings, layers))
 
 
 def matched_layers(key: Key, shape: Shape, coupled: bool, level: int, refinement: int = 1) -> Layers:

@@ -26,6 +26,7 @@ def provenance(arguments: Mapping[str, Any]) -> dict[str, str]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "device": f"{len(devices)} x {devices[0].platform} ({devices[0].device_kind})",
+        "processes": str(jax.process_count()),
         "x64": str(jax.config.read("jax_enable_x64")),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
     }
@@ -38,7 +39,7 @@ def output_folder(path: str | Path) -> Path:
         folder.mkdir(parents=True, exist_ok=True)
         probe = folder / f".write-test-{os.getpid()}"
         probe.touch()
-        probe.unlink()
+        probe.unlink(missing_ok=True)  # a process of another machine may have the same name
     except OSError as error:
         raise ValueError(
             f"output folder {str(folder)!r} can't be written ({error.strerror or error}); choose another with --output"

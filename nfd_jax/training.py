@@ -14,13 +14,14 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nfd_jax import engine, optimizers
+from nfd_jax import engine, optimizers, sharding
 from nfd_jax import parametrization as parametrizations
 from nfd_jax._errors import one_of, positive_int, seed_sequence
 from nfd_jax._types import Array, Float, Index, Key, PyTree, Scalar
 from nfd_jax.architecture import Grid, ResNet
 from nfd_jax.network import BACKWARDS
 from nfd_jax.parametrization import Role
+from nfd_jax.sharding import Layout
 from nfd_jax.task import Task, loss_value
 from nfd_jax.trajectory import Trajectory
 
@@ -201,7 +202,7 @@ def _with(network: ResidualNetwork, parameters: dict[str, PyTree]) -> ResidualNe
     )
 
 
-@partial(jax.jit, static_argnums=range(7))
+@partial(jax.jit, static_argnums=(*range(7), 8))
 def _create(
     settings: engine.Settings,
     model: ResNet,
@@ -211,12 +212,13 @@ def _create(
     outputs: int,
     untied: bool,
     keys: Array,
+    layout: Layout | None = None,
 ) -> TrainingState:
     def one(key: Key) -> TrainingState:
         network = create_network(key, model, branch, width, dimension, outputs, untied, settings.richness)
         return start(settings, network)
 
-    return jax.vmap(one)(keys)
+    return sharding.place(layout, jax.vmap(one)(keys))
 
 
 def start(settings: engine.Settings, network: ResidualNetwork) -> TrainingState:

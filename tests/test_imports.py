@@ -25,6 +25,7 @@ ORDER = (
     "noise",
     "matrices",
     "architecture",
+    "sharding",
     "engine",
     "explicit",
     "network",
@@ -37,6 +38,7 @@ ORDER = (
     "comparison",
     "records",
     "plotting",
+    "cluster",
     "cli",
 )
 
