@@ -7,7 +7,7 @@ between which progress is shown and a run can be interrupted. Rates and data are
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, NamedTuple
@@ -21,6 +21,7 @@ from nfd_jax import optimizers, parametrization, sharding
 from nfd_jax._errors import finite_float, positive_int
 from nfd_jax._types import Array, Float, PyTree, Scalar, ScalarFunction
 from nfd_jax.architecture import Grid, ResNet, check_resnet
+from nfd_jax.checkpoint import Checkpoint, arrays_of, with_arrays
 from nfd_jax.sharding import Layout
 from nfd_jax.task import Task, check_task, loss_value
 from nfd_jax.trajectory import HeldOut, Trajectory
@@ -175,6 +176,39 @@ class Kept(NamedTuple):
     train: list[Evaluated]
     held_out: list[Evaluated]
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """For a checkpoint: everything by place and name."""
+        named = {}
+        for field, found in zip(self._fields, self, strict=True):
+            for index, each in enumerate(found):
+                for name, value in each._asdict().items():
+                    parts = value if name == "observed" else {"": value}
+                    named |= {f"{field}/{index}/{name}/{key}": part for key, part in parts.items()}
+        return named
+
+    @classmethod
+    def of(cls, arrays: Mapping[str, np.ndarray]) -> Kept:
+        """From what `arrays` gave."""
+        kept = cls([], [], [])
+        kinds = {
+            "records": (kept.records, Record),
+            "train": (kept.train, Evaluated),
+            "held_out": (kept.held_out, Evaluated),
+        }
+        found: dict[tuple[str, int], dict[str, Any]] = {}
+        for address, value in arrays.items():
+            if "/" in address:
+                field, index, name, key = address.split("/", 3)
+                entry = found.setdefault((field, int(index)), {"observed": {}} if field == "records" else {})
+                if name == "observed":
+                    entry["observed"][key] = value
+                else:
+                    entry[name] = value
+        for (field, _), entry in sorted(found.items()):
+            place, kind = kinds[field]
+            place.append(kind(**entry))
+        return kept
+
     def trajectory(
         self, task: Task, data: Data, seeds: tuple[int, ...], arguments: dict[str, Any], *, members: bool
     ) -> Trajectory:
@@ -205,18 +239,27 @@ class Kept(NamedTuple):
 
 
 def run(
-    method: Method, problem: Problem, state: PyTree, *, members: bool, progress: tqdm, layout: Layout | None = None
+    method: Method,
+    problem: Problem,
+    state: PyTree,
+    *,
+    members: bool,
+    progress: tqdm,
+    layout: Layout | None = None,
+    checkpoint: Checkpoint | None = None,
+    name: str = "run",
 ) -> Kept:
     """Train for all steps of the problem. With `members`, every array of `state` has a leading axis of members.
 
     `layout` is that of `state`, which is given up: its memory is reused. `progress` advances by one a step and once at
-    the end.
+    the end. With a `checkpoint`, the run starts from what that has of this `name`, and is kept there.
     """
     settings, data, steps = problem.settings, problem.data, len(problem.rates)
     dtype = np.dtype(jnp.zeros(()).dtype)
     every = [Samples(*(np.asarray(part, dtype) for part in samples)) for samples in data.sets]
-    kept = Kept([], [], [])
-    for step in range(steps + 1):
+    first, state, kept = _resumed(checkpoint, name, state)
+    progress.update(first)
+    for step in range(first, steps + 1):
         now, asked = np.int32(step), data.asked(step)
         sets = tuple(samples for samples, wanted in zip(every, asked, strict=False) if wanted)
         if sets:
@@ -231,7 +274,23 @@ def run(
             with np.errstate(over="ignore"):  # of members about to diverge
                 progress.set_postfix(loss=f"{np.mean(kept.records[-1].loss):.4g}", refresh=False)
         progress.update()
+        if checkpoint is not None and (step == steps or checkpoint.is_due(step + 1)):
+            numbers = {} if step == steps else arrays_of(state)  # a finished run needs none
+            checkpoint.write(name, {"done": np.array(step + 1)} | kept.arrays() | numbers)
     return kept
+
+
+def _resumed(checkpoint: Checkpoint | None, name: str, state: PyTree) -> tuple[int, PyTree, Kept]:
+    """The step to go on from, the state before it, and what was recorded."""
+    nothing = Kept([], [], [])
+    arrays = None if checkpoint is None else checkpoint.read(name)
+    kept = nothing if arrays is None else Kept.of(arrays)
+    done = 0 if arrays is None else int(arrays["done"])
+    if checkpoint is not None and not sharding.same(done):
+        return 0, state, nothing  # processes were killed between their writes
+    if arrays is not None and any(key.startswith("state-") for key in arrays):
+        state = with_arrays(state, arrays)
+    return done, state, kept
 
 
 def run_members(
@@ -244,6 +303,7 @@ def run_members(
     description: str,
     progress: bool | None,
     layout: Layout | None = None,
+    checkpoint: Checkpoint | None = None,
 ) -> Kept:
     """Train one member a seed, as many side by side as `MEMORY_BUDGET` has room for; `create` makes them from keys.
 
@@ -263,7 +323,18 @@ def run_members(
     with progress_bar(description, chunks * (len(problem.rates) + 1), progress) as bar:
         for start in range(0, len(filled), together):
             state = create(jnp.stack([jax.random.key(seed) for seed in filled[start : start + together]]), layout)
-            runs.append(run(method, problem, state, members=True, progress=bar, layout=layout))
+            runs.append(
+                run(
+                    method,
+                    problem,
+                    state,
+                    members=True,
+                    progress=bar,
+                    layout=layout,
+                    checkpoint=checkpoint,
+                    name=f"members-{start}",
+                )
+            )
     return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(seeds)], *runs)
 
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
 
 import jax
 
 from nfd_jax import engine, multilevel, optimizers
 from nfd_jax._errors import finite_float, one_of, positive_int
 from nfd_jax.architecture import ResNet, check_resnet
+from nfd_jax.checkpoint import Checkpoint
 from nfd_jax.explicit import in_coordinates
 from nfd_jax.particles import System
 from nfd_jax.task import Task
@@ -39,6 +42,8 @@ def solve_limit(
     budget: float = 600.0,
     observe: engine.Observe | None = None,
     evaluate_at: Sequence[int] | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 10,
     progress: bool | None = None,
 ) -> Trajectory:
     """The limit n -> infinity of a depth-muP ResNet under training.
@@ -66,6 +71,9 @@ def solve_limit(
     - `observe`: called with a `Sweep` at every training step; the arrays it returns are kept in `observed`.
     - `evaluate_at`: the steps, 0 to `steps`, at which held-out samples and, with mini-batches, all training samples
       are evaluated, on queries that are not stored; by default all.
+    - `checkpoint`: a folder in which the run is kept; called again with the same arguments, it goes on from there, and
+      ends with the same numbers bit for bit. One of other arguments is refused.
+    - `checkpoint_every`: how often it is written: after so many steps, or replicates of an estimate.
     - `progress`: show a bar; by default on a terminal.
 
     Returns a `Trajectory` without members. Raises ValueError or TypeError for bad arguments before compiling.
@@ -110,12 +118,19 @@ def solve_limit(
             tolerance=tolerance,
             budget=budget,
             arguments=arguments,
+            checkpoint=partial(Checkpoint.create, checkpoint, checkpoint_every, task),
             progress=progress,
         )
     particles = particles or PARTICLES
+    arguments |= {"particles": particles, "noise": system.noise_name(particles)}
+    kept_in = Checkpoint.create(checkpoint, checkpoint_every, task, arguments | {"seed": seed})
     with engine.progress_bar(f"{closure} limit", steps + 1, progress) as bar:
         kept = system.solve(
-            jax.random.key(seed), particles, int(model.depth), level=system.level(particles), progress=bar
+            jax.random.key(seed),
+            particles,
+            int(model.depth),
+            level=system.level(particles),
+            progress=bar,
+            checkpoint=kept_in,
         )
-    arguments |= {"particles": particles, "noise": system.noise_name(particles)}
     return kept.trajectory(task, system.problem.data, (seed,), arguments, members=False)

@@ -16,7 +16,7 @@ from __future__ import annotations
 import itertools
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -27,6 +27,7 @@ from tqdm import tqdm
 
 from nfd_jax import engine, sharding
 from nfd_jax._types import Key
+from nfd_jax.checkpoint import Checkpoint
 from nfd_jax.particles import System
 from nfd_jax.task import Task, loss_gradient, loss_value
 from nfd_jax.trajectory import ErrorBars, HeldOut, Trajectory
@@ -125,10 +126,30 @@ class Replicates:
     """Solutions drawn on demand. Each is addressed by (seed, particles, depth, number): more of them, or deeper
     ones, leave the others as they were."""
 
-    def __init__(self, system: System, task: Task, seed: int, particles: int):
-        self.system, self.task, self.seed = system, task, seed
+    def __init__(self, system: System, task: Task, seed: int, particles: int, checkpoint: Checkpoint | None):
+        self.system, self.task, self.seed, self.checkpoint = system, task, seed, checkpoint
         self.level = system.level(particles // 4)  # one for all, so that biases extrapolate
         self.found: dict[Term, list[Parts]] = {}
+        arrays = (checkpoint and checkpoint.read("replicates")) or {}
+        if sharding.same(sum(array.size for array in arrays.values())):
+            self._restore(arrays)
+
+    def write(self) -> None:
+        """Keep all replicates in the checkpoint."""
+        if self.checkpoint is not None:
+            named = {
+                f"{term.particles}/{term.depth}/{int(term.difference)}/{name}": np.stack([p[name] for p in parts])
+                for term, parts in self.found.items()
+                for name in parts[0]
+            }
+            self.checkpoint.write("replicates", named)
+
+    def _restore(self, arrays: Mapping[str, np.ndarray]) -> None:
+        for address, values in arrays.items():
+            particles, depth, difference, name = address.split("/", 3)
+            parts = self.found.setdefault(Term(int(particles), int(depth), difference == "1"), [{} for _ in values])
+            for part, value in zip(parts, values, strict=True):
+                part[name] = value
 
     def draw(self, term: Term, room: int) -> None:
         """One more replicate of a mean."""
@@ -141,6 +162,8 @@ class Replicates:
             coarse = self._solve(key, term.particles, term.depth // 2, 2, room)
             parts = {name: part - coarse[name] for name, part in parts.items()}
         found.append(parts)
+        if self.checkpoint is not None and self.checkpoint.is_due(sum(map(len, self.found.values()))):
+            self.write()
 
     def _solve(self, key: Key, particles: int, depth: int, refinement: int, room: int) -> Parts:
         with engine.progress_bar("", 0, False) as silent:
@@ -197,6 +220,7 @@ def estimate(
     tolerance: float | None,
     budget: float,
     arguments: dict[str, Any],
+    checkpoint: Callable[[dict[str, Any]], Checkpoint | None],
     progress: bool | None,
 ) -> Trajectory:
     """The limit with error bars.
@@ -207,7 +231,14 @@ def estimate(
     deadline = time.monotonic() + budget
     infinite, particles = depth == math.inf, particles or default_particles(system)
     depths, counts = ladder(depth), {}
-    replicates = Replicates(system, task, seed, particles)
+    arguments = arguments | {
+        "solver": "limit",
+        "depth": depth,
+        "particles": particles,
+        "noise": system.noise_name(particles // 4),
+    }
+    # more replicates leave the first as they are, so that a tolerance or a budget may differ from those before
+    replicates = Replicates(system, task, seed, particles, checkpoint(arguments | {"seed": seed}))
     with engine.progress_bar("limit with error bars", 0, progress) as bar:
         while True:
             plan = plan_of(particles, depths, infinite)
@@ -224,12 +255,9 @@ def estimate(
             allowed = 0.9 * max(goal - left, goal / 2) / result.errors["loss"].quantile[worst]
             counts = _allocate({term: var[worst] for term, var in result.loss.variances.items()}, allowed, replicates)
     met = None if tolerance is None else bool(relative[worst] <= tolerance)
-    arguments = arguments | {
-        "solver": "limit",
-        "depth": depth,
+    replicates.write()
+    arguments |= {
         "depths": list(depths),
-        "particles": particles,
-        "noise": system.noise_name(particles // 4),
         "replicates": {str(tuple(term)): len(replicates.found[term]) for term in plan},
         "tolerance": tolerance,
         "budget": budget,

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from nfd_jax import engine, optimizers, sharding
+from nfd_jax import engine, memory, optimizers, sharding
 from nfd_jax import parametrization as parametrizations
 from nfd_jax._errors import one_of, positive_int, seed_sequence
 from nfd_jax._types import Array, Float, Key
 from nfd_jax.architecture import Layers, ResNet
+from nfd_jax.checkpoint import Checkpoint
 from nfd_jax.explicit import EXPLICIT, State, in_coordinates, start
 from nfd_jax.matrices import RevealedMatrices
 from nfd_jax.noise import AbstractNoise, PlainNoise
@@ -43,6 +45,8 @@ def solve_network(
     weight_decay: float = 0.0,
     observe: engine.Observe | None = None,
     evaluate_at: Sequence[int] | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 10,
     progress: bool | None = None,
 ) -> Trajectory:
     """Train finite networks without a single n x n array, exact in law at width n.
@@ -78,17 +82,24 @@ def solve_network(
     layout = sharding.particles("width", width)
     problem = in_coordinates(problem)
     shape = Shape.of(problem, width, int(model.depth))
+    arguments = problem.arguments | {"solver": "network", "width": width, "optimizer": optimizer, "backward": backward}
+    create = partial(_create, problem.settings, shape, backward == "tied")
+    memory.check(
+        memory.size_of(create, jax.random.key(0)[None]) + shape.sweep_bytes,
+        layout.devices if layout else 1,
+        "use a smaller width, fewer steps or a smaller batch, or more devices",
+    )
     kept = engine.run_members(
         EXPLICIT,
         problem,
-        partial(_create, problem.settings, shape, backward == "tied"),
+        create,
         members,
         shape.basis_bytes,
         description=f"{backward} networks, width {width}",
         progress=progress,
         layout=layout,
+        checkpoint=Checkpoint.create(checkpoint, checkpoint_every, task, arguments | {"seeds": members}),
     )
-    arguments = problem.arguments | {"solver": "network", "width": width, "optimizer": optimizer, "backward": backward}
     return kept.trajectory(task, problem.data, members, arguments, members=True)
 
 
@@ -115,6 +126,11 @@ class Shape(NamedTuple):
     def basis_bytes(self) -> int:
         """Memory of the four bases of one member."""
         return 4 * self.depth * self.steps * self.batch * self.width * jnp.zeros(()).dtype.itemsize
+
+    @property
+    def sweep_bytes(self) -> int:
+        """Memory of the features of one batch at all layers, and of as many temporaries."""
+        return 2 * (self.depth + 1) * self.batch * self.width * jnp.zeros(()).dtype.itemsize
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 4))

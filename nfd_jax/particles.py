@@ -17,6 +17,7 @@ from nfd_jax import engine, sharding
 from nfd_jax import parametrization as parametrizations
 from nfd_jax._types import Key
 from nfd_jax.architecture import Grid, Layers, ResNet
+from nfd_jax.checkpoint import Checkpoint
 from nfd_jax.explicit import EXPLICIT, State, start
 from nfd_jax.network import HIDDEN_ADDRESS, Shape, plain_layers, revealed
 from nfd_jax.noise import LEVELS, MatchedNoise, matched_level
@@ -53,6 +54,7 @@ class System(NamedTuple):
         refinement: int = 1,
         room: int | None = None,
         progress: tqdm,
+        checkpoint: Checkpoint | None = None,
     ) -> engine.Kept:
         """The solution on `depth` blocks, driven by the noise of a grid `refinement` times finer.
 
@@ -63,7 +65,9 @@ class System(NamedTuple):
         shape = Shape.of(problem, particles, room or depth)
         layout = sharding.particles("particles", particles)
         state = _create(problem.settings, shape, self.coupled, level, refinement, key, layout)
-        return engine.run(EXPLICIT, problem, state, members=False, progress=progress, layout=layout)
+        return engine.run(
+            EXPLICIT, problem, state, members=False, progress=progress, layout=layout, checkpoint=checkpoint
+        )
 
 
 @partial(jax.jit, static_argnums=(*range(5), 6))

@@ -109,3 +109,10 @@ def agreed(decision: bool) -> bool:
     if jax.process_count() == 1:
         return decision
     return bool(multihost_utils.broadcast_one_to_all(np.array(decision)))
+
+
+def same(value: int) -> bool:
+    """Whether all processes have the same number."""
+    if jax.process_count() == 1:
+        return True
+    return len(np.unique(multihost_utils.process_allgather(np.array(value)))) == 1

@@ -8,17 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nfd_jax import engine, optimizers, sharding
+from nfd_jax import engine, memory, optimizers, sharding
 from nfd_jax import parametrization as parametrizations
 from nfd_jax._errors import one_of, positive_int, seed_sequence
 from nfd_jax._types import Array, Float, Index, Key, PyTree, Scalar
 from nfd_jax.architecture import Grid, ResNet
+from nfd_jax.checkpoint import Checkpoint
 from nfd_jax.network import BACKWARDS
 from nfd_jax.parametrization import Role
 from nfd_jax.sharding import Layout
@@ -102,6 +104,8 @@ def train_networks(
     momentum: float = 0.0,
     weight_decay: float = 0.0,
     evaluate_at: Sequence[int] | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 10,
     progress: bool | None = None,
 ) -> Trajectory:
     """Train finite networks by autodiff, one member a seed, side by side in one compiled program.
@@ -121,6 +125,9 @@ def train_networks(
     - `momentum`, `weight_decay`: heavy ball; W <- (1 - eta lambda) W.
     - `evaluate_at`: the steps, 0 to `steps`, at which held-out samples and, with mini-batches, all training samples
       are evaluated; by default all.
+    - `checkpoint`: a folder in which the run is kept; called again with the same arguments, it goes on from there, and
+      ends with the same numbers bit for bit. One of other arguments is refused.
+    - `checkpoint_every`: how often it is written: after so many steps, or replicates of an estimate.
     - `progress`: show a bar; by default on a terminal.
 
     Returns a `Trajectory` with one member a seed. A member that diverges is marked, never averaged. Raises ValueError
@@ -148,6 +155,8 @@ def train_networks(
     hidden_bytes = copies * 3 * int(model.depth) * width**2 * jnp.zeros(()).dtype.itemsize
     sizes = width, task.dimension, task.outputs
     branch = parametrizations.branch_scale(parametrization, int(model.depth), model.horizon)
+    arguments = problem.arguments | {"solver": "training", "width": width, "optimizer": optimizer, "backward": backward}
+    memory.check(hidden_bytes, 1, "use a smaller width or depth, or solve_network, which needs no n x n array")
     kept = engine.run_members(
         AUTODIFF,
         problem,
@@ -156,9 +165,9 @@ def train_networks(
         hidden_bytes,
         description=f"{backward} networks, width {width}",
         progress=progress,
+        checkpoint=Checkpoint.create(checkpoint, checkpoint_every, task, arguments | {"seeds": members}),
     )
-    arguments = problem.arguments | {"solver": "training", "width": width, "optimizer": optimizer}
-    return kept.trajectory(task, problem.data, members, {**arguments, "backward": backward}, members=True)
+    return kept.trajectory(task, problem.data, members, arguments, members=True)
 
 
 def create_network(

@@ -26,6 +26,8 @@ ORDER = (
     "matrices",
     "architecture",
     "sharding",
+    "checkpoint",
+    "memory",
     "engine",
     "explicit",
     "network",

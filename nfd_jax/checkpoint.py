@@ -1,0 +1,144 @@
+"""Checkpoints: a run that is killed goes on where it was, bit for bit.
+
+A checkpoint is a folder with one numpy archive a chunk of work (and process), replaced whole or not at all. Each
+holds the arguments that it belongs to; a run with any other refuses it and says which one differs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from nfd_jax import sharding
+from nfd_jax._errors import positive_int
+from nfd_jax._types import PyTree
+from nfd_jax.task import Task
+
+ARGUMENTS = "arguments"  # its name in an archive
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """Where a run is kept, how often it is written, and what it is a run of."""
+
+    folder: Path
+    every: int
+    arguments: Mapping[str, Any]
+
+    @classmethod
+    def create(
+        cls, folder: str | Path | None, every: int, task: Task, arguments: Mapping[str, Any]
+    ) -> Checkpoint | None:
+        """None for no folder. Everything that decides the numbers of a run is among its arguments."""
+        positive_int("checkpoint_every", every)
+        if folder is None:
+            return None
+        path = Path(folder)
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise ValueError(
+                f"checkpoint folder {str(folder)!r} can't be made ({error.strerror}); choose another"
+            ) from error
+        device = jax.devices()[0]
+        everything = {
+            **arguments,
+            "data": _fingerprint(task),
+            "nfd_jax": version("nfd_jax"),
+            "jax": jax.__version__,
+            "precision": "float64" if jax.config.read("jax_enable_x64") else "float32",
+            "devices": f"{sharding.device_count()} x {device.device_kind} in {jax.process_count()} processes",
+        }
+        return cls(path, every, json.loads(json.dumps(everything, default=_name)))
+
+    def is_due(self, done: int) -> bool:
+        """Whether so many steps done call for writing."""
+        return done % self.every == 0
+
+    def write(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
+        """Replace one archive, whole or not at all."""
+        path = self._path(name)
+        partial = path.with_name(f".{path.name}.partial")
+        with open(partial, "wb") as file:
+            np.savez(file, allow_pickle=False, **{ARGUMENTS: np.array(json.dumps(self.arguments))}, **arrays)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+
+    def read(self, name: str) -> dict[str, np.ndarray] | None:
+        """An archive, None where there is none yet; ValueError where it is of other arguments or no archive."""
+        path = self._path(name)
+        if not path.exists():
+            return None
+        try:
+            with np.load(path, allow_pickle=False) as archive:
+                arrays = {key: archive[key] for key in archive.files}
+            stored = json.loads(str(arrays.pop(ARGUMENTS)))
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(f"checkpoint {str(path)!r} is not an archive of nfd_jax ({error}); remove it") from error
+        for key in sorted({*stored, *self.arguments}):
+            was, now = stored.get(key), self.arguments.get(key)
+            if was != now:
+                raise ValueError(
+                    f"checkpoint {str(self.folder)!r} is of a run with {key}={was!r}, and {key}={now!r} was asked for; "
+                    "give another folder, or the arguments of that run"
+                )
+        return arrays
+
+    def _path(self, name: str) -> Path:
+        count = jax.process_count()
+        part = "" if count == 1 else f".process-{jax.process_index()}-of-{count}"
+        return self.folder / f"{name}{part}.npz"
+
+
+def _fingerprint(task: Task) -> str:
+    """Of all arrays of a task."""
+    parts = [task, *([task.held_out] if task.held_out else [])]
+    digest = hashlib.sha256()
+    for part in parts:
+        for array in (part.inputs, part.targets):
+            digest.update(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _name(value: Any) -> str:
+    """Of a function: the same in every process."""
+    return getattr(value, "__qualname__", None) or str(value)
+
+
+def arrays_of(state: PyTree) -> dict[str, np.ndarray]:
+    """The numbers of a state that this process holds, by leaf and device; keys of draws never change."""
+    return {
+        f"state-{index}-{place}": np.asarray(shard.data)
+        for index, leaf in enumerate(jax.tree.leaves(state))
+        if not _is_key(leaf)
+        for place, shard in enumerate(leaf.addressable_shards)
+    }
+
+
+def with_arrays(state: PyTree, arrays: Mapping[str, np.ndarray]) -> PyTree:
+    """The state with these numbers instead of its own, where its own were."""
+    leaves, structure = jax.tree.flatten(state)
+    for index, leaf in enumerate(leaves):
+        if not _is_key(leaf):
+            parts = [
+                jax.device_put(arrays[f"state-{index}-{place}"], shard.device)
+                for place, shard in enumerate(leaf.addressable_shards)
+            ]
+            leaves[index] = jax.make_array_from_single_device_arrays(leaf.shape, leaf.sharding, parts)
+    return jax.tree.unflatten(structure, leaves)
+
+
+def _is_key(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)

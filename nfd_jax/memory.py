@@ -1,0 +1,41 @@
+"""Memory: what a run needs against what its devices have, before anything is compiled."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from nfd_jax._types import PyTree
+
+GIB = 2**30
+
+
+def per_device() -> int | None:
+    """Bytes that one device has; None where it does not say. Devices of a CPU share the memory of the machine."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    if device.platform != "cpu" or "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+        return None
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
+
+
+def size_of(create: Callable[..., PyTree], *arguments: Any) -> int:
+    """Bytes of the arrays that a function would make, without making them."""
+    leaves = jax.tree.leaves(jax.eval_shape(create, *arguments))
+    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def check(needed: int, devices: int, ways_out: str) -> None:
+    """ValueError with the figures where `devices` together lack the memory."""
+    available = per_device()
+    if available is not None and needed > devices * available:
+        raise ValueError(
+            f"this run needs about {needed / GIB:.1f} GiB, and {devices} {jax.local_devices()[0].platform} device(s) "
+            f"have {devices * available / GIB:.1f} GiB; {ways_out}"
+        )
