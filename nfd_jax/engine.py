@@ -99,6 +99,11 @@ def _jitted_evaluate(
     return (jax.vmap(one, in_axes=(0, None, None, None)) if members else one)(state, step, x, y)
 
 
+@partial(jax.jit, donate_argnames="state")
+def _only_member(state: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x.reshape(x.shape[1:]), state)
+
+
 def run(
     method: Method,
     settings: Settings,
@@ -155,7 +160,12 @@ def run_members(
     with progress_bar(description, chunks * (len(rates) + 1), progress) as bar:
         for start in range(0, len(filled), together):
             state = create(jnp.stack([jax.random.key(seed) for seed in filled[start : start + together]]))
-            runs.append(run(method, settings, state, inputs, targets, rates, members=True, progress=bar))
+            if together > 1:
+                runs.append(run(method, settings, state, inputs, targets, rates, members=True, progress=bar))
+            else:  # a batch of one compiles and runs slower, and copies what is updated in place without it
+                only = _only_member(state)
+                found = run(method, settings, only, inputs, targets, rates, members=False, progress=bar)
+                runs.append(jax.tree.map(lambda x: x[None], found))
 
     def join(arrays: list[np.ndarray]) -> np.ndarray:
         return np.concatenate(arrays)[: len(seeds)]
