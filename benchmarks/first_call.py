@@ -57,10 +57,11 @@ class Compilations:
     def __post_init__(self) -> None:
         jax.monitoring.register_event_duration_secs_listener(self._hear)
 
-    def _hear(self, event: str, duration: float, **_: Any) -> None:
+    def _hear(self, event: str, duration_secs: float, **kwargs: Any) -> None:
+        del kwargs
         if event == COMPILED:
             self.count += 1
-            self.seconds += duration
+            self.seconds += duration_secs
 
 
 def one(solver: str, depth: int, sizes: Sizes) -> dict[str, Any]:
@@ -101,8 +102,8 @@ def one(solver: str, depth: int, sizes: Sizes) -> dict[str, Any]:
 def main(sizes: Sizes) -> None:
     """Print one row a solver and depth."""
     print(f"n = {sizes.width}, P = {sizes.samples}, K = {sizes.steps}, {jax.devices()[0]}")
-    head = f"{'solver':>15} {'L':>5} {'first':>8} {'second':>8} {'first - second':>15} {'processor':>10} {'compiled: first':>16}"
-    print(head + f" {'second':>7} {'others':>7}", "-" * (len(head) + 16), sep="\n")
+    head = f"{'solver':>15} {'L':>5} {'first':>8} {'second':>8} {'first - second':>15} {'processor':>10}"
+    print(head + "   compiled: first, second, others", "-" * (len(head) + 34), sep="\n")
     rows = []
     for solver in sizes.solvers:
         for depth in sizes.depths:
@@ -112,8 +113,8 @@ def main(sizes: Sizes) -> None:
             rows.append(row)
             print(
                 f"{solver:>15} {depth:>5} {row['first']:>7.2f}s {row['second']:>7.3f}s "
-                f"{row['first'] - row['second']:>14.2f}s {row['processor']:>9.2f}s {row['compiled']:>16} {row['compiled_by_second']:>7} "
-                f"{row['compiled_by_others']:>7}",
+                f"{row['first'] - row['second']:>14.2f}s {row['processor']:>9.2f}s   "
+                f"{row['compiled']}, {row['compiled_by_second']}, {row['compiled_by_others']}",
                 flush=True,
             )
     save(sizes.output, sizes, rows)

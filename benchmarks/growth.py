@@ -67,7 +67,7 @@ def measure(sizes: Sizes, name: str) -> dict[str, Any]:
         model, options = work(value)
         nfd.solve_network(task, model, progress=False, **options)
 
-    programs = [compiled_step("revealed", task, work(value)[0], **work(value)[1]) for value in axis]
+    programs = [compiled_step(lambda value=value: run(value)) for value in axis]
     for value in axis:
         first_call(lambda value=value: run(value))
     seconds = paired({str(value): lambda value=value: run(value) for value in axis}, sizes.repeats)

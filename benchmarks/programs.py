@@ -1,50 +1,37 @@
-"""The compiled training steps of the public solvers, and what they take, without running them."""
+"""The compiled training steps of the public solvers, and what they take by the compiler's own account."""
 
 from __future__ import annotations
 
-from functools import partial
+from collections.abc import Callable
 from typing import Any
+from unittest import mock
 
 import jax
-import numpy as np
 
-import nfd_jax as nfd
-from nfd_jax import engine, explicit, network, training
+from nfd_jax import engine
+
+
+class _Captured(Exception):  # noqa: N818
+    """Carries a compiled step out of the call that would have run it."""
+
+
+def compiled_step(solve: Callable[[], object]) -> jax.stages.Compiled:
+    """The program of the first training step of this call of a solver, which ends there."""
+    step: Any = engine._jitted_step
+
+    def capture(*args: Any, **kwargs: Any) -> None:
+        raise _Captured(step.lower(*args, **kwargs).compile())
+
+    with mock.patch.object(engine, "_jitted_step", capture):
+        try:
+            solve()
+        except _Captured as captured:
+            return captured.args[0]
+    raise RuntimeError("the solver took no training step")
 
 
 def total_bytes(compiled: jax.stages.Compiled) -> int:
-    """Memory of a program by the compiler's own account."""
+    """Memory of a program: arguments, temporary arrays, and outputs that take no argument's place."""
     found: Any = compiled.memory_analysis()
     held = found.argument_size_in_bytes + found.output_size_in_bytes - found.alias_size_in_bytes
     return held + found.temp_size_in_bytes
-
-
-def compiled_step(
-    solver: str, task: nfd.Task, model: nfd.ResNet, *, width: int, steps: int, seeds: int = 1
-) -> jax.stages.Compiled:
-    """The training step of `solve_network` ("revealed") or `train_networks` ("dense") with default options."""
-    problem = engine.prepare(
-        task,
-        model,
-        steps=steps,
-        learning_rate=0.5,
-        train_input=False,
-        train_readout=False,
-        richness=1.0,
-        momentum=0.0,
-        weight_decay=0.0,
-    )
-    depth, settings = int(model.depth), problem.settings
-    if solver == "revealed":
-        method, inputs = explicit.EXPLICIT, explicit.input_coordinates(task.inputs)
-        shape = network.Shape(depth, width, inputs.shape[1], task.outputs, steps, task.samples)
-        create = partial(network._create, settings, shape, True)
-    else:
-        method, inputs = training.AUTODIFF, task.inputs
-        create = partial(training._create, settings, width, task.dimension, task.outputs, False)
-    state = jax.eval_shape(create, jax.random.split(jax.random.key(0), seeds))
-    if seeds == 1:  # as the engine does
-        state = jax.eval_shape(engine._only_member, state)
-    data = inputs.astype(np.float32), task.targets.astype(np.float32)
-    step, rate = np.int32(0), np.float32(0.5)
-    return engine._jitted_step.lower(method.step, settings, seeds > 1, state, step, rate, *data).compile()

@@ -16,6 +16,7 @@ import math
 import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -56,12 +57,12 @@ class Sizes:
 def measure(sizes: Sizes, width: int, steps: int) -> dict[str, Any]:
     """Times and memory of all sides at one width and number of steps."""
     task, model = nfd.datasets.digits(sizes.samples), nfd.ResNet(sizes.depth, "relu")
-    work: dict[str, Any] = {"width": width, "steps": steps, "seeds": sizes.seeds}
-    sides: dict[str, Callable[[], object]] = {
-        "revealed": lambda: nfd.solve_network(task, model, progress=False, **work),
-        "dense": lambda: nfd.train_networks(task, model, progress=False, **work),
+    work: dict[str, Any] = {"width": width, "steps": steps, "progress": False}
+    sides: dict[str, Callable[..., object]] = {
+        "revealed": lambda seeds=sizes.seeds: nfd.solve_network(task, model, seeds=seeds, **work),
+        "dense": lambda seeds=sizes.seeds: nfd.train_networks(task, model, seeds=seeds, **work),
     }
-    programs = {name: compiled_step(name, task, model, **(work | {"seeds": 1})) for name in sides}
+    programs = {name: compiled_step(partial(run, seeds=1)) for name, run in sides.items()}
     if sizes.baseline and sizes.seeds == 1:
         sides["baseline"] = lambda: baseline.train(task, sizes.depth, width, steps)
         programs["baseline"] = baseline.compiled_step(task, sizes.depth, width)
