@@ -1,8 +1,9 @@
 """Does `solve_network` grow as theory says: time as n, L and M^2, memory as n, L and M?
 
 Exponents are slopes of log time (after compilation, median of repeats) and log memory (the compiled step's own
-account) against the log of one size, the others fixed, with the 95% interval of the fit. M = steps x samples grows by
-the steps; time is expected at exponent 2 only where the traffic of M vectors outweighs what every query costs.
+account) against the log of one size, the others fixed, with the 95% interval of the fit, and of the last two sizes.
+M = steps x samples grows by the steps; time is expected at exponent 2 only where the traffic of M vectors outweighs
+what every query costs.
 
     python benchmarks/growth.py
 """
@@ -36,9 +37,9 @@ class Sizes:
         output: A JSON file for the results.
     """
 
-    widths: tuple[int, ...] = (8192, 16384, 32768)
-    depths: tuple[int, ...] = (4, 8, 16)
-    steps: tuple[int, ...] = (8, 16, 32)
+    widths: tuple[int, ...] = (4096, 8192, 16384, 32768)
+    depths: tuple[int, ...] = (4, 8, 16, 32)
+    steps: tuple[int, ...] = (16, 32, 64, 128)
     samples: int = 4
     repeats: int = 3
     output: Path | None = None
@@ -83,21 +84,22 @@ def main(sizes: Sizes) -> None:
     """Print one row a size that varies."""
     fixed = f"n = {sizes.widths[0]}, L = {sizes.depths[0]}, M = {sizes.steps[0] * sizes.samples}"
     print(f"{fixed} where fixed, B = {sizes.samples}, {jax.devices()[0]}")
-    head = f"{'against':>8} {'time exponent':>18} {'expected':>8} {'memory exponent':>18} {'expected':>8}   values"
-    print(head, "-" * len(head), sep="\n")
+    head = f"{'against':>8} {'time exponent':>18} {'expected':>8} {'memory exponent':>18} {'expected':>8}"
+    print(head + "  time, last two   values", "-" * (len(head) + 25), sep="\n")
     rows = []
     for name, expected in EXPECTED.items():
         row = measure(sizes, name)
         row["exponents"] = {what: slope(row["values"], row[what]) for what in ("seconds", "bytes")}
         rows.append(row)
         (time, time_error), (memory, memory_error) = row["exponents"].values()
+        last = slope(row["values"][-2:], row["seconds"][-2:])[0]
         points = ", ".join(
             f"{v}: {s:.3f}s {b / 1e6:.0f} MB"
             for v, s, b in zip(row["values"], row["seconds"], row["bytes"], strict=True)
         )
         print(
             f"{name:>8} {time:>9.2f} ± {time_error:<6.2f} {expected[0]:>8} {memory:>9.3f} ± {memory_error:<6.3f} "
-            f"{expected[1]:>8}   {points}",
+            f"{expected[1]:>8} {last:>15.2f}   {points}",
             flush=True,
         )
     save(sizes.output, sizes, rows)
