@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import jax
 
 
 def first_call(run: Callable[[], object]) -> float:
@@ -32,3 +38,10 @@ def ratio(above: list[float], below: list[float]) -> tuple[float, float, float]:
     """Median, smallest and largest ratio of paired repeats."""
     ratios = [a / b for a, b in zip(above, below, strict=True)]
     return statistics.median(ratios), min(ratios), max(ratios)
+
+
+def save(output: Path | None, sizes: Any, rows: Any) -> None:
+    """The results as JSON, with the sizes, the device and the version of jax, where a file is asked for."""
+    if output is not None:
+        result = {"sizes": asdict(sizes), "device": str(jax.devices()[0]), "jax": jax.__version__, "rows": rows}
+        output.write_text(json.dumps(result, indent=1, default=str))

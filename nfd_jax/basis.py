@@ -2,15 +2,14 @@
 
 Vectors are rows and `<a, b> = a . b / n`. A basis is an array `(depth, blocks, batch, width)`: for every residual
 block of the network a list of query blocks, of which the first `filled` are in use. Rows of a dependent query are
-zero, so rank never changes a shape. Loops run over filled blocks only and read each of them once; products are
-in full precision, because an accelerator's default would round them to tf32 and spoil orthogonality.
+zero, so rank never changes a shape. Loops run over filled blocks only, several at a time, and read each of them once;
+products are in full precision, because an accelerator's default would round them to tf32 and spoil orthogonality.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -21,19 +20,38 @@ Coordinates = Float[Array, "blocks batch queries"]
 Queries = Float[Array, "queries width"]  # a block to be split, of any size
 
 
+TILE = 16  # rows read at a time: they outweigh what a trip of a loop costs, and stay in the cache of one core
+
+
 def product(a: Array, b: Array) -> Array:
     """The matrix product a b in full precision."""
     return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
 
 
+def combination(
+    coordinates: Float[Array, "rows columns"], vectors: Float[Array, "rows width"]
+) -> Float[Array, "columns width"]:
+    """The linear combinations coordinates^T vectors."""
+    return lax.dot_general(coordinates, vectors, (((0,), (0,)), ((), ())), precision=lax.Precision.HIGHEST)
+
+
 def inner(a: Float[Array, "rows width"], b: Float[Array, "columns width"]) -> Float[Array, "rows columns"]:
-    """The inner products <a_i, b_j> = a_i . b_j / n."""
-    return product(a, b.T) / a.shape[-1]
+    """The inner products <a_i, b_j> = a_i . b_j / n, without a transposed copy of b."""
+    return lax.dot_general(a, b, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST) / a.shape[-1]
 
 
 def norms(vectors: Vectors) -> Float[Array, " batch"]:
     """|v_i| with |v|^2 = <v, v>."""
-    return jnp.sqrt(jnp.mean(vectors**2, axis=-1))
+    return jnp.sqrt(diagonal(inner(vectors, vectors)))
+
+
+def diagonal(square: Float[Array, "rows rows"]) -> Float[Array, " rows"]:
+    """The diagonal, by one small kernel instead of a gather."""
+    return jnp.sum(jnp.where(_identity(square), square, 0), axis=1)
+
+
+def _identity(square: Array) -> Bool[Array, "rows rows"]:
+    return jnp.eye(len(square), dtype=bool)
 
 
 def empty(depth: int, blocks: int, batch: int, width: int, dtype: jnp.dtype) -> Basis:
@@ -56,28 +74,69 @@ def _corner(layer: Index | int, block: Index | int) -> tuple[Array, ...]:
     return tuple(jnp.asarray(i, jnp.int32) for i in (layer, block, 0, 0))
 
 
+class Tile(NamedTuple):
+    """Consecutive blocks of a basis as rows; those not filled, and those of the tile before, are zero."""
+
+    first: Index  # block
+    blocks: int
+    rows: Float[Array, "rows width"]
+
+    def coordinates(self, every: Coordinates) -> Float[Array, "rows queries"]:
+        """The coordinates along these rows."""
+        found = lax.dynamic_slice_in_dim(every, self.first, self.blocks)
+        return found.reshape(-1, every.shape[2])
+
+
+def tile_blocks(basis: Basis) -> int:
+    """How many blocks are read at a time: not all of them, or the compiler would hoist the read out of its loop and
+    above a write, and copy the basis."""
+    _, blocks, batch, _ = basis.shape
+    return max(1, min(-(-blocks // 2), TILE // batch))
+
+
+def tiles(basis: Basis, filled: Index) -> Index:
+    """How many tiles hold the filled blocks."""
+    size = tile_blocks(basis)
+    return lax.div(jnp.asarray(filled, jnp.int32) + (size - 1), jnp.int32(size))
+
+
+def read_tile(basis: Basis, layer: Index, index: Index, filled: Index) -> Tile:
+    """A tile of the filled blocks. The last may start before the end of the one before, to stay within the basis."""
+    _, blocks, batch, width = basis.shape
+    size = tile_blocks(basis)
+    first = jnp.minimum(index * size, blocks - size) if blocks % size else index * size
+    found = lax.dynamic_slice(basis, _corner(layer, first), (1, size, batch, width))
+    block = first + lax.broadcasted_iota(jnp.int32, (size * batch, 1), 0) // batch
+    wanted = (block >= index * size) & (block < filled)
+    return Tile(first, size, jnp.where(wanted, found.reshape(size * batch, width), 0))
+
+
 def project(basis: Basis, layer: Index, filled: Index, vectors: Queries) -> tuple[Coordinates, Queries]:
     """Coordinates in the basis, and what is left of the vectors: one pass of block Gram-Schmidt."""
     _, blocks, batch, _ = basis.shape
 
-    def one_block(j: Index, carry: tuple[Coordinates, Queries]) -> tuple[Coordinates, Queries]:
+    def one_tile(index: Index, carry: tuple[Coordinates, Queries]) -> tuple[Coordinates, Queries]:
         coordinates, rest = carry
-        known = read(basis, layer, j)
-        found = inner(known, rest)
-        return coordinates.at[j].set(found), rest - product(found.T, known)
+        tile = read_tile(basis, layer, index, filled)
+        found = inner(tile.rows, rest)
+        # rows of the tile before are zero here, and keep their coordinates
+        every = (tile.coordinates(coordinates) + found).reshape(tile.blocks, batch, -1)
+        coordinates = lax.dynamic_update_slice_in_dim(coordinates, every, tile.first, axis=0)
+        return coordinates, rest - combination(found, tile.rows)
 
     start = jnp.zeros((blocks, batch, vectors.shape[0]), vectors.dtype)
-    return lax.fori_loop(0, filled, one_block, (start, vectors))
+    return lax.fori_loop(0, tiles(basis, filled), one_tile, (start, vectors))
 
 
 def combine(basis: Basis, layer: Index, filled: Index, coordinates: Coordinates) -> Queries:
     """The linear combinations of the basis vectors with these coordinates."""
 
-    def one_block(j: Index, total: Queries) -> Queries:
-        return total + product(coordinates[j].T, read(basis, layer, j))
+    def one_tile(index: Index, total: Queries) -> Queries:
+        tile = read_tile(basis, layer, index, filled)
+        return total + combination(tile.coordinates(coordinates), tile.rows)
 
     start = jnp.zeros((coordinates.shape[2], basis.shape[3]), basis.dtype)
-    return lax.fori_loop(0, filled, one_block, start)
+    return lax.fori_loop(0, tiles(basis, filled), one_tile, start)
 
 
 class Orthonormal(NamedTuple):
@@ -95,18 +154,19 @@ def orthonormalise(vectors: Queries, shortest: Float[Array, " queries"], passes:
     and later rows must not be expressed in it, so the rest is then factored again without it.
     """
 
+    gram = inner(vectors, vectors)
+    length = jnp.sqrt(diagonal(gram))
+
     def attempt(state: tuple) -> tuple:
         kept, *_ = state
-        directions, triangular = cholesky_qr(jnp.where(kept[:, None], vectors, 0), passes)
-        active = kept & (jnp.diagonal(triangular) > shortest)
-        return active, directions, triangular, jnp.all(active == kept)
+        directions, triangular, last = _passes(vectors, gram, kept, passes)
+        active = kept & (diagonal(triangular) > shortest)
+        return active, directions, triangular, last, jnp.all(active == kept)
 
-    batch = len(vectors)
-    everything = norms(vectors) > 0
-    start = (everything, vectors, jnp.zeros((batch, batch), vectors.dtype), jnp.array(False))
-    active, directions, triangular, _ = lax.while_loop(lambda state: ~state[3], attempt, start)
+    start = (length > 0, vectors, gram, gram, jnp.array(False))
+    active, directions, triangular, last, _ = lax.while_loop(lambda state: ~state[-1], attempt, start)
     # the shift leaves rows a few roundings short, which a repeated query would see as a residual
-    length = jnp.where(active, norms(directions), 1)
+    length = jnp.where(active, jnp.sqrt(diagonal(last)), 1)
     directions = jnp.where(active[:, None], directions / length[:, None], 0)
     triangular = length[:, None] * triangular
     triangular = jnp.where(active[None, :], triangular, inner(directions, vectors))
@@ -120,19 +180,33 @@ def cholesky_qr(vectors: Queries, passes: Index | int) -> tuple[Queries, Array]:
     passes that follow make up for the shift. Three serve any block, two a well-conditioned one; after one pass rows
     that depend on others are short instead of orthonormal.
     """
-    batch, dtype = len(vectors), vectors.dtype
+    directions, triangular, _ = _passes(vectors, inner(vectors, vectors), jnp.ones(len(vectors), bool), passes)
+    return directions, triangular
+
+
+def _passes(
+    vectors: Queries, gram: Array, kept: Bool[Array, " queries"], passes: Index | int
+) -> tuple[Queries, Array, Array]:
+    """Cholesky-QR of the rows that are kept, given their Gram matrix, and the Gram matrix of the result.
+
+    Scales and masks are put on the small factors, so that a pass over the vectors is two products.
+    """
+    batch, dtype = vectors.shape[0], vectors.dtype
     identity = jnp.eye(batch, dtype=dtype)
-    length = norms(vectors)
-    length = jnp.where(length > 0, length, 1)
     shift = 10 * batch * float(jnp.finfo(dtype).eps) * identity
+    length = jnp.sqrt(diagonal(gram))
+    length = jnp.where(length > 0, length, 1)
+    scale = jnp.where(kept, 1 / length, 0)
 
-    def one_pass(_: Index, carry: tuple[Queries, Array]) -> tuple[Queries, Array]:
-        directions, triangular = carry
-        lower = jnp.linalg.cholesky(inner(directions, directions) + shift)
-        inverse = jax.scipy.linalg.solve_triangular(lower, identity, lower=True)
-        return product(inverse, directions), product(lower.T, triangular)
+    def one_pass(index: Index, carry: tuple[Queries, Array, Array]) -> tuple[Queries, Array, Array]:
+        directions, triangular, gram = carry
+        unit = jnp.where(index == 0, scale, 1)
+        lower = lax.linalg.cholesky(unit[:, None] * gram * unit[None, :] + shift, symmetrize_input=False)
+        inverse = lax.linalg.triangular_solve(lower, unit[:, None] * identity, left_side=True, lower=True)
+        directions = product(inverse, directions)
+        return directions, product(lower.T, triangular), inner(directions, directions)
 
-    return lax.fori_loop(0, passes, one_pass, (vectors / length[:, None], jnp.diag(length)))
+    return lax.fori_loop(0, passes, one_pass, (vectors, length[:, None] * identity, gram))
 
 
 class Revealed(NamedTuple):

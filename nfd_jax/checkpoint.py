@@ -82,12 +82,12 @@ class Checkpoint:
         if not path.exists():
             return None
         try:
-            with np.load(path, allow_pickle=False) as archive:
+            with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
                 arrays = {key: archive[key] for key in archive.files}
             stored = json.loads(str(arrays.pop(ARGUMENTS)))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"checkpoint {str(path)!r} is not an archive of nfd_jax ({error}); remove it") from error
-        for key in sorted({*stored, *self.arguments}):
+        for key in (*self.arguments, *stored):
             was, now = stored.get(key), self.arguments.get(key)
             if was != now:
                 raise ValueError(

@@ -238,6 +238,11 @@ class Kept(NamedTuple):
         )
 
 
+@partial(jax.jit, donate_argnames="state")
+def _only_member(state: PyTree) -> PyTree:
+    return jax.tree.map(lambda x: x.reshape(x.shape[1:]), state)
+
+
 def run(
     method: Method,
     problem: Problem,
@@ -323,18 +328,13 @@ def run_members(
     with progress_bar(description, chunks * (len(problem.rates) + 1), progress) as bar:
         for start in range(0, len(filled), together):
             state = create(jnp.stack([jax.random.key(seed) for seed in filled[start : start + together]]), layout)
-            runs.append(
-                run(
-                    method,
-                    problem,
-                    state,
-                    members=True,
-                    progress=bar,
-                    layout=layout,
-                    checkpoint=checkpoint,
-                    name=f"members-{start}",
-                )
-            )
+            kept_in = {"layout": layout, "checkpoint": checkpoint, "name": f"members-{start}"}
+            if together > 1:
+                runs.append(run(method, problem, state, members=True, progress=bar, **kept_in))
+            else:  # a batch of one compiles and runs slower, and copies what is updated in place without it
+                only = _only_member(state)
+                found = run(method, problem, only, members=False, progress=bar, **kept_in)
+                runs.append(jax.tree.map(lambda x: x[None], found))
     return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(seeds)], *runs)
 
 

@@ -165,16 +165,20 @@ class RevealedMatrices(AbstractMatrices):
         """Images of new directions under the initial matrix, `Qs <Z, q> + (xi - Qs <Qs, xi>)` where coupled and
         `xi` where not, and the learned drift `Qs moved`: one pass over the opposite side."""
 
-        def one_block(j: Index, carry: tuple[bases.Queries, bases.Queries]) -> tuple[bases.Queries, bases.Queries]:
-            images, drift = carry
-            queries = bases.read(opposite.queries, layer, j)
-            drift = drift + bases.product(moved[j].T, queries)
-            if self.coupled:
-                reuse = bases.inner(directions, bases.read(opposite.images, layer, j))
-                images = images + bases.product(reuse - bases.inner(fresh, queries), queries)
-            return images, drift
+        count = len(fresh)
 
-        return lax.fori_loop(0, filled, one_block, (fresh, jnp.zeros_like(fresh)))
+        def one_tile(index: Index, total: bases.Queries) -> bases.Queries:
+            queries = bases.read_tile(opposite.queries, layer, index, filled)
+            along = queries.coordinates(moved)
+            if self.coupled:
+                known = bases.read_tile(opposite.images, layer, index, filled)
+                reuse = bases.inner(known.rows, directions) - bases.inner(queries.rows, fresh)
+                along = jnp.concatenate([reuse, along], axis=1)
+            return total + bases.combination(along, queries.rows)
+
+        start = jnp.concatenate([fresh, jnp.zeros_like(fresh)]) if self.coupled else jnp.zeros_like(fresh)
+        total = lax.fori_loop(0, bases.tiles(opposite.queries, filled), one_tile, start)
+        return (total[:count], total[count:]) if self.coupled else (fresh, total)
 
     def handles(self, batch: int) -> Handle:
         depth, rank, _ = self.trained.learned.shape

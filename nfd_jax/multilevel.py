@@ -66,7 +66,7 @@ def default_particles(system: System) -> int:
     return 4 * particles
 
 
-def ladder(depth: float) -> tuple[int, ...]:
+def ladder(depth: int | float) -> tuple[int, ...]:
     """Depths from the coarsest to `depth`, each twice the last; those to start with at infinite depth."""
     depths = [FIRST if depth == math.inf else int(depth)]
     while depths[0] % 2 == 0 and depths[0] >= 2 * COARSEST:
@@ -213,7 +213,7 @@ def combine(replicates: Replicates, plan: Plan, extrapolated: bool) -> Result:
 def estimate(
     system: System,
     task: Task,
-    depth: float,
+    depth: int | float,
     *,
     particles: int | None,
     seed: int,

@@ -34,11 +34,16 @@ def untied_product(
 ) -> Float[Array, "batch width"]:
     """`vectors forward^T`, whose input gradient uses `backward` instead; both matrices get the same gradient."""
     del backward
-    return vectors @ forward.T
+    return _times_transposed(vectors, forward)
+
+
+def _times_transposed(vectors: Array, matrix: Array) -> Array:
+    """`vectors matrix^T`, without a transposed matrix that autodiff would keep for every layer."""
+    return lax.dot_general(vectors, matrix, (((1,), (1,)), ((), ())))
 
 
 def _untied_forward(vectors: Array, forward: Array, backward: Array) -> tuple[Array, tuple[Array, Array]]:
-    return vectors @ forward.T, (vectors, backward)
+    return _times_transposed(vectors, forward), (vectors, backward)
 
 
 def _untied_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array, Array]:
@@ -72,7 +77,7 @@ class ResidualNetwork(eqx.Module):
         def block(h: Array, weights: tuple[Array, Array | None]) -> tuple[Array, None]:
             matrix, copy = weights
             x = phi(h)
-            image = x @ matrix.T if copy is None else untied_product(x, matrix, copy)
+            image = _times_transposed(x, matrix) if copy is None else untied_product(x, matrix, copy)
             return h + self.branch * width**-0.5 * image, None
 
         h = inputs @ self.input.T * dimension**-0.5
