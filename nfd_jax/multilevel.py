@@ -38,7 +38,7 @@ FEWEST, PILOT = 2, 16  # replicates: without which there is no error, and from w
 GROWTH = 4  # at most so many times more replicates a round, as variances are only estimates
 MOST_PARTICLES = 8192  # that are chosen unasked
 CONFIDENCE = 0.95
-SAFETY = 1.5  # over the asymptotic value, a third, of what extrapolation leaves of the change it has made
+SAFETY = 2.0  # over the asymptotic value, a third, of what extrapolation leaves of the change it has made
 
 
 class Term(NamedTuple):
@@ -243,8 +243,9 @@ def estimate(
         while True:
             plan = plan_of(particles, depths, infinite)
             _draw(replicates, {term: max(PILOT, counts.get(term, 0)) for term in plan}, _room(depths), deadline, bar)
-            result = combine(replicates, plan, infinite)
-            relative = _relative(result)
+            with np.errstate(over="ignore", invalid="ignore"):  # where training diverges
+                result = combine(replicates, plan, infinite)
+                relative = _relative(result)
             worst = int(np.argmax(relative))
             bar.set_postfix(half_width=f"{relative[worst]:.2g} of the loss", refresh=False)
             if tolerance is None or not relative[worst] > tolerance or _is_over(deadline):

@@ -1,0 +1,192 @@
+"""Estimates of the limit: what is extrapolated away, what error bars cover, what a tolerance and a budget do."""
+
+import functools
+import math
+from types import SimpleNamespace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy.stats import binom
+from scipy.stats import t as student
+
+import nfd_jax as nfd
+from nfd_jax import analytic, multilevel
+from nfd_jax._errors import Outcome
+from nfd_jax.multilevel import Estimate, Term, ladder, plan_of
+from nfd_jax.noise import gaussians
+
+CLOSURES = ("coupled", "decoupled")
+
+
+def test_ladders():
+    assert ladder(math.inf) == (4, 8, 16)
+    assert ladder(64) == (4, 8, 16, 32, 64)
+    assert ladder(48) == (6, 12, 24, 48)
+    assert ladder(50) == (25, 50)
+    assert ladder(7) == (7,)
+
+
+def exact(plan, value):
+    """Replicates without noise of a limit known at every number of particles and blocks."""
+    return {
+        term: np.full(
+            (3, 1), value(term.particles, term.depth) - term.difference * value(term.particles, term.depth / 2)
+        )
+        for term in plan
+    }
+
+
+def test_first_orders_in_depth_and_particles_are_extrapolated_away():
+    plan = plan_of(1024, (4, 8, 16), True)
+    found = Estimate.of(plan, exact(plan, lambda n, L: 1 + 3 / L + 5 / n), True)
+    assert found.mean == pytest.approx(1, abs=1e-12)
+    assert found.errors.half_width == pytest.approx(0, abs=1e-12)
+    plan = plan_of(1024, ladder(48), False)
+    found = Estimate.of(plan, exact(plan, lambda n, L: 1 + 3 / L + 5 / n), False)
+    assert found.mean == pytest.approx(1 + 3 / 48, abs=1e-12)
+
+
+@pytest.mark.parametrize("third", [0, 10, -10])
+def test_what_extrapolation_leaves_is_covered(third):
+    plan = plan_of(1024, (4, 8, 16), True)
+    found = Estimate.of(plan, exact(plan, lambda n, L: 1 + 3 / L + 7 / L**2 + third / L**3), True)
+    assert 0 < np.abs(found.mean - 1) < found.errors.discretisation_error < 3 * np.abs(found.mean - 1)
+    assert found.resolved
+
+
+def test_intervals_of_unequal_means_cover():
+    """Means of few replicates with different variances: the share of 95 % intervals that cover, within its sampling
+    error (a fresh seed fails once in 10,000), and at most a percent off by Welch's approximation."""
+    plan = plan_of(64, (4, 8), False)
+    rng = np.random.default_rng(0)
+    trials = 20_000
+    samples = {
+        term: scale * rng.normal(size=(count, trials))
+        for (term, scale, count) in zip(plan, (1.0, 2.0, 0.3), (16, 16, 4), strict=True)
+    }
+    found = Estimate.of(plan, samples, False)
+    covered = int(np.sum(np.abs(found.mean) <= found.errors.half_width))
+    assert binom.ppf(5e-5, trials, 0.94) <= covered <= binom.isf(5e-5, trials, 0.96)
+    # the standard error itself
+    assert found.errors.standard_error.mean() == pytest.approx(found.mean.std(), rel=0.03)
+
+
+def test_replicates_are_shared_out_at_the_least_work():
+    """Against all other ways to reach the same variance by moving work between two means."""
+    terms = (Term(64, 4, False), Term(64, 16, True))
+    variances = dict(zip(terms, (4.0, 0.25), strict=True))
+
+    many = SimpleNamespace(found={term: [None] * 10**6 for term in terms})
+    counts = multilevel._allocate.__wrapped__(variances, 0.01, many)
+    variance = sum(variances[term] / counts[term] for term in terms)
+    assert 0.99e-4 < variance <= 1e-4
+    work = sum(term.cost * counts[term] for term in terms)
+    for first in np.geomspace(0.5, 2, 9) * counts[terms[0]]:
+        second = variances[terms[1]] / max(variance - variances[terms[0]] / first, 1e-12)
+        assert terms[0].cost * first + terms[1].cost * second > 0.9999 * work
+
+
+def test_a_coarse_block_has_the_noise_of_its_fine_ones():
+    key, like = jax.random.key(0), jnp.zeros((3, 1000))
+    for direction in (0, 1):
+        fine = [gaussians(key, direction, jnp.array(layer), jnp.array(2), like) for layer in (6, 7, 8)]
+        coarse = gaussians(key, direction, jnp.array(2), jnp.array(2), like, 3)
+        np.testing.assert_allclose(coarse, sum(fine) / 3**0.5, rtol=0, atol=1e-15)
+
+
+# ------------------------------------------------------------------ solutions
+
+
+GRAM = np.array([[1.0, 0.3], [0.3, 0.8]])
+TARGETS = np.array([1.0, -0.5])
+
+
+def linear_task():
+    return nfd.Task(np.linalg.cholesky(GRAM) * 2**0.5, TARGETS)
+
+
+@functools.cache
+def linear(closure, depth, **options):
+    """An estimate for the linear network, whose error bars are nearly all discretisation."""
+    options = {"steps": 3, "learning_rate": 0.4, "particles": 512} | options
+    return nfd.solve_limit(linear_task(), nfd.ResNet(depth, "identity"), closure=closure, **options)
+
+
+@pytest.mark.parametrize("closure", CLOSURES)
+def test_infinite_depth_of_the_linear_network(closure):
+    """Against the exact recursion at n = L = infinity. Standard errors are allowed for at a false-alarm rate of 5e-5
+    over all entries; the rest is what the error bars say of the discretisation."""
+    run = linear(closure, math.inf)
+    expected = analytic.linear_outputs(GRAM, TARGETS, math.inf, 1.0, 0.4, 3, closure)
+    bars = run.errors["outputs"]
+    entries = expected.size
+    bound = student.isf(5e-5 / 2 / entries, multilevel.PILOT - 1) * bars.standard_error + bars.discretisation_error
+    assert np.all(np.abs(run.outputs[..., 0] - expected) <= bound[..., 0] + 1e-12)
+    assert run.errors["loss"].half_width.max() < 0.01  # and the bars say something
+    other = analytic.linear_outputs(GRAM, TARGETS, math.inf, 1.0, 0.4, 3, CLOSURES[closure == "coupled"])
+    assert np.abs(run.outputs[..., 0] - other)[1:].max() > 4 * bars.half_width.max()
+    assert run.settings["depths"][0] == 4
+    assert run.tolerance_met is None
+
+
+def test_finite_depth_has_no_discretisation_error():
+    run = linear("coupled", 16, tolerance=0.05)
+    expected = analytic.linear_outputs(GRAM, TARGETS, 16, 1.0, 0.4, 3, "coupled")
+    bars = run.errors["outputs"]
+    assert np.all(bars.discretisation_error == 0)
+    bound = student.isf(5e-5 / 2 / expected.size, multilevel.PILOT - 1) * bars.standard_error
+    # what is left after n and n / 4: the next order in 1 / n, below a millionth of numbers of order one
+    assert np.all(np.abs(run.outputs[..., 0] - expected) <= bound[..., 0] + (4 / 512) ** 2)
+    assert run.tolerance_met
+    assert run.outcomes == (Outcome.OK,)
+
+
+def test_a_budget_too_small_says_so():
+    run = linear("coupled", math.inf, tolerance=1e-9, budget=1e-3)
+    assert run.outcomes == (Outcome.TOLERANCE_NOT_MET,)
+    assert "raise budget or tolerance" in run.summary()
+    assert not run.tolerance_met
+    assert np.all(np.isfinite(run.errors["loss"].half_width))
+    assert set(run.settings["replicates"].values()) == {multilevel.FEWEST}
+    # the same replicates, fewer of them
+    full = linear("coupled", math.inf)
+    gap = np.abs(run.outputs - full.outputs)
+    assert 0 < gap.max() < run.errors["outputs"].half_width.max()
+
+
+def test_every_quantity_has_error_bars():
+    rng = np.random.default_rng(0)
+    held_out = nfd.Task(rng.normal(size=(2, 3)), np.array([0, 2]), loss="cross_entropy", classes=3)
+    task = nfd.Task(rng.normal(size=(4, 3)), np.arange(4) % 3, loss="cross_entropy")
+    task = task.minibatches(2).holding_out(held_out)
+    model = nfd.ResNet(8, "tanh")
+    run = nfd.solve_limit(task, model, steps=2, particles=256, tolerance=0.05, evaluate_at=(0, 2))
+    assert run.outputs.shape == (2, 4, 3)
+    assert set(run.errors) == {"outputs", "batch_loss", "held_out_outputs", "loss", "held_out_loss"}
+    shifted = run.outputs - run.outputs.max(axis=-1, keepdims=True)
+    log = shifted - np.log(np.exp(shifted).sum(axis=-1, keepdims=True))
+    np.testing.assert_allclose(run.loss, -(task.targets * log).sum(-1).mean(-1), rtol=1e-12)
+    dataset = run.to_dataset()
+    for name, bars in run.errors.items():
+        assert dataset[name].dims == dataset[f"{name}_half_width"].dims
+        np.testing.assert_array_equal(dataset[f"{name}_standard_error"], bars.standard_error)
+    assert np.all(run.errors["loss"].half_width <= 0.05 * run.loss)
+    np.testing.assert_array_equal(run.standard_error("loss"), run.errors["loss"].standard_error)
+
+
+def test_what_an_estimate_refuses():
+    task = linear_task()
+    with pytest.raises(ValueError, match="observe sees one solution"):
+        nfd.solve_limit(task, nfd.ResNet(math.inf), observe=nfd.observables.kernels)
+    with pytest.raises(ValueError, match="particles must be at least 8 for error bars"):
+        nfd.solve_limit(task, nfd.ResNet(4), tolerance=0.1, particles=4)
+    for name in ("tolerance", "budget"):
+        with pytest.raises(ValueError, match=f"{name} must be a finite number above 0, got 0"):
+            nfd.solve_limit(task, nfd.ResNet(math.inf), **{name: 0.0})
+
+
+def test_an_estimate_that_diverges():
+    run = linear("coupled", 4, learning_rate=1e120, tolerance=0.1)
+    assert run.outcomes == (Outcome.DIVERGED,)
