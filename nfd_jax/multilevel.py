@@ -34,7 +34,8 @@ from nfd_jax.trajectory import ErrorBars, HeldOut, Trajectory
 
 COARSEST, FIRST, DEEPEST = 4, 16, 1024  # depths of a ladder: the least start, the first end and the last at infinity
 ROOM = 32  # blocks that programs for infinite depth have room for, times a power of four
-FEWEST, PILOT = 2, 16  # replicates: without which there is no error, and from which more are planned
+FEWEST = 2  # replicates, without which there is no error
+PILOT, PILOT_DIFFERENCES = 16, 8  # replicates from which more are planned; differences add little to the error
 GROWTH = 4  # at most so many times more replicates a round, as variances are only estimates
 MOST_PARTICLES = 8192  # that are chosen unasked
 CONFIDENCE = 0.95
@@ -242,7 +243,9 @@ def estimate(
     with engine.progress_bar("limit with error bars", 0, progress) as bar:
         while True:
             plan = plan_of(particles, depths, infinite)
-            _draw(replicates, {term: max(PILOT, counts.get(term, 0)) for term in plan}, _room(depths), deadline, bar)
+            pilot = {term: PILOT_DIFFERENCES if term.difference else PILOT for term in plan}
+            wanted = {term: max(count, counts.get(term, 0)) for term, count in pilot.items()}
+            _draw(replicates, wanted, _room(depths), deadline, bar)
             with np.errstate(over="ignore", invalid="ignore"):  # where training diverges
                 result = combine(replicates, plan, infinite)
                 relative = _relative(result)

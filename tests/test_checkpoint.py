@@ -84,6 +84,7 @@ def test_resumed_runs_end_with_the_same_bits(kind, tmp_path, monkeypatch):
 
 def test_resumed_estimates_end_with_the_same_bits(tmp_path, monkeypatch):
     monkeypatch.setattr(multilevel, "PILOT", 3)
+    monkeypatch.setattr(multilevel, "PILOT_DIFFERENCES", 3)
 
     def run(**options):
         return nfd.solve_limit(task(), nfd.ResNet(8, "tanh"), steps=2, particles=512, tolerance=10.0, **options)

@@ -122,7 +122,7 @@ def test_infinite_depth_of_the_linear_network(closure):
     expected = analytic.linear_outputs(GRAM, TARGETS, math.inf, 1.0, 0.4, 3, closure)
     bars = run.errors["outputs"]
     entries = expected.size
-    bound = student.isf(5e-5 / 2 / entries, multilevel.PILOT - 1) * bars.standard_error + bars.discretisation_error
+    bound = student.isf(5e-5 / 2 / entries, multilevel.PILOT_DIFFERENCES - 1) * bars.standard_error + bars.discretisation_error
     assert np.all(np.abs(run.outputs[..., 0] - expected) <= bound[..., 0] + 1e-12)
     assert run.errors["loss"].half_width.max() < 0.01  # and the bars say something
     other = analytic.linear_outputs(GRAM, TARGETS, math.inf, 1.0, 0.4, 3, CLOSURES[closure == "coupled"])
@@ -136,7 +136,7 @@ def test_finite_depth_has_no_discretisation_error():
     expected = analytic.linear_outputs(GRAM, TARGETS, 16, 1.0, 0.4, 3, "coupled")
     bars = run.errors["outputs"]
     assert np.all(bars.discretisation_error == 0)
-    bound = student.isf(5e-5 / 2 / expected.size, multilevel.PILOT - 1) * bars.standard_error
+    bound = student.isf(5e-5 / 2 / expected.size, multilevel.PILOT_DIFFERENCES - 1) * bars.standard_error
     # what is left after n and n / 4: the next order in 1 / n, below a millionth of numbers of order one
     assert np.all(np.abs(run.outputs[..., 0] - expected) <= bound[..., 0] + (4 / 512) ** 2)
     assert run.tolerance_met
