@@ -15,11 +15,13 @@ from nfd_jax.architecture import Layers, ResNet
 from nfd_jax.explicit import EXPLICIT, State, input_coordinates, start
 from nfd_jax.network import HIDDEN_ADDRESS, Shape, plain_layers, revealed
 from nfd_jax.noise import LEVELS, MatchedNoise, matched_level
+from nfd_jax.quasi import QuasiNormals
 from nfd_jax.task import Task
 from nfd_jax.trajectory import Trajectory
 
 CLOSURES = ("coupled", "decoupled")
 NOISES = ("matched", "plain")
+SPREAD_ADDRESS = 3  # folded into the seed's key, beside those of network
 
 
 def solve_limit(
@@ -50,8 +52,8 @@ def solve_limit(
     - `closure`: `"coupled"` keeps the weight-reuse responses A and B, the limit of the ordinary network;
       `"decoupled"` drops them: Neural Feature Dynamics, the limit of a network whose backward pass uses an
       independent copy of each hidden matrix.
-    - `noise`: `"matched"` (exact empirical moments, far less Monte-Carlo error; constraints are dropped in a set
-      order where they would exceed a quarter of the particles) or `"plain"`.
+    - `noise`: `"matched"` (exact empirical moments, and evenly spread U, V and first images: far less Monte-Carlo
+      error; constraints are dropped in a set order where they would exceed a quarter of the particles) or `"plain"`.
     - `train_input`, `train_readout`: whether U and V train as well, at the muP rates.
     - `richness`: gamma; outputs are divided by it and rates multiplied by its square. Towards 0 training is lazy.
     - `momentum`, `weight_decay`: heavy ball; W <- (1 - eta lambda) W.
@@ -97,13 +99,21 @@ def _create(settings: engine.Settings, shape: Shape, coupled: bool, level: int |
 
 
 def matched_layers(key: Key, shape: Shape, coupled: bool, level: int) -> Layers:
-    """Layers of matched noise: the rows of U and V orthonormal too, so that <h_0, h_0> is exact and <V, h_0> = 0."""
+    """Layers of matched noise: the rows of U and V orthonormal too, so that <h_0, h_0> is exact and <V, h_0> = 0.
+
+    What is random before training is spread evenly, U before V before the images of the first step.
+    """
+    ends = shape.rank + shape.outputs
+    spread = QuasiNormals.create(
+        jax.random.fold_in(key, SPREAD_ADDRESS), ends + 2 * shape.depth * shape.batch, shape.width
+    )
     plain = plain_layers(key, shape, coupled)
-    rows = jnp.concatenate([plain.readout, plain.input])
+    rows = spread.replace(jnp.concatenate([plain.input, plain.readout]), jnp.arange(ends))
+    rows = jnp.concatenate([rows[shape.rank :], rows[: shape.rank]])
     rows = bases.orthonormalise(rows, jnp.zeros_like(rows[:, 0])).directions
     readout, first = rows[: shape.outputs], rows[shape.outputs :]
     known = rows if LEVELS[level].data else readout
     source = MatchedNoise.create(
-        jax.random.fold_in(key, HIDDEN_ADDRESS), level, known, shape.depth, shape.steps, shape.batch
+        jax.random.fold_in(key, HIDDEN_ADDRESS), level, known, shape.depth, shape.steps, shape.batch, spread[ends:]
     )
     return Layers(first, revealed(source, shape, coupled, rows.dtype), readout)

@@ -4,20 +4,24 @@ Every draw is addressed by (seed, direction, layer, step), never by call order.
 
 Matched noise (theory section 4) is a property of the limit solver. In the limit the fresh part of an image has no
 empirical correlation with anything revealed before; imposing that exactly, for linear functions, keeps the limit
-and removes most Monte-Carlo error. It must never be used for a network of finite width.
+and removes most Monte-Carlo error. What is left is nonlinear in U, V and the images of the first step, whose normals
+are therefore spread evenly over the particles. Neither must ever be used for a network of finite width.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax import lax
 
 from nfd_jax import basis as bases
 from nfd_jax._types import Array, Float, Index, Key, Vectors
+from nfd_jax.quasi import QuasiNormals
 
 FORWARD, BACKWARD = 0, 1
 
@@ -107,12 +111,21 @@ class MatchedNoise(AbstractNoise):
     known: tuple[bases.Basis, ...]
     offset: int = eqx.field(static=True)  # blocks taken by the initial vectors
     level: int = eqx.field(static=True)
+    first: QuasiNormals | None = None  # of the first step
 
     @classmethod
     def create(
-        cls, key: Key, level: int, initial: Float[Array, "count width"], depth: int, steps: int, batch: int
+        cls,
+        key: Key,
+        level: int,
+        initial: Float[Array, "count width"],
+        depth: int,
+        steps: int,
+        batch: int,
+        first: QuasiNormals | None = None,
     ) -> MatchedNoise:
-        """Room for `steps` steps; `initial` are orthonormal rows known to every block from the start."""
+        """Room for `steps` steps; `initial` are orthonormal rows known to every block from the start, `first` the
+        source of the normals of step 0 (by default independent ones, as at later steps)."""
         count, width = initial.shape
         offset = -(-count // batch)
         padded = jnp.zeros((offset * batch, width), initial.dtype).at[:count].set(initial)
@@ -121,7 +134,7 @@ class MatchedNoise(AbstractNoise):
             jnp.concatenate([start, bases.empty(depth, steps * len(own), batch, width, initial.dtype)], axis=1)
             for own in LEVELS[level].families
         )
-        return cls(key, known, offset, level)
+        return cls(key, known, offset, level, first)
 
     def _slot(self, which: int, family: Family, step: Index) -> Index:
         families = LEVELS[self.level].families[which]
@@ -129,6 +142,15 @@ class MatchedNoise(AbstractNoise):
 
     def _has(self, which: int, family: Family) -> bool:
         return family in LEVELS[self.level].families[which]
+
+    def _normals(self, direction: int, layer: Index, step: Index, like: Vectors) -> Vectors:
+        independent = partial(gaussians, self.key, direction, layer, step, like)
+        first = self.first
+        if first is None:
+            return independent()
+        # the first rows take the first dimensions: the more rows there are, the less each adds to those before
+        dimensions = (2 * jnp.arange(len(like)) + direction) * len(self.known[0]) + layer
+        return lax.cond(step == 0, lambda: first.replace(independent(), dimensions), independent)
 
     def draw(
         self, direction: int, layer: Index, step: Index, directions: Vectors, features: Vectors, *, keep: bool
@@ -141,7 +163,7 @@ class MatchedNoise(AbstractNoise):
         # The query is kept, so its new part is split with care. One projection does for the fresh part, far from what
         # is known, and for the input, which counts only where it is.
         current = bases.reveal(known[own], layer, filled, directions).directions
-        rest = jnp.concatenate([features, gaussians(self.key, direction, layer, step, directions)])
+        rest = jnp.concatenate([features, self._normals(direction, layer, step, directions)])
         if keep:  # write, then read: the other order makes the compiler copy whole bases
             known[own] = bases.write(known[own], layer, filled, current)
             _, rest = bases.project(known[own], layer, filled + 1, rest)
@@ -163,4 +185,4 @@ class MatchedNoise(AbstractNoise):
             slot = self._slot(other, query, step)
             found = bases.reveal(known[other], layer, slot, directions).directions
             known[other] = bases.write(known[other], layer, slot, found)
-        return fresh, MatchedNoise(self.key, tuple(known), self.offset, self.level)
+        return fresh, MatchedNoise(self.key, tuple(known), self.offset, self.level, self.first)
