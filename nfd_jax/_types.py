@@ -24,7 +24,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray
+from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 
 Vectors = Float[Array, "batch width"]
 Scalar = Float[Array, ""]
@@ -33,4 +33,4 @@ Key = PRNGKeyArray
 PyTree = Any
 ScalarFunction = Callable[[Array], Array]
 
-__all__ = ["Array", "Bool", "Float", "Index", "Int", "Key", "PyTree", "Scalar", "ScalarFunction", "Vectors"]
+__all__ = ["Array", "Bool", "Float", "Index", "Int", "Key", "PyTree", "Scalar", "ScalarFunction", "UInt32", "Vectors"]

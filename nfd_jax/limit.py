@@ -60,8 +60,8 @@ def solve_limit(
     - `closure`: `"coupled"` keeps the weight-reuse responses A and B, the limit of the ordinary network;
       `"decoupled"` drops them: Neural Feature Dynamics, the limit of a network whose backward pass uses an
       independent copy of each hidden matrix.
-    - `noise`: `"matched"` (exact empirical moments, far less Monte-Carlo error; constraints are dropped in a set
-      order where they would exceed a quarter of the particles) or `"plain"`.
+    - `noise`: `"matched"` (exact empirical moments, and evenly spread U, V and first images: far less Monte-Carlo
+      error; constraints are dropped in a set order where they would exceed a quarter of the particles) or `"plain"`.
     - `train_input`, `train_readout`: whether U and V train as well, at the muP rates.
     - `richness`: gamma; outputs are divided by it and rates multiplied by its square. Towards 0 training is lazy.
     - `momentum`, `weight_decay`: heavy ball; W <- (1 - eta lambda) W.

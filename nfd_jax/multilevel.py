@@ -56,6 +56,7 @@ class Term(NamedTuple):
 
 
 Plan = dict[Term, float]  # the weight of every mean
+Counts = dict[Term, int]  # the replicates of every mean
 Parts = dict[str, np.ndarray]  # what is averaged of a solution, by name
 
 
@@ -176,9 +177,9 @@ class Replicates:
             parts["held_out_outputs"] = run.held_out.outputs
         return {name: np.asarray(part, np.float64) for name, part in parts.items()}
 
-    def of(self, plan: Plan, name: str) -> dict[Term, np.ndarray]:
-        """All replicates `(R, ...)` of one part, a mean."""
-        return {term: np.stack([parts[name] for parts in self.found[term]]) for term in plan}
+    def of(self, counts: Counts, name: str) -> dict[Term, np.ndarray]:
+        """The first so many replicates `(R, ...)` of one part, a mean."""
+        return {term: np.stack([parts[name] for parts in self.found[term][:count]]) for term, count in counts.items()}
 
 
 class Result(NamedTuple):
@@ -189,11 +190,11 @@ class Result(NamedTuple):
     loss: Estimate  # linearised at its value
 
 
-def combine(replicates: Replicates, plan: Plan, extrapolated: bool) -> Result:
-    """All quantities from the replicates so far."""
+def combine(replicates: Replicates, plan: Plan, counts: Counts, extrapolated: bool) -> Result:
+    """All quantities from the first so many replicates of every mean."""
     task, values, errors = replicates.task, {}, {}
     for name in replicates.found[next(iter(plan))][0]:
-        found = Estimate.of(plan, replicates.of(plan, name), extrapolated)
+        found = Estimate.of(plan, replicates.of(counts, name), extrapolated)
         values[name], errors[name] = found.mean, found.errors
     losses = {}
     sets = {"outputs": ("loss", task)}
@@ -202,7 +203,7 @@ def combine(replicates: Replicates, plan: Plan, extrapolated: bool) -> Result:
     for name, (loss, samples) in sets.items():
         mean, targets = (jnp.asarray(part, jnp.zeros(()).dtype) for part in (values[name], samples.targets))
         slope = np.asarray(jax.vmap(lambda f: loss_gradient(task.loss, f, targets))(mean))  # noqa: B023
-        linear = {term: np.einsum("rsac,sac->rs", f, slope) for term, f in replicates.of(plan, name).items()}
+        linear = {term: np.einsum("rsac,sac->rs", f, slope) for term, f in replicates.of(counts, name).items()}
         found = Estimate.of(plan, linear, extrapolated)
         curved = 0.5 * (errors[name].standard_error ** 2).sum(axis=-1).mean(axis=-1)
         values[loss] = np.asarray(jax.vmap(lambda f: loss_value(task.loss, f, targets))(mean))  # noqa: B023
@@ -231,7 +232,7 @@ def estimate(
     """
     deadline = time.monotonic() + budget
     infinite, particles = depth == math.inf, particles or default_particles(system)
-    depths, counts = ladder(depth), {}
+    depths, counts, wanted = ladder(depth), {}, {}
     arguments = arguments | {
         "solver": "limit",
         "depth": depth,
@@ -243,11 +244,12 @@ def estimate(
     with engine.progress_bar("limit with error bars", 0, progress) as bar:
         while True:
             plan = plan_of(particles, depths, infinite)
-            pilot = {term: PILOT_DIFFERENCES if term.difference else PILOT for term in plan}
-            wanted = {term: max(count, counts.get(term, 0)) for term, count in pilot.items()}
-            _draw(replicates, wanted, _room(depths), deadline, bar)
+            for term in plan:
+                least = PILOT_DIFFERENCES if term.difference else PILOT
+                counts[term] = max(least, counts.get(term, 0), wanted.get(term, 0))
+            counts = _draw(replicates, counts, _room(depths), deadline, bar)
             with np.errstate(over="ignore", invalid="ignore"):  # where training diverges
-                result = combine(replicates, plan, infinite)
+                result = combine(replicates, plan, counts, infinite)
                 relative = _relative(result)
             worst = int(np.argmax(relative))
             bar.set_postfix(half_width=f"{relative[worst]:.2g} of the loss", refresh=False)
@@ -257,12 +259,12 @@ def estimate(
             if left > goal / 3 and result.loss.resolved[worst] and depths[-1] < DEEPEST:
                 depths = (*depths, 2 * depths[-1])
             allowed = 0.9 * max(goal - left, goal / 2) / result.errors["loss"].quantile[worst]
-            counts = _allocate({term: var[worst] for term, var in result.loss.variances.items()}, allowed, replicates)
+            wanted = _allocate({term: var[worst] for term, var in result.loss.variances.items()}, allowed, counts)
     met = None if tolerance is None else bool(relative[worst] <= tolerance)
     replicates.write()
     arguments |= {
         "depths": list(depths),
-        "replicates": {str(tuple(term)): len(replicates.found[term]) for term in plan},
+        "replicates": {str(tuple(term)): count for term, count in counts.items()},
         "tolerance": tolerance,
         "budget": budget,
     }
@@ -277,8 +279,11 @@ def _room(depths: tuple[int, ...]) -> int:
     return room
 
 
-def _draw(replicates: Replicates, counts: dict[Term, int], room: int, deadline: float, bar: tqdm) -> None:
-    """Draw replicates up to these counts, the cheapest first, or as many as time allows."""
+def _draw(replicates: Replicates, counts: Counts, room: int, deadline: float, bar: tqdm) -> Counts:
+    """Draw replicates up to these counts, the cheapest first, or as many as time allows: the counts there are.
+
+    Those that a checkpoint had beyond the counts wait their turn: every decision is the one of an unbroken run.
+    """
     bar.total = sum(max(count, len(replicates.found.get(term, []))) for term, count in counts.items())
     for term in sorted(counts, key=lambda term: term.cost):
         while (have := len(replicates.found.get(term, []))) < counts[term]:
@@ -286,6 +291,7 @@ def _draw(replicates: Replicates, counts: dict[Term, int], room: int, deadline: 
                 break
             replicates.draw(term, room)
             bar.update()
+    return {term: min(count, len(replicates.found[term])) for term, count in counts.items()}
 
 
 def _is_over(deadline: float) -> bool:
@@ -298,12 +304,12 @@ def _relative(result: Result) -> np.ndarray:
     return np.divide(width, loss, out=np.where(width > 0, math.inf, 0.0), where=loss > 0)
 
 
-def _allocate(variances: dict[Term, float], standard_error: float, replicates: Replicates) -> dict[Term, int]:
-    """Replicates of every mean for this standard error of their sum at the least work."""
+def _allocate(variances: dict[Term, float], standard_error: float, counts: Counts) -> Counts:
+    """Replicates of every mean for this standard error of their sum at the least work, within GROWTH of those so far."""
     root = {term: math.sqrt(variance / term.cost) for term, variance in variances.items()}
     total = sum(value * term.cost for term, value in root.items())
     wanted = {term: math.ceil(value * total / standard_error**2) for term, value in root.items()}
-    return {term: min(count, GROWTH * len(replicates.found[term])) for term, count in wanted.items()}
+    return {term: min(count, GROWTH * counts[term]) for term, count in wanted.items()}
 
 
 def _trajectory(

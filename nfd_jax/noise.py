@@ -6,12 +6,15 @@ that networks of different depths follow one Brownian path.
 
 Matched noise (theory section 4) is a property of the limit solver. In the limit the fresh part of an image has no
 empirical correlation with anything revealed before; imposing that exactly, for linear functions, keeps the limit
-and removes most Monte-Carlo error. It must never be used for a network of finite width.
+and removes most Monte-Carlo error. What is left is nonlinear in U, V and the images of the first step, whose normals
+are therefore spread evenly over the particles. Neither must ever be used for a network of finite width.
 """
 
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
+from functools import partial
 from typing import NamedTuple
 
 import equinox as eqx
@@ -21,6 +24,7 @@ from jax import lax
 
 from nfd_jax import basis as bases
 from nfd_jax._types import Array, Float, Index, Key, Vectors
+from nfd_jax.quasi import QuasiNormals
 
 FORWARD, BACKWARD = 0, 1
 
@@ -48,22 +52,27 @@ class PlainNoise(AbstractNoise):
         self, direction: int, layer: Index, step: Index, directions: Vectors, features: Vectors, *, keep: bool
     ) -> tuple[Vectors, PlainNoise]:
         del features, keep
-        return gaussians(self.key, direction, layer, step, directions, self.refinement), self
+
+        def draw(fine: Index) -> Vectors:
+            return gaussians(self.key, direction, fine, step, directions)
+
+        return over_finer_blocks(draw, layer, self.refinement), self
 
 
-def gaussians(key: Key, direction: int, layer: Index, step: Index, like: Vectors, refinement: int = 1) -> Vectors:
+def gaussians(key: Key, direction: int, layer: Index, step: Index, like: Vectors) -> Vectors:
     """Standard normals of the shape of `like`, addressed by direction, layer and step."""
+    for address in (direction, layer, step):
+        key = jax.random.fold_in(key, address)
+    return jax.random.normal(key, like.shape, like.dtype)
 
-    def one_block(layer: Index) -> Vectors:
-        address = key
-        for part in (direction, layer, step):
-            address = jax.random.fold_in(address, part)
-        return jax.random.normal(address, like.shape, like.dtype)
 
+def over_finer_blocks(draw: Callable[[Index], Vectors], layer: Index, refinement: int) -> Vectors:
+    """The noise of a block from that of the `refinement` blocks of a finer grid that it stands for: their sum, scaled
+    to variance one. Increments of one Brownian path on two grids."""
     if refinement == 1:
-        return one_block(layer)
+        return draw(layer)
     first = layer * refinement
-    total = lax.fori_loop(0, refinement, lambda j, total: total + one_block(first + j), jnp.zeros_like(like))
+    total = lax.fori_loop(1, refinement, lambda j, total: total + draw(first + j), draw(first))
     return total / refinement**0.5
 
 
@@ -125,6 +134,7 @@ class MatchedNoise(AbstractNoise):
     offset: int = eqx.field(static=True)  # blocks taken by the initial vectors
     level: int = eqx.field(static=True)
     refinement: int = eqx.field(static=True, default=1)
+    first: QuasiNormals | None = None  # of the first step
 
     @classmethod
     def create(
@@ -136,8 +146,10 @@ class MatchedNoise(AbstractNoise):
         steps: int,
         batch: int,
         refinement: int = 1,
+        first: QuasiNormals | None = None,
     ) -> MatchedNoise:
-        """Room for `steps` steps; `initial` are orthonormal rows known to every block from the start."""
+        """Room for `steps` steps; `initial` are orthonormal rows known to every block from the start, `first` the
+        source of the normals of step 0 (by default independent ones, as at later steps)."""
         count, width = initial.shape
         offset = -(-count // batch)
         padded = jnp.zeros((offset * batch, width), initial.dtype).at[:count].set(initial)
@@ -146,7 +158,7 @@ class MatchedNoise(AbstractNoise):
             jnp.concatenate([start, bases.empty(depth, steps * len(own), batch, width, initial.dtype)], axis=1)
             for own in LEVELS[level].families
         )
-        return cls(key, known, offset, level, refinement)
+        return cls(key, known, offset, level, refinement, first)
 
     def _slot(self, which: int, family: Family, step: Index) -> Index:
         families = LEVELS[self.level].families[which]
@@ -154,6 +166,19 @@ class MatchedNoise(AbstractNoise):
 
     def _has(self, which: int, family: Family) -> bool:
         return family in LEVELS[self.level].families[which]
+
+    def _normals(self, direction: int, layer: Index, step: Index, like: Vectors) -> Vectors:
+        first, room = self.first, len(self.known[0])
+
+        def draw(fine: Index) -> Vectors:
+            independent = partial(gaussians, self.key, direction, fine, step, like)
+            if first is None:
+                return independent()
+            # the first rows take the first dimensions: the more rows there are, the less each adds to those before
+            dimensions = (2 * jnp.arange(len(like)) + direction) * room + fine
+            return lax.cond(step == 0, lambda: first.replace(independent(), dimensions), independent)
+
+        return over_finer_blocks(draw, layer, self.refinement)
 
     def draw(
         self, direction: int, layer: Index, step: Index, directions: Vectors, features: Vectors, *, keep: bool
@@ -166,7 +191,7 @@ class MatchedNoise(AbstractNoise):
         # The query is kept, so its new part is split with care. One projection does for the fresh part, far from what
         # is known, and for the input, which counts only where it is.
         current = bases.reveal(known[own], layer, filled, directions).directions
-        rest = jnp.concatenate([features, gaussians(self.key, direction, layer, step, directions, self.refinement)])
+        rest = jnp.concatenate([features, self._normals(direction, layer, step, directions)])
         if keep:  # write, then read: the other order makes the compiler copy whole bases
             known[own] = bases.write(known[own], layer, filled, current)
             _, rest = bases.project(known[own], layer, filled + 1, rest)
@@ -188,4 +213,4 @@ class MatchedNoise(AbstractNoise):
             slot = self._slot(other, query, step)
             found = bases.reveal(known[other], layer, slot, directions).directions
             known[other] = bases.write(known[other], layer, slot, found)
-        return fresh, MatchedNoise(self.key, tuple(known), self.offset, self.level, self.refinement)
+        return fresh, MatchedNoise(self.key, tuple(known), self.offset, self.level, self.refinement, self.first)

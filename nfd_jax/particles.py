@@ -21,7 +21,10 @@ from nfd_jax.checkpoint import Checkpoint
 from nfd_jax.explicit import EXPLICIT, State, start
 from nfd_jax.network import HIDDEN_ADDRESS, Shape, plain_layers, revealed
 from nfd_jax.noise import LEVELS, MatchedNoise, matched_level
+from nfd_jax.quasi import QuasiNormals
 from nfd_jax.sharding import Layout
+
+SPREAD_ADDRESS = 3  # folded into the seed's key, beside those of network
 
 
 class System(NamedTuple):
@@ -88,13 +91,28 @@ def _create(
 
 
 def matched_layers(key: Key, shape: Shape, coupled: bool, level: int, refinement: int = 1) -> Layers:
-    """Layers of matched noise: the rows of U and V orthonormal too, so that <h_0, h_0> is exact and <V, h_0> = 0."""
+    """Layers of matched noise: the rows of U and V orthonormal too, so that <h_0, h_0> is exact and <V, h_0> = 0.
+
+    What is random before training is spread evenly, U before V before the images of the first step.
+    """
+    ends = shape.rank + shape.outputs
+    spread = QuasiNormals.create(
+        jax.random.fold_in(key, SPREAD_ADDRESS), ends + 2 * shape.depth * shape.batch, shape.width
+    )
     plain = plain_layers(key, shape, coupled)
-    rows = jnp.concatenate([plain.readout, plain.input])
+    rows = spread.replace(jnp.concatenate([plain.input, plain.readout]), jnp.arange(ends))
+    rows = jnp.concatenate([rows[shape.rank :], rows[: shape.rank]])
     rows = bases.orthonormalise(rows, jnp.zeros_like(rows[:, 0])).directions
     readout, first = rows[: shape.outputs], rows[shape.outputs :]
     known = rows if LEVELS[level].data else readout
     source = MatchedNoise.create(
-        jax.random.fold_in(key, HIDDEN_ADDRESS), level, known, shape.depth, shape.steps, shape.batch, refinement
+        jax.random.fold_in(key, HIDDEN_ADDRESS),
+        level,
+        known,
+        shape.depth,
+        shape.steps,
+        shape.batch,
+        refinement,
+        spread[ends:],
     )
     return Layers(first, revealed(source, shape, coupled, rows.dtype), readout)

@@ -22,6 +22,7 @@ ORDER = (
     "parametrization",
     "optimizers",
     "basis",
+    "quasi",
     "noise",
     "matrices",
     "architecture",

@@ -15,6 +15,7 @@ from nfd_jax.basis import inner
 CLOSURES = ("coupled", "decoupled")
 SEEDS = 16
 ETA, DEPTH = 0.1, 8
+INPUTS = np.array([[1.0, 1.0, 0.2], [1.0, -0.5, 0.4]])
 EPS = float(np.finfo(np.float64).eps)
 
 
@@ -98,6 +99,16 @@ def test_matched_noise_removes_most_error():
     assert 0.01 < plain < 0.1  # of order 1 / sqrt(n)
 
 
+def test_even_spread_removes_most_error_of_relu():
+    """After four steps, 16 seeds each: a ratio of 10, known to a quarter; 2.3 where only linear functions match."""
+    task, options = nfd.Task(INPUTS, np.array([1.0, -1.0])), {"steps": 4, "particles": 1024}
+    plain, matched = (
+        outputs(solve(task, "relu", noise=noise, **options))[:, -1].var(0).mean() ** 0.5
+        for noise in ("plain", "matched")
+    )
+    assert plain > 5 * matched
+
+
 # ------------------------------------------------------------------ kernels before training
 
 
@@ -111,9 +122,6 @@ def kernels(sweep):
         "features": jnp.stack([inner(h, h) for h in sweep.features]),
         "gradients": jnp.stack([inner(g, g) for g in sweep.gradients]),
     }
-
-
-INPUTS = np.array([[1.0, 1.0, 0.2], [1.0, -0.5, 0.4]])
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 import functools
 import math
-from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ import nfd_jax as nfd
 from nfd_jax import analytic, multilevel
 from nfd_jax._errors import Outcome
 from nfd_jax.multilevel import Estimate, Term, ladder, plan_of
-from nfd_jax.noise import gaussians
+from nfd_jax.noise import PlainNoise, gaussians
 
 CLOSURES = ("coupled", "decoupled")
 
@@ -78,8 +77,9 @@ def test_replicates_are_shared_out_at_the_least_work():
     terms = (Term(64, 4, False), Term(64, 16, True))
     variances = dict(zip(terms, (4.0, 0.25), strict=True))
 
-    many = SimpleNamespace(found={term: [None] * 10**6 for term in terms})
-    counts = multilevel._allocate.__wrapped__(variances, 0.01, many)
+    counts = multilevel._allocate(variances, 0.01, dict.fromkeys(terms, 10**6))
+    capped = multilevel._allocate(variances, 0.01, dict.fromkeys(terms, 10))
+    assert set(capped.values()) == {10 * multilevel.GROWTH}
     variance = sum(variances[term] / counts[term] for term in terms)
     assert 0.99e-4 < variance <= 1e-4
     work = sum(term.cost * counts[term] for term in terms)
@@ -92,7 +92,7 @@ def test_a_coarse_block_has_the_noise_of_its_fine_ones():
     key, like = jax.random.key(0), jnp.zeros((3, 1000))
     for direction in (0, 1):
         fine = [gaussians(key, direction, jnp.array(layer), jnp.array(2), like) for layer in (6, 7, 8)]
-        coarse = gaussians(key, direction, jnp.array(2), jnp.array(2), like, 3)
+        coarse, _ = PlainNoise(key, 3).draw(direction, jnp.array(2), jnp.array(2), like, like, keep=True)
         np.testing.assert_allclose(coarse, sum(fine) / 3**0.5, rtol=0, atol=1e-15)
 
 
@@ -122,7 +122,10 @@ def test_infinite_depth_of_the_linear_network(closure):
     expected = analytic.linear_outputs(GRAM, TARGETS, math.inf, 1.0, 0.4, 3, closure)
     bars = run.errors["outputs"]
     entries = expected.size
-    bound = student.isf(5e-5 / 2 / entries, multilevel.PILOT_DIFFERENCES - 1) * bars.standard_error + bars.discretisation_error
+    bound = (
+        student.isf(5e-5 / 2 / entries, multilevel.PILOT_DIFFERENCES - 1) * bars.standard_error
+        + bars.discretisation_error
+    )
     assert np.all(np.abs(run.outputs[..., 0] - expected) <= bound[..., 0] + 1e-12)
     assert run.errors["loss"].half_width.max() < 0.01  # and the bars say something
     other = analytic.linear_outputs(GRAM, TARGETS, math.inf, 1.0, 0.4, 3, CLOSURES[closure == "coupled"])
