@@ -5,7 +5,8 @@ An estimate is a weighted sum of independent means (multilevel Monte Carlo over 
 - solutions on the coarsest grid with n and with n / 4 particles, weights 4/3 and -1/3: the bias of order 1/n goes;
 - differences between solutions with 2l and l blocks on one Brownian path, l doubling, weight 1: cheap to average,
   since their variance falls with l, although finer grids cost more;
-- at infinite depth the last difference has weight 2: Richardson extrapolation of the weak error, of order 1/L.
+- at infinite depth the last two differences have weights 2/3 and 8/3: Richardson extrapolation, twice, of an error in
+  powers of 1/L. The second extrapolation's correction, all of it, counts as the discretisation error.
 
 Replicates are shared out so that the standard error falls fastest for the work (Neyman). Outputs are averaged first
 and losses taken from their mean, which has no bias of the size of one solution's variance.
@@ -39,7 +40,6 @@ PILOT, PILOT_DIFFERENCES = 16, 8  # replicates from which more are planned; diff
 GROWTH = 4  # at most so many times more replicates a round, as variances are only estimates
 MOST_PARTICLES = 8192  # that are chosen unasked
 CONFIDENCE = 0.95
-SAFETY = 2.0  # over the asymptotic value, a third, of what extrapolation leaves of the change it has made
 
 
 class Term(NamedTuple):
@@ -80,8 +80,12 @@ def plan_of(particles: int, depths: tuple[int, ...], extrapolate: bool) -> Plan:
     """The means that make up an estimate."""
     plan = {Term(particles, depths[0], False): 4 / 3, Term(particles // 4, depths[0], False): -1 / 3}
     plan |= {Term(particles, depth, True): 1.0 for depth in depths[1:]}
-    if extrapolate:
-        plan[Term(particles, depths[-1], True)] = 2.0
+    if (
+        extrapolate
+    ):  # f + (f - f') + a third of the change of that: f'' / 3 - 2 f' + 8 f / 3, each with twice the blocks
+        plan |= {
+            Term(particles, depth, True): weight for depth, weight in zip(depths[-2:], (2 / 3, 8 / 3), strict=True)
+        }
     return plan
 
 
@@ -107,21 +111,12 @@ class Estimate(NamedTuple):
         left, resolved = np.zeros_like(total), np.zeros_like(total, bool)
         if extrapolated:
             differences = [term for term in plan if term.difference]  # in order of depth
-            changes = [2 * means[b] - means[a] for a, b in itertools.pairwise(differences)]
-            left = left_by_extrapolation(changes)
-            before, last = (parts[term] for term in differences[-2:])  # the last has weight 2
-            resolved = np.abs(changes[-1]) > 2 * np.sqrt(before + last)
+            corrections = [np.abs(2 * means[b] - means[a]) / 3 for a, b in itertools.pairwise(differences)]
+            # of the last, or what that of the depth before, of second order, lets expect
+            left = np.max([correction / 4**age for age, correction in enumerate(corrections[:-3:-1])], axis=0)
+            before, last = (parts[term] / plan[term] ** 2 for term in differences[-2:])
+            resolved = corrections[-1] > 2 * np.sqrt(4 * last + before) / 3
         return cls(mean, ErrorBars(np.sqrt(total), left, quantile), variances, resolved)
-
-
-def left_by_extrapolation(changes: list[np.ndarray]) -> np.ndarray:
-    """The discretisation error of a value extrapolated to L = infinity, from its changes as each depth was added.
-
-    With errors in powers of 1/L, the value extrapolated from depths L and 2L is off by a third of what 2L changed,
-    and by a twelfth of what L had changed; the larger counts.
-    """
-    expected = [np.abs(change) / 3 / 4**age for age, change in enumerate(reversed(changes[-2:]))]
-    return SAFETY * np.max(expected, axis=0)
 
 
 class Replicates:
@@ -305,7 +300,7 @@ def _relative(result: Result) -> np.ndarray:
 
 
 def _allocate(variances: dict[Term, float], standard_error: float, counts: Counts) -> Counts:
-    """Replicates of every mean for this standard error of their sum at the least work, within GROWTH of those so far."""
+    """Replicates for this standard error of the sum at the least work, at most GROWTH times those so far."""
     root = {term: math.sqrt(variance / term.cost) for term, variance in variances.items()}
     total = sum(value * term.cost for term, value in root.items())
     wanted = {term: math.ceil(value * total / standard_error**2) for term, value in root.items()}

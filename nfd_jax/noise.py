@@ -168,15 +168,16 @@ class MatchedNoise(AbstractNoise):
         return family in LEVELS[self.level].families[which]
 
     def _normals(self, direction: int, layer: Index, step: Index, like: Vectors) -> Vectors:
-        first, room = self.first, len(self.known[0])
+        spread, room = self.first, len(self.known[0])
 
         def draw(fine: Index) -> Vectors:
             independent = partial(gaussians, self.key, direction, fine, step, like)
-            if first is None:
+            if spread is None:
                 return independent()
             # the first rows take the first dimensions: the more rows there are, the less each adds to those before
             dimensions = (2 * jnp.arange(len(like)) + direction) * room + fine
-            return lax.cond(step == 0, lambda: first.replace(independent(), dimensions), independent)
+            even = partial(spread.replace, dimensions=dimensions)
+            return lax.cond(step == 0, lambda: even(independent()), independent)
 
         return over_finer_blocks(draw, layer, self.refinement)
 
