@@ -61,7 +61,7 @@ def solve_limit(
       `"decoupled"` drops them: Neural Feature Dynamics, the limit of a network whose backward pass uses an
       independent copy of each hidden matrix.
     - `noise`: `"matched"` (exact empirical moments, and evenly spread U, V and first images: far less Monte-Carlo
-      error; constraints are dropped in a set order where they would exceed a quarter of the particles) or `"plain"`.
+      error; it gives way to plain noise where its constraints would exceed a quarter of the particles) or `"plain"`.
     - `train_input`, `train_readout`: whether U and V train as well, at the muP rates.
     - `richness`: gamma; outputs are divided by it and rates multiplied by its square. Towards 0 training is lazy.
     - `momentum`, `weight_decay`: heavy ball; W <- (1 - eta lambda) W.
@@ -122,14 +122,14 @@ def solve_limit(
             progress=progress,
         )
     particles = particles or PARTICLES
-    arguments |= {"particles": particles, "noise": system.noise_name(particles)}
+    arguments |= {"particles": particles, "noise": "matched" if system.matches(particles) else "plain"}
     kept_in = Checkpoint.create(checkpoint, checkpoint_every, task, arguments | {"seed": seed})
     with engine.progress_bar(f"{closure} limit", steps + 1, progress) as bar:
         kept = system.solve(
             jax.random.key(seed),
             particles,
             int(model.depth),
-            level=system.level(particles),
+            matched=system.matches(particles),
             progress=bar,
             checkpoint=kept_in,
         )

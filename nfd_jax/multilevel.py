@@ -61,9 +61,9 @@ Parts = dict[str, np.ndarray]  # what is averaged of a solution, by name
 
 
 def default_particles(system: System) -> int:
-    """Four times the least power of two that has room for all constraints of matched noise, within reason."""
+    """Four times the least power of two that has room for matched noise, within reason."""
     particles = 128
-    while system.matched and system.level(particles) != 0 and 4 * particles < MOST_PARTICLES:
+    while system.matched and not system.matches(particles) and 4 * particles < MOST_PARTICLES:
         particles *= 2
     return 4 * particles
 
@@ -125,7 +125,7 @@ class Replicates:
 
     def __init__(self, system: System, task: Task, seed: int, particles: int, checkpoint: Checkpoint | None):
         self.system, self.task, self.seed, self.checkpoint = system, task, seed, checkpoint
-        self.level = system.level(particles // 4)  # one for all, so that biases extrapolate
+        self.matched = system.matches(particles // 4)  # the same for all, so that biases extrapolate
         self.found: dict[Term, list[Parts]] = {}
         arrays = (checkpoint and checkpoint.read("replicates")) or {}
         if sharding.same(sum(array.size for array in arrays.values())):
@@ -164,7 +164,7 @@ class Replicates:
 
     def _solve(self, key: Key, particles: int, depth: int, refinement: int, room: int) -> Parts:
         with engine.progress_bar("", 0, False) as silent:
-            options: dict[str, Any] = {"level": self.level, "refinement": refinement, "room": room}
+            options: dict[str, Any] = {"matched": self.matched, "refinement": refinement, "room": room}
             kept = self.system.solve(key, particles, depth, **options, progress=silent)
         run = kept.trajectory(self.task, self.system.problem.data, (self.seed,), {}, members=False)
         parts = {"outputs": run.outputs, "batch_loss": run.batch_loss}
@@ -232,7 +232,7 @@ def estimate(
         "solver": "limit",
         "depth": depth,
         "particles": particles,
-        "noise": system.noise_name(particles // 4),
+        "noise": "matched" if system.matches(particles // 4) else "plain",
     }
     # more replicates leave the first as they are, so that a tolerance or a budget may differ from those before
     replicates = Replicates(system, task, seed, particles, checkpoint(arguments | {"seed": seed}))

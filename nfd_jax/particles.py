@@ -20,7 +20,7 @@ from nfd_jax.architecture import Grid, Layers, ResNet
 from nfd_jax.checkpoint import Checkpoint
 from nfd_jax.explicit import EXPLICIT, State, start
 from nfd_jax.network import HIDDEN_ADDRESS, Shape, plain_layers, revealed
-from nfd_jax.noise import LEVELS, MatchedNoise, matched_level
+from nfd_jax.noise import MatchedNoise, has_room
 from nfd_jax.quasi import QuasiNormals
 from nfd_jax.sharding import Layout
 
@@ -35,17 +35,10 @@ class System(NamedTuple):
     coupled: bool
     matched: bool
 
-    def level(self, particles: int) -> int | None:
-        """The level of matched noise that so many particles allow; None is plain noise."""
-        if not self.matched:
-            return None
+    def matches(self, particles: int) -> bool:
+        """Whether the noise is matched with so many particles; with too few it is plain."""
         shape = Shape.of(self.problem, particles, 1)
-        return matched_level(particles, shape.batch, shape.steps, shape.outputs, shape.rank, shape.evaluated)
-
-    def noise_name(self, particles: int) -> str:
-        """How a record names the noise."""
-        level = self.level(particles)
-        return "plain" if level is None else f"matched: {LEVELS[level].name}"
+        return self.matched and has_room(particles, shape.batch, shape.steps, shape.outputs, shape.evaluated)
 
     def solve(
         self,
@@ -53,7 +46,7 @@ class System(NamedTuple):
         particles: int,
         depth: int,
         *,
-        level: int | None,
+        matched: bool,
         refinement: int = 1,
         room: int | None = None,
         progress: tqdm,
@@ -67,7 +60,7 @@ class System(NamedTuple):
         problem = self.problem._replace(grid=Grid.of(depth, branch))
         shape = Shape.of(problem, particles, room or depth)
         layout = sharding.particles("particles", particles)
-        state = _create(problem.settings, shape, self.coupled, level, refinement, key, layout)
+        state = _create(problem.settings, shape, self.coupled, matched, refinement, key, layout)
         return engine.run(
             EXPLICIT, problem, state, members=False, progress=progress, layout=layout, checkpoint=checkpoint
         )
@@ -78,19 +71,16 @@ def _create(
     settings: engine.Settings,
     shape: Shape,
     coupled: bool,
-    level: int | None,
+    matched: bool,
     refinement: int,
     key: Key,
     layout: Layout | None = None,
 ) -> State:
-    if level is None:
-        layers = plain_layers(key, shape, coupled, refinement)
-    else:
-        layers = matched_layers(key, shape, coupled, level, refinement)
+    layers = (matched_layers if matched else plain_layers)(key, shape, coupled, refinement)
     return sharding.place(layout, start(settings, layers))
 
 
-def matched_layers(key: Key, shape: Shape, coupled: bool, level: int, refinement: int = 1) -> Layers:
+def matched_layers(key: Key, shape: Shape, coupled: bool, refinement: int = 1) -> Layers:
     """Layers of matched noise: the rows of U and V orthonormal too, so that <h_0, h_0> is exact and <V, h_0> = 0.
 
     What is random before training is spread evenly, U before V before the images of the first step.
@@ -104,11 +94,9 @@ def matched_layers(key: Key, shape: Shape, coupled: bool, level: int, refinement
     rows = jnp.concatenate([rows[shape.rank :], rows[: shape.rank]])
     rows = bases.orthonormalise(rows, jnp.zeros_like(rows[:, 0])).directions
     readout, first = rows[: shape.outputs], rows[shape.outputs :]
-    known = rows if LEVELS[level].data else readout
     source = MatchedNoise.create(
         jax.random.fold_in(key, HIDDEN_ADDRESS),
-        level,
-        known,
+        readout,
         shape.depth,
         shape.steps,
         shape.batch,

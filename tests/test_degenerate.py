@@ -73,9 +73,7 @@ def test_no_step_reveals_nothing_new(matched):
     """At rate zero later queries repeat those of the first step: no rank, and constant outputs."""
     task = nfd.Task(INPUTS, TARGETS)
     shape = Shape(DEPTH, 4 * WIDTH, 2, 1, STEPS, 4)
-    layers = (
-        matched_layers(jax.random.key(0), shape, True, 0) if matched else plain_layers(jax.random.key(0), shape, True)
-    )
+    layers = matched_layers(jax.random.key(0), shape, True) if matched else plain_layers(jax.random.key(0), shape, True)
     outputs, hidden = hand_made(layers, task, learning_rate=0.0)
     np.testing.assert_allclose(outputs, np.broadcast_to(outputs[0], outputs.shape), atol=4000 * EPS)
     for side in hidden.sides:

@@ -193,5 +193,5 @@ def test_same_seed_same_numbers():
 def test_longer_runs_begin_as_shorter_ones():
     """To rounding, as another program computes them: some hundred roundings of numbers of order one."""
     short, long = small(0), small(0, steps=5)
-    assert short.settings["noise"] == long.settings["noise"] == "matched: queries, images, data"
+    assert short.settings["noise"] == long.settings["noise"] == "matched"
     np.testing.assert_allclose(long.outputs[:4], short.outputs, rtol=0, atol=1e-13)

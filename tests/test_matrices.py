@@ -28,7 +28,7 @@ def trained(coupled, matched, **options):
     problem = prepare(task, nfd.ResNet(DEPTH, "tanh"), steps=STEPS, **options)
     shape = Shape(DEPTH, WIDTH, 2, 1, STEPS, SAMPLES)
     key = jax.random.key(0)
-    layers = matched_layers(key, shape, coupled, 3) if matched else plain_layers(key, shape, coupled)
+    layers = matched_layers(key, shape, coupled) if matched else plain_layers(key, shape, coupled)
     state, _ = final_state(problem, explicit.start(problem.settings, layers), input_coordinates(inputs), task.targets)
     return state.layers.hidden
 

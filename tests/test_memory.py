@@ -13,15 +13,15 @@ from helpers import input_coordinates, prepare
 
 import nfd_jax as nfd
 from nfd_jax import engine, explicit, network, particles
-from nfd_jax.noise import LEVELS, matched_level
+from nfd_jax.noise import has_room
 
 DEPTH, STEPS, SAMPLES, WIDTH = 4, 8, 2, 2048
 
 
 @functools.cache
 def compiled(solver, width):
-    """The training step that the public function would run: of the limit at a level of matched noise, or of one
-    member of an ensemble of networks."""
+    """The training step that the public function would run: of the limit with matched noise, or of one member
+    of an ensemble of networks."""
     rng = np.random.default_rng(0)
     task = nfd.Task(rng.normal(size=(SAMPLES, 3)), np.array([1.0, -1.0]))
     problem = prepare(task, nfd.ResNet(DEPTH, "relu"), steps=STEPS)
@@ -30,16 +30,15 @@ def compiled(solver, width):
     if solver == "network":
         create, key = functools.partial(network._create, problem.settings, shape, True), jax.random.key(0)[None]
     else:
-        assert matched_level(width, SAMPLES, STEPS, 1, shape.rank) == 0
-        level = {"limit": 0, "limit, few constraints": len(LEVELS) - 1}[solver]
-        create, key = functools.partial(particles._create, problem.settings, shape, True, level, 1), jax.random.key(0)
+        assert has_room(width, SAMPLES, STEPS, 1)
+        create, key = functools.partial(particles._create, problem.settings, shape, True, True, 1), jax.random.key(0)
     state = jax.eval_shape(create, key)
     arguments = (problem.grid, state, np.int32(0), np.float64(0.5), inputs, task.targets)
     lowered = engine._jitted_step.lower(explicit.EXPLICIT.step, problem.settings, solver == "network", *arguments)
     return lowered.compile()
 
 
-SOLVERS = pytest.mark.parametrize("solver", ["limit", "limit, few constraints", "network"])
+SOLVERS = pytest.mark.parametrize("solver", ["limit", "network"])
 BASIS = DEPTH * STEPS * SAMPLES * WIDTH * 8  # bytes
 
 

@@ -1,4 +1,4 @@
-"""Matched noise at every level: orthonormal, orthogonal to what the level lists, and chosen by the rule."""
+"""Matched noise: orthonormal, orthogonal to what it lists and to nothing else, imposed where there is room."""
 
 import jax
 import jax.numpy as jnp
@@ -9,7 +9,7 @@ from scipy.stats import kstest
 import nfd_jax as nfd
 from nfd_jax import basis as bases
 from nfd_jax.matrices import RevealedMatrices
-from nfd_jax.noise import BACKWARD, FORWARD, LEVELS, MatchedNoise, PlainNoise, gaussians, matched_level
+from nfd_jax.noise import BACKWARD, FORWARD, MatchedNoise, PlainNoise, gaussians, has_room
 
 WIDTH, BATCH, STEPS, INITIAL = 256, 2, 3, 3
 EPS = float(np.finfo(np.float64).eps)
@@ -25,19 +25,18 @@ def backward_query(matrices, step, vectors, features):
     return matrices.query(BACKWARD, jnp.asarray(0), step, vectors, features, keep=True)[::2]
 
 
-@pytest.fixture(scope="module", params=[(level, phi) for level in range(len(LEVELS)) for phi in ("identity", "tanh")])
+@pytest.fixture(scope="module", params=["identity", "tanh"])
 def record(request):
-    """Three steps of queries of one matrix: the level, the initial rows, and for every draw its direction and
-    (directions, features, fresh part)."""
-    level, name = request.param
+    """Three steps of queries of one matrix: the readout, and for every draw its direction and (directions, features,
+    fresh part)."""
     rng = np.random.default_rng(0)
     rows = jnp.asarray(rng.normal(size=(INITIAL, WIDTH)))
     initial = bases.orthonormalise(rows, jnp.zeros(INITIAL)).directions
-    noise = MatchedNoise.create(jax.random.key(5), level, initial, 1, STEPS, BATCH)
+    noise = MatchedNoise.create(jax.random.key(5), initial, 1, STEPS, BATCH)
     shape = {"depth": 1, "width": WIDTH, "steps": STEPS, "batch": BATCH}
     # decoupled, so that the image of a new direction is its fresh part
     matrices = RevealedMatrices.create(noise, **shape, coupled=False, dtype=np.dtype("float64"))
-    phi = nfd.ResNet(1, name).phi
+    phi = nfd.ResNet(1, request.param).phi
     draws = []
     for step in range(STEPS):
         h, g = (jnp.asarray(rng.normal(size=(BATCH, WIDTH))) for _ in range(2))
@@ -50,7 +49,7 @@ def record(request):
             draws.append(
                 (direction, np.asarray(side.queries[0, step]), np.asarray(h), np.asarray(side.images[0, step]))
             )
-    return LEVELS[level], np.asarray(initial), draws
+    return np.asarray(initial), draws
 
 
 def overlap(a, b):
@@ -63,64 +62,40 @@ ROUNDING = 8 * WIDTH * EPS
 
 
 def test_fresh_parts_are_orthonormal(record):
-    _, _, draws = record
+    _, draws = record
     for _, _, _, fresh in draws:
         np.testing.assert_allclose(fresh @ fresh.T / WIDTH, np.eye(BATCH), rtol=0, atol=ROUNDING)
 
 
-def test_fresh_parts_are_orthogonal_to_what_the_level_lists(record):
-    level, initial, draws = record
+def test_fresh_parts_are_orthogonal_to_what_is_known(record):
+    """Query, input, readout; earlier images of the same direction and queries of the opposite one."""
+    initial, draws = record
     for index, (direction, query, features, fresh) in enumerate(draws):
         assert overlap(fresh, initial) < ROUNDING
         assert overlap(fresh, query) < ROUNDING
         assert overlap(fresh, features) < ROUNDING
-        families = level.families[direction % len(level.families)]
         for other, earlier_query, _, earlier_fresh in draws[:index]:
-            for family in families:
-                if family.direction == other:
-                    assert overlap(fresh, earlier_fresh if family.image else earlier_query) < ROUNDING
+            assert overlap(fresh, earlier_fresh if other == direction else earlier_query) < ROUNDING
 
 
-def test_opposite_queries_stay_at_every_level(record):
-    """In the coupled closure they belong to the law."""
-    level, _, _ = record
-    for direction in (FORWARD, BACKWARD):
-        families = level.families[direction % len(level.families)]
-        assert any(family.direction != direction and not family.image for family in families)
-
-
-def test_dropped_constraints_are_not_imposed(record):
-    """A level that lists less leaves overlaps of order 1 / sqrt(n), so that the test above can fail."""
-    level, _, draws = record
-    listed = [level.families[direction % len(level.families)] for direction in (FORWARD, BACKWARD)]
-    dropped = [
-        overlap(fresh, vectors)
+def test_other_constraints_are_not_imposed(record):
+    """What is not listed overlaps by order 1 / sqrt(n), so that the test above can fail."""
+    _, draws = record
+    free = [
+        overlap(fresh, earlier_query if other == direction else earlier_fresh)
         for index, (direction, _, _, fresh) in enumerate(draws)
         for other, earlier_query, _, earlier_fresh in draws[:index]
-        for image, vectors in ((False, earlier_query), (True, earlier_fresh))
-        if not any(family.direction == other and family.image == image for family in listed[direction])
     ]
-    if len(level.families[0]) == 4:
-        assert not dropped
-    else:
-        assert max(dropped) > 1e-3
+    assert max(free) > 1e-3
 
 
-def test_levels_are_dropped_in_order():
-    """The count of constraints by hand: readouts, data, one to four vectors a sample and step, query and input."""
-    batch, steps, initial, data = 4, 10, 1, 4
-    counts = [
-        initial + data + 4 * batch * steps + 2 * batch,
-        initial + 4 * batch * steps + 2 * batch,
-        initial + 3 * batch * steps + 2 * batch,
-        initial + 2 * batch * steps + 2 * batch,
-    ]
-    for index, count in enumerate(counts):
-        width = 4 * (count + batch)
-        assert matched_level(width, batch, steps, initial, data) == index
-        after = index + 1 if index + 1 < len(LEVELS) else None
-        assert matched_level(width - 1, batch, steps, initial, data) == after
-    assert matched_level(8, batch, steps, initial, data) is None
+def test_room():
+    """The count by hand: readouts, two vectors a sample and step, the query and input of the block, the block."""
+    batch, steps, outputs = 4, 10, 1
+    for evaluated, block in ((0, 4), (4, 4), (9, 9)):
+        width = 4 * (outputs + 2 * batch * steps + 3 * block)
+        assert has_room(width, batch, steps, outputs, evaluated)
+        assert not has_room(width - 1, batch, steps, outputs, evaluated)
 
 
 def test_plain_noise_is_normal_and_addressed():

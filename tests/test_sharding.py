@@ -137,8 +137,8 @@ coordinates = explicit.in_coordinates(problem)
 inputs, shape = coordinates.data.train.inputs, network.Shape.of(coordinates, width, depth)
 particles, (_, members) = sharding.particles("width", width), sharding.members(8)
 keys = jax.random.split(jax.random.key(0), 8)
-assert noise.matched_level(width, samples, steps, 1, shape.rank) == 0
-limit = solutions._create(problem.settings, shape, True, 0, 1, keys[0], particles)
+assert noise.has_room(width, samples, steps, 1)
+limit = solutions._create(problem.settings, shape, True, True, 1, keys[0], particles)
 ends = 32, 3, 1, False, keys, members
 KINDS = dict(
     limit=(explicit.EXPLICIT, particles, inputs, limit),
