@@ -38,7 +38,7 @@ ROOM = 32  # blocks that programs for infinite depth have room for, times a powe
 FEWEST = 2  # replicates, without which there is no error
 PILOT, PILOT_DIFFERENCES = 16, 8  # replicates from which more are planned; differences add little to the error
 GROWTH = 4  # at most so many times more replicates a round, as variances are only estimates
-MOST_PARTICLES = 8192  # that are chosen unasked
+FEWEST_PARTICLES, MOST_PARTICLES = 4096, 8192  # chosen unasked: below, a step costs the same; above, memory counts
 CONFIDENCE = 0.95
 
 
@@ -62,7 +62,7 @@ Parts = dict[str, np.ndarray]  # what is averaged of a solution, by name
 
 def default_particles(system: System) -> int:
     """Four times the least power of two that has room for matched noise, within reason."""
-    particles = 128
+    particles = FEWEST_PARTICLES // 4
     while system.matched and not system.matches(particles) and 4 * particles < MOST_PARTICLES:
         particles *= 2
     return 4 * particles
