@@ -22,13 +22,12 @@ from nfd_jax import sharding
 from nfd_jax._errors import finite_float, positive_int
 from nfd_jax.architecture import ResNet
 from nfd_jax.limit import CLOSURES, solve_limit
-from nfd_jax.network import BACKWARDS, solve_network
+from nfd_jax.network import BACKWARDS
 from nfd_jax.task import Task, check_task
-from nfd_jax.training import train_networks
+from nfd_jax.training import is_revealed, train_networks
 from nfd_jax.trajectory import Trajectory
 
 AXES = ("step", "sample", "output")
-WIDE = 8  # networks this many times wider than their number of queries train faster with revealed matrices
 
 
 @dataclass(frozen=True)
@@ -92,7 +91,7 @@ def compare(task: Task, setup: Comparison | None = None, *, progress: bool | Non
     depths, widths = list(setup.depths), list(setup.widths)
     sharding.particles("particles", setup.particles)  # refuses now what a solver would refuse later
     for width in widths:
-        if _revealed(task, setup, width):
+        if is_revealed("auto", task, width, setup.steps):
             sharding.particles("widths", width)
     members = list(range(setup.seed, setup.seed + setup.seeds))
     limit_members = list(range(setup.seed, setup.seed + setup.limit_seeds))
@@ -130,11 +129,6 @@ def compare(task: Task, setup: Comparison | None = None, *, progress: bool | Non
     return summarise(dataset)
 
 
-def _revealed(task: Task, setup: Comparison, width: int) -> bool:
-    """Whether networks of this width are trained with revealed matrices."""
-    return width >= WIDE * task.samples * setup.steps
-
-
 def _solve(
     task: Task, setup: Comparison, limit_seeds: list[int], seeds: list[int], progress: bool | None
 ) -> tuple[dict, dict]:
@@ -155,9 +149,8 @@ def _solve(
             for backward in BACKWARDS:
                 for width in setup.widths:
                     bar.set_description(f"L = {depth}, {backward} networks, n = {width}")
-                    train = solve_network if _revealed(task, setup, width) else train_networks
-                    networks[backward, depth, width] = train(
-                        task, model, width=width, seeds=seeds, backward=backward, **shared
+                    networks[backward, depth, width] = train_networks(
+                        task, model, width=width, seeds=seeds, backward=backward, engine="auto", **shared
                     )
                     bar.update()
     return limits, networks

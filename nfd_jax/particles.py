@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from nfd_jax import basis as bases
-from nfd_jax import engine, sharding
+from nfd_jax import engine, memory, sharding
 from nfd_jax import parametrization as parametrizations
 from nfd_jax._types import Key
 from nfd_jax.architecture import Grid, Layers, ResNet
@@ -60,7 +60,13 @@ class System(NamedTuple):
         problem = self.problem._replace(grid=Grid.of(depth, branch))
         shape = Shape.of(problem, particles, room or depth)
         layout = sharding.particles("particles", particles)
-        state = _create(problem.settings, shape, self.coupled, matched, refinement, key, layout)
+        create = partial(_create, problem.settings, shape, self.coupled, matched, refinement)
+        memory.check(
+            memory.size_of(create, key) + shape.sweep_bytes,
+            layout.devices if layout else 1,
+            "use fewer particles, fewer steps or a smaller batch, or more devices",
+        )
+        state = create(key, layout)
         return engine.run(
             EXPLICIT, problem, state, members=False, progress=progress, layout=layout, checkpoint=checkpoint
         )

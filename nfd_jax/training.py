@@ -15,17 +15,21 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nfd_jax import engine, memory, optimizers, sharding
+from nfd_jax import engine as loop
+from nfd_jax import memory, optimizers, sharding
 from nfd_jax import parametrization as parametrizations
 from nfd_jax._errors import one_of, positive_int, seed_sequence
 from nfd_jax._types import Array, Float, Index, Key, PyTree, Scalar
 from nfd_jax.architecture import Grid, ResNet
 from nfd_jax.checkpoint import Checkpoint
-from nfd_jax.network import BACKWARDS
+from nfd_jax.network import BACKWARDS, solve_network
 from nfd_jax.parametrization import Role
 from nfd_jax.sharding import Layout
 from nfd_jax.task import Task, loss_value
 from nfd_jax.trajectory import Trajectory
+
+ENGINES = ("dense", "revealed", "auto")
+CROSSOVER = 5  # width over queries at which both take the same time: 5 to 8 for one network, 2 to 5 for 16, measured
 
 
 @jax.custom_vjp
@@ -102,6 +106,7 @@ def train_networks(
     seeds: int | Sequence[int] = 8,
     parametrization: str = "depth_mup",
     optimizer: str = "sgd",
+    engine: str = "dense",
     backward: str = "tied",
     train_input: bool = False,
     train_readout: bool = False,
@@ -123,6 +128,8 @@ def train_networks(
     - `seeds`: a count S (seeds 0 to S-1) or a sequence of integers.
     - `parametrization`: a row of the exponent table, `"depth_mup"`.
     - `optimizer`: `"sgd"`.
+    - `engine`: `"dense"`, autodiff with n x n matrices; `"revealed"`, `solve_network`, of the same law; `"auto"`, the
+      faster one: revealed for widths of at least five times the number of queries, steps x batch.
     - `backward`: `"tied"`, ordinary backpropagation, or `"untied"`: the backward pass multiplies by an independent
       copy of each hidden matrix, and both copies get the same updates.
     - `train_input`, `train_readout`: whether U and V train as well.
@@ -143,7 +150,8 @@ def train_networks(
     parametrizations.check(parametrization)
     optimizers.check(optimizer)
     one_of("backward", backward, BACKWARDS)
-    problem = engine.prepare(
+    one_of("engine", engine, ENGINES)
+    problem = loop.prepare(
         task,
         model,
         steps=steps,
@@ -156,13 +164,34 @@ def train_networks(
         weight_decay=weight_decay,
         evaluate_at=evaluate_at,
     )
+    if is_revealed(engine, task, width, steps):
+        return solve_network(
+            task,
+            model,
+            width=width,
+            steps=steps,
+            learning_rate=learning_rate,
+            seeds=seeds,
+            parametrization=parametrization,
+            optimizer=optimizer,
+            backward=backward,
+            train_input=train_input,
+            train_readout=train_readout,
+            richness=richness,
+            momentum=momentum,
+            weight_decay=weight_decay,
+            evaluate_at=evaluate_at,
+            checkpoint=checkpoint,
+            checkpoint_every=checkpoint_every,
+            progress=progress,
+        )
     copies = 2 if backward == "untied" else 1
     hidden_bytes = copies * 3 * int(model.depth) * width**2 * jnp.zeros(()).dtype.itemsize
     sizes = width, task.dimension, task.outputs
     branch = parametrizations.branch_scale(parametrization, int(model.depth), model.horizon)
     arguments = problem.arguments | {"solver": "training", "width": width, "optimizer": optimizer, "backward": backward}
     memory.check(hidden_bytes, 1, "use a smaller width or depth, or solve_network, which needs no n x n array")
-    kept = engine.run_members(
+    kept = loop.run_members(
         AUTODIFF,
         problem,
         partial(_create, problem.settings, model, branch, *sizes, backward == "untied"),
@@ -173,6 +202,12 @@ def train_networks(
         checkpoint=Checkpoint.create(checkpoint, checkpoint_every, task, arguments | {"seeds": members}),
     )
     return kept.trajectory(task, problem.data, members, arguments, members=True)
+
+
+def is_revealed(engine: str, task: Task, width: int, steps: int) -> bool:
+    """Whether networks of this width are trained with revealed matrices."""
+    queries = steps * (task.batch_size or task.samples)
+    return engine == "revealed" or (engine == "auto" and width >= CROSSOVER * queries)
 
 
 def create_network(
@@ -218,7 +253,7 @@ def _with(network: ResidualNetwork, parameters: dict[str, PyTree]) -> ResidualNe
 
 @partial(jax.jit, static_argnums=(*range(7), 8))
 def _create(
-    settings: engine.Settings,
+    settings: loop.Settings,
     model: ResNet,
     branch: float,
     width: int,
@@ -235,21 +270,21 @@ def _create(
     return sharding.place(layout, jax.vmap(one)(keys))
 
 
-def start(settings: engine.Settings, network: ResidualNetwork) -> TrainingState:
+def start(settings: loop.Settings, network: ResidualNetwork) -> TrainingState:
     """The state before training."""
     optimizer = optimizers.direction(settings.momentum, settings.weight_decay)
     return TrainingState(network, optimizer.init(_trainable(settings.trained, network)))
 
 
 def train_step(
-    settings: engine.Settings,
+    settings: loop.Settings,
     grid: Grid,
     state: TrainingState,
     step: Index,
     rate: Scalar,
     inputs: Array,
     targets: Array,
-) -> tuple[TrainingState, engine.Record]:
+) -> tuple[TrainingState, loop.Record]:
     """One step: the loss gradient by autodiff, the rate factors of the parametrization, and the optimizer."""
     del grid, step
 
@@ -271,16 +306,16 @@ def train_step(
     optimizer = optimizers.direction(settings.momentum, settings.weight_decay)
     updates, memory = optimizer.update(gradients, state.optimizer, parameters)
     parameters = optimizers.descend(parameters, updates, rate)
-    return TrainingState(_with(state.network, parameters), memory), engine.Record(outputs, loss, {})
+    return TrainingState(_with(state.network, parameters), memory), loop.Record(outputs, loss, {})
 
 
 def evaluate(
-    settings: engine.Settings, grid: Grid, state: TrainingState, step: Index, sets: tuple[engine.Samples, ...]
-) -> tuple[engine.Evaluated, ...]:
+    settings: loop.Settings, grid: Grid, state: TrainingState, step: Index, sets: tuple[loop.Samples, ...]
+) -> tuple[loop.Evaluated, ...]:
     """Outputs and loss as they stand."""
     del grid, step
     inputs = jnp.concatenate([samples.inputs for samples in sets])
-    return engine.evaluated(settings, state.network(inputs), sets)
+    return loop.evaluated(settings, state.network(inputs), sets)
 
 
-AUTODIFF = engine.Method(train_step, evaluate)
+AUTODIFF = loop.Method(train_step, evaluate)

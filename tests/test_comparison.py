@@ -42,7 +42,8 @@ def test_every_run_lands_in_its_cell(monkeypatch):
     def limit(task, model, *, closure, seed, **_):
         return trajectory(1000.0 * model.depth + 10 * (closure == "coupled") + seed, ())
 
-    def networks(task, model, *, width, backward, seeds, **_):
+    def networks(task, model, *, width, backward, seeds, engine, **_):
+        assert engine == "auto"
         return trajectory(1000.0 * model.depth + width + 0.5 * (backward == "tied"), (len(seeds),))
 
     monkeypatch.setattr(comparison, "solve_limit", limit)
@@ -54,24 +55,6 @@ def test_every_run_lands_in_its_cell(monkeypatch):
     want = 1000.0 * got.depth + got.width + 0.5 * (got.backward == "tied")
     assert (got.network_outputs == want).all()
     assert (got.network_loss == want).all()
-
-
-def test_very_wide_networks_are_revealed(monkeypatch):
-    task, setup = nfd.datasets.digits(2), replace(SMALL, widths=(31, 32))
-    widths = {"train_networks": [], "solve_network": []}
-    for name, seen in widths.items():
-
-        def record(*_, width, seen=seen, **options):
-            seen.append(width)
-            shape = (setup.seeds, setup.steps + 1)
-            return nfd.Trajectory(task, np.zeros((*shape, 2, 1)), np.zeros(shape), (0,), {})
-
-        monkeypatch.setattr(comparison, name, record)
-    shape = (setup.steps + 1,)
-    limit = nfd.Trajectory(task, np.ones((*shape, 2, 1)), np.zeros(shape), (0,), {"noise": "none"})
-    monkeypatch.setattr(comparison, "solve_limit", lambda *_, **options: limit)
-    comparison.compare(task, setup, progress=False)
-    assert widths == {"train_networks": [31, 31], "solve_network": [32, 32]}
 
 
 def test_positions_and_distances_of_known_outputs(dataset):

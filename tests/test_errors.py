@@ -160,6 +160,7 @@ UNKNOWN = [
     ("solve_network", "parametrization", "mup", "depth_mup"),
     ("train_networks", "parametrization", "mup", "depth_mup"),
     ("train_networks", "optimizer", "lbfgs", "sgd"),
+    ("train_networks", "engine", "fast", "auto"),
     ("solve_network", "optimizer", "lbfgs", "sgd"),
 ]
 
@@ -180,11 +181,61 @@ def test_unknown_activation_and_loss(plain):
 
 
 @EVERY
+@pytest.mark.parametrize(
+    ("value", "error", "message"),
+    [
+        ((), ValueError, r"evaluate_at must be at least one step from 0 to 4, got \(\)"),
+        ((0, 5), ValueError, r"evaluate_at must be at least one step from 0 to 4, got \(0, 5\)"),
+        ((-1,), ValueError, "evaluate_at must be at least 0, got -1"),
+        ((0.5,), TypeError, r"evaluate_at must be an integer, got 0\.5"),
+        (3, TypeError, "evaluate_at must be a sequence of steps from 0 to 4, got 3"),
+    ],
+)
+def test_bad_evaluations(solvers, name, value, error, message):
+    with pytest.raises(error, match=message):
+        solvers[name](steps=4, evaluate_at=value)
+
+
+@EVERY
+def test_more_memory_than_there_is(solvers, name, monkeypatch):
+    """Refused with the figures and a way out."""
+    monkeypatch.undo()  # sizes come from the function that makes the state
+    monkeypatch.setattr(sys.modules["nfd_jax.memory"], "per_device", lambda: 2**20)
+    ways = {"solve_limit": "fewer particles", "solve_network": "a smaller width", "train_networks": "solve_network"}
+    with pytest.raises(ValueError, match=rf"needs about .* GiB, and 1 cpu device.* have 0\.0 GiB; use .*{ways[name]}"):
+        solvers[name](steps=100, **{SIZE[name]: 4096})
+
+
+@EVERY
 def test_wrong_kinds_of_task_and_model(plain, solvers, name):
     with pytest.raises(TypeError, match=r"task must be an nfd\.Task, got tuple; make one with"):
         solvers[name](task=(np.eye(2), np.ones(2)))
     with pytest.raises(TypeError, match=r"model must be an nfd\.ResNet, got int"):
         solvers[name](model=4)
+
+
+@pytest.mark.parametrize("size", [0, 5, -1])
+def test_bad_batches(plain, size):
+    task = plain.Task(np.eye(4), np.ones(4))
+    with pytest.raises(ValueError, match=rf"batch_size must be at .* got {size}"):
+        task.minibatches(size)
+    with pytest.raises(ValueError, match="batch_seed must be at least 0, got -1"):
+        task.minibatches(2, seed=-1)
+
+
+def test_held_out_samples_that_do_not_fit(plain):
+    task = plain.Task(np.eye(4), np.ones(4))
+    with pytest.raises(ValueError, match="held_out must have the dimension of the task, 4, got 3"):
+        task.holding_out(plain.Task(np.eye(3), np.ones(3)))
+    with pytest.raises(ValueError, match="held_out must have the outputs of the task, 1, got 2"):
+        task.holding_out(plain.Task(np.eye(4), np.ones((4, 2))))
+    with pytest.raises(TypeError, match=r"task must be an nfd\.Task, got ndarray"):
+        task.holding_out(np.eye(4))
+
+
+def test_inputs_that_cannot_be_normalised(plain):
+    with pytest.raises(ValueError, match=r"inputs\[1\] is zero and can't be normalised; leave it out"):
+        plain.Task(np.array([[1.0, 0.0], [0.0, 0.0]]), np.ones(2), normalise=True)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])

@@ -82,3 +82,17 @@ def test_schedule_is_evaluated_at_every_step(task):
     np.testing.assert_array_equal(stopped.outputs[:, :3], constant.outputs[:, :3])
     # the last outputs are evaluated by another program than those of a step
     np.testing.assert_allclose(stopped.outputs[:, 3:], stopped.outputs[:, 2:3].repeat(2, 1), rtol=0, atol=1e-14)
+
+
+def test_the_faster_engine():
+    """Five times wider than there are queries, networks are trained with revealed matrices; both have their numbers."""
+    task = nfd.datasets.digits(4).minibatches(2)
+
+    def outputs(width, engine):
+        return nfd.train_networks(task, nfd.ResNet(2), width=width, steps=2, seeds=2, engine=engine).outputs
+
+    revealed = nfd.solve_network(task, nfd.ResNet(2), width=20, steps=2, seeds=2).outputs
+    np.testing.assert_array_equal(outputs(20, "auto"), revealed)
+    np.testing.assert_array_equal(outputs(20, "revealed"), revealed)
+    np.testing.assert_array_equal(outputs(19, "auto"), outputs(19, "dense"))
+    assert np.abs(outputs(20, "dense") - revealed).max() > 1e-3
