@@ -15,6 +15,7 @@ import sys
 import numpy as np
 import pytest
 
+from nfd_jax import basis as bases
 from nfd_jax import records
 from nfd_jax.cluster import Cluster
 
@@ -174,8 +175,9 @@ def test_what_devices_exchange():
             for axes in re.findall(r"\w\d+\[([\d,]*)\]", shapes)
         ]
         assert found
-        # at most samples x samples (of two members), features and fresh part together; a basis block is 2 x 512
-        assert max(sizes) <= 16, kind
+        # at most a tile of a basis with features and fresh part, or with those of two members, samples each; a block
+        # of a basis is 2 x 512
+        assert max(sizes) <= 2 * bases.TILE * 2, kind
         assert {name for _, name in found} == {"all-gather" if kind == "dense" else "all-reduce"}
         # the state is divided, up to what is small and everywhere, and updated where it is
         assert int(output) < whole / 6
