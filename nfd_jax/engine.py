@@ -309,16 +309,19 @@ def run_members(
     progress: bool | None,
     layout: Layout | None = None,
     checkpoint: Checkpoint | None = None,
+    budget: int | None = None,
 ) -> Kept:
-    """Train one member a seed, as many side by side as `MEMORY_BUDGET` has room for; `create` makes them from keys.
+    """Train one member a seed, as many side by side as `MEMORY_BUDGET` (or a smaller `budget`, in bytes) has room for;
+    `create` makes them from keys.
 
     Several devices share the particles of every member as `layout` says, or else the members. Chunks are of one size,
     so that they share a compiled program; the last is filled up with members thrown away.
     """
+    budget = min(MEMORY_BUDGET, budget or MEMORY_BUDGET)
     if layout is None:  # a device has room for whole members
-        room = max(1, MEMORY_BUDGET // member_bytes) * sharding.device_count()
+        room = max(1, budget // member_bytes) * sharding.device_count()
     else:  # for its part of each
-        room = max(1, MEMORY_BUDGET * layout.devices // member_bytes)
+        room = max(1, budget * layout.devices // member_bytes)
     together = -(-len(seeds) // -(-len(seeds) // room))
     if layout is None:
         together, layout = sharding.members(together)

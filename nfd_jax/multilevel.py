@@ -204,6 +204,15 @@ def combine(replicates: Replicates, plan: Plan, counts: Counts, extrapolated: bo
     return Result(values, errors, losses["loss"])
 
 
+class Attempt(NamedTuple):
+    """A round of an estimate; its half-width is relative to the loss."""
+
+    half_width: float
+    result: Result
+    counts: Counts
+    depths: tuple[int, ...]
+
+
 def estimate(
     system: System,
     task: Task,
@@ -226,7 +235,7 @@ def estimate(
     deadline = time.monotonic() + budget
     infinite, particles = depth == math.inf, particles or default_particles(system)
     depths, counts, wanted = ladder(depth), {}, {}
-    room = _room(depths[-1], infinite)
+    room, previous = _room(depths[-1], infinite), None
     arguments = arguments | {
         "solver": "limit",
         "depth": depth,
@@ -238,17 +247,18 @@ def estimate(
     with engine.progress_bar("limit with error bars", 0, progress) as bar:
         while True:
             plan = plan_of(particles, depths, infinite)
-            for term in plan:
-                least = PILOT_DIFFERENCES if term.difference else PILOT
-                counts[term] = max(least, counts.get(term, 0), wanted.get(term, 0))
-            counts = _draw(replicates, counts, room, deadline, bar)
+            least = {term: PILOT_DIFFERENCES if term.difference else PILOT for term in plan}
+            asked = {term: max(least[term], counts.get(term, 0), wanted.get(term, 0)) for term in plan}
+            counts = _draw(replicates, asked, room, deadline, bar)
             with np.errstate(over="ignore", invalid="ignore"):  # where training diverges
                 result = combine(replicates, plan, counts, infinite)
                 relative = _relative(result)
             worst = int(np.argmax(relative))
             bar.set_postfix(half_width=f"{relative[worst]:.2g} of the loss", refresh=False)
-            if tolerance is None or not relative[worst] > tolerance or _is_over(deadline):
+            attempt, late = Attempt(float(relative[worst]), result, counts, depths), _is_over(deadline)
+            if tolerance is None or not attempt.half_width > tolerance or late:
                 break
+            previous = attempt
             goal, left = tolerance * result.values["loss"][worst], result.errors["loss"].discretisation_error[worst]
             deeper = left > goal / 3 and result.loss.resolved[worst]
             if deeper:
@@ -260,15 +270,17 @@ def estimate(
             wanted = _allocate({term: var[worst] for term, var in result.loss.variances.items()}, allowed, counts)
             if not deeper and all(count <= counts[term] for term, count in wanted.items()):
                 wanted = {term: count + count // 2 for term, count in counts.items()}  # noise counted as discretisation
-    met = None if tolerance is None else bool(relative[worst] <= tolerance)
+    if late and previous is not None and previous.half_width < attempt.half_width:
+        attempt = previous  # time ran out before the last depth had its replicates
+    met = None if tolerance is None else attempt.half_width <= tolerance
     replicates.write()
     arguments |= {
-        "depths": list(depths),
-        "replicates": {str(tuple(term)): count for term, count in counts.items()},
+        "depths": list(attempt.depths),
+        "replicates": {str(tuple(term)): count for term, count in attempt.counts.items()},
         "tolerance": tolerance,
         "budget": budget,
     }
-    return _trajectory(result, system.problem.data, task, seed, arguments, met)
+    return _trajectory(attempt.result, system.problem.data, task, seed, arguments, met)
 
 
 def _room(depth: int, infinite: bool) -> int:
