@@ -13,6 +13,7 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 from jax.scipy.special import ndtri
 from scipy.stats import qmc
 
@@ -58,7 +59,7 @@ class QuasiNormals(eqx.Module):
             return points ^ (generators[:, bit, None] * chosen[None, :])
 
         start = jnp.broadcast_to(self.shifts[row, None], vectors.shape)
-        points = jax.lax.fori_loop(0, generators.shape[1], one_bit, start)
+        points = lax.fori_loop(0, generators.shape[1], one_bit, start)
         kept = min(WORD, jnp.finfo(dtype).nmant)  # the centre of each cell is then a number, 0 and 1 are not
         uniform = ((points >> (WORD - kept)).astype(dtype) + 0.5) / 2**kept
         return jnp.where((dimensions < len(self.shifts))[:, None], ndtri(uniform), vectors)
@@ -66,13 +67,11 @@ class QuasiNormals(eqx.Module):
 
 def _scrambled(key: Key, generators: UInt32[Array, " bits"]) -> tuple[UInt32[Array, " bits"], UInt32[Array, ""]]:
     """The generators of one dimension times a random lower triangular bit matrix, and a random shift."""
-    *bits, shift = jax.random.bits(key, (WORD + 1,), jnp.uint32)
-    result = jnp.zeros_like(generators)
-    for bit, lower in enumerate(bits):  # of the diagonal, from the leading one
-        diagonal = 1 << (WORD - 1 - bit)
-        column = jnp.uint32(diagonal) | (lower & jnp.uint32(diagonal - 1))
-        result = result ^ jnp.where(generators & jnp.uint32(diagonal) > 0, column, jnp.uint32(0))
-    return result, shift
+    bits = jax.random.bits(key, (WORD + 1,), jnp.uint32)
+    diagonal = jnp.uint32(1) << jnp.arange(WORD - 1, -1, -1, dtype=jnp.uint32)  # from the leading bit
+    columns = diagonal | (bits[:-1] & (diagonal - 1))
+    chosen = jnp.where(generators[:, None] & diagonal[None, :] > 0, columns[None, :], jnp.uint32(0))
+    return lax.reduce(chosen, jnp.uint32(0), lax.bitwise_xor, (1,)), bits[-1]
 
 
 @cache

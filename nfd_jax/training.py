@@ -30,7 +30,7 @@ from nfd_jax.trajectory import Trajectory
 
 ENGINES = ("dense", "revealed", "auto")
 CACHED = 2**24  # bytes of members that CPUs train side by side: a batch of larger matrices is copied and misses caches
-CROSSOVER = 5  # width over queries at which both take the same time: 5 to 8 for one network, 2 to 5 for 16, measured
+CROSSOVER = 200, 2.5  # width at which both take the same time, measured: a + b x queries, for 1 to 16 networks
 
 
 def _times_transposed(vectors: Array, matrix: Array) -> Array:
@@ -151,7 +151,7 @@ def train_networks(
     - `parametrization`: a row of the exponent table, `"depth_mup"`.
     - `optimizer`: `"sgd"`.
     - `engine`: `"dense"`, autodiff with n x n matrices; `"revealed"`, `solve_network`, of the same law; `"auto"`, the
-      faster one: revealed for widths of at least five times the number of queries, steps x batch.
+      faster one: revealed for widths of at least 200 + 2.5 x steps x batch.
     - `backward`: `"tied"`, ordinary backpropagation, or `"untied"`: the backward pass multiplies by an independent
       copy of each hidden matrix, and both copies get the same updates.
     - `train_input`, `train_readout`: whether U and V train as well.
@@ -230,7 +230,8 @@ def train_networks(
 def is_revealed(engine: str, task: Task, width: int, steps: int) -> bool:
     """Whether networks of this width are trained with revealed matrices."""
     queries = steps * (task.batch_size or task.samples)
-    return engine == "revealed" or (engine == "auto" and width >= CROSSOVER * queries)
+    least, a_query = CROSSOVER
+    return engine == "revealed" or (engine == "auto" and width >= least + a_query * queries)
 
 
 def create_network(
