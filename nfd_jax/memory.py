@@ -31,11 +31,17 @@ def size_of(create: Callable[..., PyTree], *arguments: Any) -> int:
     return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
+def is_enough(needed: int, devices: int) -> bool:
+    """Whether `devices` together have so many bytes, as far as they say."""
+    available = per_device()
+    return available is None or needed <= devices * available
+
+
 def check(needed: int, devices: int, ways_out: str) -> None:
     """ValueError with the figures where `devices` together lack the memory."""
-    available = per_device()
-    if available is not None and needed > devices * available:
+    if not is_enough(needed, devices):
+        has = devices * (per_device() or 0)
         raise ValueError(
             f"this run needs about {needed / GIB:.1f} GiB, and {devices} {jax.local_devices()[0].platform} device(s) "
-            f"have {devices * available / GIB:.1f} GiB; {ways_out}"
+            f"have {has / GIB:.1f} GiB; {ways_out}"
         )

@@ -26,7 +26,7 @@ import numpy as np
 from scipy.stats import t as student
 from tqdm import tqdm
 
-from nfd_jax import engine, sharding
+from nfd_jax import engine, memory, sharding
 from nfd_jax._types import Key
 from nfd_jax.checkpoint import Checkpoint
 from nfd_jax.particles import System
@@ -80,12 +80,9 @@ def plan_of(particles: int, depths: tuple[int, ...], extrapolate: bool) -> Plan:
     """The means that make up an estimate."""
     plan = {Term(particles, depths[0], False): 4 / 3, Term(particles // 4, depths[0], False): -1 / 3}
     plan |= {Term(particles, depth, True): 1.0 for depth in depths[1:]}
-    if (
-        extrapolate
-    ):  # f + (f - f') + a third of the change of that: f'' / 3 - 2 f' + 8 f / 3, each with twice the blocks
-        plan |= {
-            Term(particles, depth, True): weight for depth, weight in zip(depths[-2:], (2 / 3, 8 / 3), strict=True)
-        }
+    if extrapolate:  # with f at the last depth, f' and f'' at half and a quarter: (f'' - 6 f' + 8 f) / 3
+        for depth, weight in zip(depths[-2:], (2 / 3, 8 / 3), strict=True):
+            plan[Term(particles, depth, True)] = weight
     return plan
 
 
@@ -207,6 +204,15 @@ def combine(replicates: Replicates, plan: Plan, counts: Counts, extrapolated: bo
     return Result(values, errors, losses["loss"])
 
 
+class Attempt(NamedTuple):
+    """A round of an estimate; its half-width is relative to the loss."""
+
+    half_width: float
+    result: Result
+    counts: Counts
+    depths: tuple[int, ...]
+
+
 def estimate(
     system: System,
     task: Task,
@@ -223,11 +229,13 @@ def estimate(
     """The limit with error bars.
 
     With a tolerance, replicates and (at infinite depth) blocks are added until the 95 % half-width of every loss is
-    at most `tolerance` times that loss, or until `budget` seconds have passed.
+    at most `tolerance` times that loss, until `budget` seconds have passed, or until memory or the last depth of the
+    ladder ends it.
     """
     deadline = time.monotonic() + budget
     infinite, particles = depth == math.inf, particles or default_particles(system)
     depths, counts, wanted = ladder(depth), {}, {}
+    room, previous = _room(depths[-1], infinite), None
     arguments = arguments | {
         "solver": "limit",
         "depth": depth,
@@ -239,38 +247,47 @@ def estimate(
     with engine.progress_bar("limit with error bars", 0, progress) as bar:
         while True:
             plan = plan_of(particles, depths, infinite)
-            for term in plan:
-                least = PILOT_DIFFERENCES if term.difference else PILOT
-                counts[term] = max(least, counts.get(term, 0), wanted.get(term, 0))
-            counts = _draw(replicates, counts, _room(depths), deadline, bar)
+            least = {term: PILOT_DIFFERENCES if term.difference else PILOT for term in plan}
+            asked = {term: max(least[term], counts.get(term, 0), wanted.get(term, 0)) for term in plan}
+            counts = _draw(replicates, asked, room, deadline, bar)
             with np.errstate(over="ignore", invalid="ignore"):  # where training diverges
                 result = combine(replicates, plan, counts, infinite)
                 relative = _relative(result)
             worst = int(np.argmax(relative))
             bar.set_postfix(half_width=f"{relative[worst]:.2g} of the loss", refresh=False)
-            if tolerance is None or not relative[worst] > tolerance or _is_over(deadline):
+            attempt, late = Attempt(float(relative[worst]), result, counts, depths), _is_over(deadline)
+            if tolerance is None or not attempt.half_width > tolerance or late:
                 break
+            previous = attempt
             goal, left = tolerance * result.values["loss"][worst], result.errors["loss"].discretisation_error[worst]
-            if left > goal / 3 and result.loss.resolved[worst] and depths[-1] < DEEPEST:
+            deeper = left > goal / 3 and result.loss.resolved[worst]
+            if deeper:
+                room = max(room, _room(2 * depths[-1], infinite))
+                if depths[-1] == DEEPEST or not memory.is_enough(*system.needed(particles, room)):
+                    break
                 depths = (*depths, 2 * depths[-1])
             allowed = 0.9 * max(goal - left, goal / 2) / result.errors["loss"].quantile[worst]
             wanted = _allocate({term: var[worst] for term, var in result.loss.variances.items()}, allowed, counts)
-    met = None if tolerance is None else bool(relative[worst] <= tolerance)
+            if not deeper and all(count <= counts[term] for term, count in wanted.items()):
+                wanted = {term: count + count // 2 for term, count in counts.items()}  # noise counted as discretisation
+    if late and previous is not None and previous.half_width < attempt.half_width:
+        attempt = previous  # time ran out before the last depth had its replicates
+    met = None if tolerance is None else attempt.half_width <= tolerance
     replicates.write()
     arguments |= {
-        "depths": list(depths),
-        "replicates": {str(tuple(term)): count for term, count in counts.items()},
+        "depths": list(attempt.depths),
+        "replicates": {str(tuple(term)): count for term, count in attempt.counts.items()},
         "tolerance": tolerance,
         "budget": budget,
     }
-    return _trajectory(result, system.problem.data, task, seed, arguments, met)
+    return _trajectory(attempt.result, system.problem.data, task, seed, arguments, met)
 
 
-def _room(depths: tuple[int, ...]) -> int:
+def _room(depth: int, infinite: bool) -> int:
     """Blocks that programs have room for: few sizes, so that a ladder that grows seldom compiles anew."""
-    room = ROOM if depths[0] <= ROOM else depths[-1]
-    while room < depths[-1]:
-        room *= 4
+    room = ROOM
+    while room < depth:
+        room = 4 * room if infinite else depth
     return room
 
 

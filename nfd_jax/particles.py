@@ -40,6 +40,12 @@ class System(NamedTuple):
         shape = Shape.of(self.problem, particles, 1)
         return self.matched and has_room(particles, shape.batch, shape.steps, shape.outputs, shape.evaluated)
 
+    def needed(self, particles: int, room: int) -> tuple[int, int]:
+        """Bytes of a solution with room for so many blocks, and the devices that share them."""
+        shape, layout = Shape.of(self.problem, particles, room), sharding.particles("particles", particles)
+        create = partial(_create, self.problem.settings, shape, self.coupled, self.matches(particles), 1)
+        return memory.size_of(create, jax.random.key(0)) + shape.sweep_bytes, layout.devices if layout else 1
+
     def solve(
         self,
         key: Key,
@@ -59,14 +65,10 @@ class System(NamedTuple):
         branch = parametrizations.branch_scale(self.problem.settings.parametrization, depth, self.model.horizon)
         problem = self.problem._replace(grid=Grid.of(depth, branch))
         shape = Shape.of(problem, particles, room or depth)
+        ways_out = "use fewer particles, fewer steps or a smaller batch, or more devices"
+        memory.check(*self.needed(particles, shape.depth), ways_out)
         layout = sharding.particles("particles", particles)
-        create = partial(_create, problem.settings, shape, self.coupled, matched, refinement)
-        memory.check(
-            memory.size_of(create, key) + shape.sweep_bytes,
-            layout.devices if layout else 1,
-            "use fewer particles, fewer steps or a smaller batch, or more devices",
-        )
-        state = create(key, layout)
+        state = _create(problem.settings, shape, self.coupled, matched, refinement, key, layout)
         return engine.run(
             EXPLICIT, problem, state, members=False, progress=progress, layout=layout, checkpoint=checkpoint
         )

@@ -163,6 +163,15 @@ def test_a_budget_too_small_says_so():
     assert 0 < gap.max() < run.errors["outputs"].half_width.max()
 
 
+def test_the_last_depth_ends_an_estimate(monkeypatch):
+    """Where more replicates would not help, it ends long before its budget."""
+    monkeypatch.setattr(multilevel, "DEEPEST", 16)
+    run = linear("coupled", math.inf, tolerance=1e-6)
+    assert run.settings["depths"] == [4, 8, 16]
+    assert run.outcomes == (Outcome.TOLERANCE_NOT_MET,)
+    assert run.errors["loss"].discretisation_error.max() > 1e-6
+
+
 def test_every_quantity_has_error_bars():
     rng = np.random.default_rng(0)
     held_out = nfd.Task(rng.normal(size=(2, 3)), np.array([0, 2]), loss="cross_entropy", classes=3)

@@ -15,8 +15,8 @@ import sys
 import numpy as np
 import pytest
 
-from nfd_jax import basis as bases
 from nfd_jax import records
+from nfd_jax.basis import TILE
 from nfd_jax.cluster import Cluster
 
 DEPTH, STEPS, WIDEST = 2, 2, 64
@@ -175,9 +175,8 @@ def test_what_devices_exchange():
             for axes in re.findall(r"\w\d+\[([\d,]*)\]", shapes)
         ]
         assert found
-        # at most a tile of a basis with features and fresh part, or with those of two members, samples each; a block
-        # of a basis is 2 x 512
-        assert max(sizes) <= 2 * bases.TILE * 2, kind
+        # at most a tile of rows against the samples of features and fresh part, or of two members; a block is 2 x 512
+        assert max(sizes) <= 4 * TILE, kind
         assert {name for _, name in found} == {"all-gather" if kind == "dense" else "all-reduce"}
         # the state is divided, up to what is small and everywhere, and updated where it is
         assert int(output) < whole / 6
