@@ -60,8 +60,9 @@ class PlainNoise(AbstractNoise):
 
 def gaussians(key: Key, direction: int, layer: Index, step: Index, like: Vectors) -> Vectors:
     """Standard normals of the shape of `like`, addressed by direction, layer and step."""
-    for address in (direction, layer, step):
-        key = jax.random.fold_in(key, address)
+    address = jnp.stack([jnp.asarray(part, jnp.uint32) for part in (direction, layer, step)])
+    # a loop, so that one hash is compiled instead of three
+    key = lax.fori_loop(0, len(address), lambda part, key: jax.random.fold_in(key, address[part]), key)
     return jax.random.normal(key, like.shape, like.dtype)
 
 
