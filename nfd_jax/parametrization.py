@@ -1,69 +1,174 @@
 """The exponent table: how standard deviations, multipliers and rates scale with width and depth (theory section 6).
 
-Weights have entries of standard deviation `std`, enter the network times `multiplier`, and move by
-`rate * eta` times the gradient of the loss, with eta the width- and depth-free learning rate.
+Weights have entries of standard deviation `std`, enter the network times `multiplier`, and move by `rate * eta` times
+the direction of their optimizer: the gradient of the loss under SGD, the normalised gradient under Adam, whose eps is
+`epsilon` times the one given. eta is the learning rate that neither width nor depth changes. Residual branches are
+multiplied by sqrt(T) L^-alpha.
 """
 
 from __future__ import annotations
 
 import enum
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from nfd_jax._errors import one_of
+from nfd_jax._errors import finite_float, one_of
+
+FAMILIES = {"sgd": "sgd", "adam": "adam", "adamw": "adam"}  # of an optimizer: whose rates it takes
 
 
 class Role(enum.Enum):
-    """What a weight matrix does in the network."""
+    """What a weight does in the network."""
 
-    INPUT = "input"
-    HIDDEN = "hidden"
-    READOUT = "readout"
+    INPUT = "input"  # from the data, of fixed dimension d, into the width
+    INNER = "inner"  # first matrix of a residual branch that has two
+    HIDDEN = "hidden"  # last matrix of a branch, or the only one; hidden matrix of an MLP
+    BIAS = "bias"  # vector added inside a branch
+    READOUT = "readout"  # from the width to the outputs
 
 
 @dataclass(frozen=True)
-class Exponents:
-    """Powers of the width n and of the depth L in the SGD rate of one role; the rest of the row is shared."""
+class Power:
+    """A product of powers of the width n, of the depth L and of the input dimension d."""
 
-    width: float
+    width: float = 0.0
     depth: float = 0.0
+    dimension: float = 0.0
+
+    def __mul__(self, other: Power) -> Power:
+        return Power(self.width + other.width, self.depth + other.depth, self.dimension + other.dimension)
+
+    def __pow__(self, exponent: float) -> Power:
+        return Power(self.width * exponent, self.depth * exponent, self.dimension * exponent)
+
+    def __call__(self, *, width: float, depth: float, dimension: float = 1) -> float:
+        """Its value; products of large powers that cancel stay finite."""
+        logs = self.width * math.log(width), self.depth * math.log(depth), self.dimension * math.log(dimension)
+        return math.exp(math.fsum(logs))
+
+    def __str__(self) -> str:
+        named = (("n", self.width), ("L", self.depth), ("d", self.dimension))
+        return " ".join(name if power == 1 else f"{name}^{power:g}" for name, power in named if power) or "1"
+
+
+ONE, N, L, D = Power(), Power(width=1.0), Power(depth=1.0), Power(dimension=1.0)
+
+
+@dataclass(frozen=True)
+class Scaling:
+    """How the weights of one role scale: standard deviation, multiplier, SGD and Adam rate, Adam's eps."""
+
+    std: Power
+    multiplier: Power
+    sgd: Power
+    adam: Power
+    epsilon: Power = ONE
+
+    def shifted(self, factor: Power) -> Scaling:
+        """The same training in another convention (an "abc shift"): the multiplier times `factor`, whose inverse the
+        weights absorb."""
+        return Scaling(
+            self.std * factor**-1,
+            self.multiplier * factor,
+            self.sgd * factor**-2,
+            self.adam * factor**-1,
+            self.epsilon * factor,
+        )
+
+    def rate(self, optimizer: str) -> Power:
+        """The rate under an optimizer of the table."""
+        return getattr(self, FAMILIES[optimizer])
 
 
 @dataclass(frozen=True)
 class Parametrization:
-    """One row of the table: branch multiplier sqrt(T) L^-alpha, readout multiplier 1/n, SGD rates by role."""
+    """One row of the table.
 
+    `alpha`: residual branches are multiplied by sqrt(T) L^-alpha. The other fields are the roles' scalings.
+    """
+
+    name: str
     alpha: float
-    rates: dict[Role, Exponents]
+    input: Scaling
+    inner: Scaling
+    hidden: Scaling
+    bias: Scaling
+    readout: Scaling
+
+    def __getitem__(self, role: Role) -> Scaling:
+        return getattr(self, role.value)
+
+    def branch(self, depth: float, horizon: float = 1.0) -> float:
+        """The multiplier of a residual branch."""
+        return math.sqrt(horizon) * depth**-self.alpha
+
+    def shifted(self, role: Role, factor: Power) -> Parametrization:
+        """The same training with the weights of one role in another convention."""
+        return replace(self, **{role.value: self[role].shifted(factor)})
 
 
-@dataclass(frozen=True)
-class Scale:
-    """What one matrix needs: entry standard deviation, forward multiplier, SGD rate factor."""
+def alpha_gamma(alpha: float, gamma: float, *, inner: float | None = None, name: str | None = None) -> Parametrization:
+    """TP6's family (section 7): branches L^-alpha, hidden rates that move a branch by L^-gamma under Adam.
 
-    std: float
-    multiplier: float
-    rate: float
+    Stable for alpha >= 1/2 and alpha + gamma >= 1, not trivial for alpha + gamma <= 1. muP is (0, 0), depth-muP
+    (1/2, 1/2), CompleteP (1, 0). `inner`: another gamma for the first matrix of two-matrix branches, 0 in NFD v1's
+    depth-aware correction of depth-muP.
+    """
+    alpha, gamma = finite_float("alpha", alpha), finite_float("gamma", gamma)
+    inner = gamma if inner is None else finite_float("inner", inner)
 
+    def in_branch(gamma: float) -> Scaling:
+        return Scaling(
+            ONE, N**-0.5, sgd=N * L ** (alpha - gamma), adam=N**-0.5 * L**-gamma, epsilon=N**-1.5 * L**-alpha
+        )
+
+    return Parametrization(
+        name or f"alpha_gamma({alpha:g}, {gamma:g}{f', inner={inner:g}' if inner != gamma else ''})",
+        alpha,
+        input=Scaling(ONE, D**-0.5, sgd=N, adam=D**-0.5, epsilon=N**-1),
+        inner=in_branch(inner),
+        hidden=in_branch(gamma),
+        bias=Scaling(ONE, ONE, sgd=N * L ** (alpha - gamma), adam=L**-gamma, epsilon=N**-1 * L**-alpha),
+        readout=Scaling(ONE, N**-1, sgd=N, adam=ONE, epsilon=N**-1),
+    )
+
+
+STANDARD = Scaling(N**-0.5, ONE, sgd=ONE, adam=ONE)
+TANGENT = Scaling(ONE, N**-0.5, sgd=ONE, adam=N**-1, epsilon=N**-1)
 
 PARAMETRIZATIONS: dict[str, Parametrization] = {
-    # TP6 Table 1, in the convention of O(1) weight entries and explicit multipliers
-    "depth_mup": Parametrization(alpha=0.5, rates={role: Exponents(width=1.0) for role in Role}),
+    row.name: row
+    for row in (
+        # one global rate and eps (LLR's subject)
+        Parametrization(
+            "sp",
+            0.0,
+            input=Scaling(D**-0.5, ONE, sgd=ONE, adam=ONE),
+            inner=STANDARD,
+            hidden=STANDARD,
+            bias=Scaling(ONE, ONE, sgd=ONE, adam=ONE),
+            readout=STANDARD,
+        ),
+        # lazy as n grows
+        Parametrization(
+            "ntp",
+            0.0,
+            input=Scaling(ONE, D**-0.5, sgd=ONE, adam=N**-0.5 * D**-0.5, epsilon=N**-0.5),
+            inner=TANGENT,
+            hidden=TANGENT,
+            bias=Scaling(ONE, ONE, sgd=ONE, adam=N**-0.5, epsilon=N**-0.5),
+            readout=Scaling(ONE, N**-0.5, sgd=ONE, adam=N**-0.5, epsilon=N**-0.5),
+        ),
+        alpha_gamma(0.0, 0.0, name="mup"),  # depth is not scaled
+        alpha_gamma(0.5, 0.5, name="depth_mup"),  # TP6 Table 1
+        alpha_gamma(0.5, 0.5, inner=0.0, name="depth_mup_corrected"),  # NFD v1, branches of two matrices
+        alpha_gamma(1.0, 0.0, name="complete_p"),  # CompleteP
+    )
 }
 
 
-def check(name: str) -> str:
-    """`name` where the table has it, else a ValueError that lists the rows."""
-    return one_of("parametrization", name, PARAMETRIZATIONS)
-
-
-def branch_scale(name: str, depth: int, horizon: float) -> float:
-    """The multiplier of a residual branch: sqrt(T/L) under depth-muP."""
-    return math.sqrt(horizon) * depth ** -PARAMETRIZATIONS[name].alpha
-
-
-def scale(name: str, role: Role, *, width: int, depth: int, dimension: int) -> Scale:
-    """Standard deviation, multiplier (without the branch) and SGD rate factor of the matrix with this role."""
-    exponents = PARAMETRIZATIONS[name].rates[role]
-    multiplier = {Role.INPUT: dimension**-0.5, Role.HIDDEN: width**-0.5, Role.READOUT: 1.0 / width}[role]
-    return Scale(std=1.0, multiplier=multiplier, rate=float(width) ** exponents.width * depth**exponents.depth)
+def resolve(parametrization: str | Parametrization) -> Parametrization:
+    """A row by its name, or a row of one's own; ValueError that lists the names otherwise."""
+    if isinstance(parametrization, Parametrization):
+        return parametrization
+    return PARAMETRIZATIONS[one_of("parametrization", parametrization, PARAMETRIZATIONS)]
