@@ -88,8 +88,9 @@ def cheapest(sizes: Sizes, exact: float, power: int, cells: list[dict[str, Any]]
     variance = float(np.median(spread**2 * n))
     unit = float(np.median((seconds / (n**power * depth))[np.argsort(n * depth)[-3:]]))  # of the largest
     best: dict[str, Any] = {"total": math.inf}
-    for width in 2 ** np.arange(6, 22):
-        for blocks in 2 ** np.arange(2, 14):
+    # no smaller than measured, where neither the fit nor matched noise holds
+    for width in n.min() * 2 ** np.arange(16):
+        for blocks in depth.min() * 2 ** np.arange(11):
             left = sizes.accuracy * exact - abs(a / width + b / blocks)
             if left > 0:
                 seeds = max(2, math.ceil(1.96**2 * variance / width / left**2))

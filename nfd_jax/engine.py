@@ -6,9 +6,8 @@ between which progress is shown and a run can be interrupted. Rates and data are
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -19,9 +18,11 @@ from tqdm import tqdm
 
 from nfd_jax import optimizers, parametrization, sharding
 from nfd_jax._errors import finite_float, positive_int
-from nfd_jax._types import Array, Float, PyTree, Scalar, ScalarFunction
-from nfd_jax.architecture import Grid, ResNet, check_resnet
+from nfd_jax._types import Array, Float, PyTree, Scalar
+from nfd_jax.architecture import AbstractModel, Scales, Structure, check_model
 from nfd_jax.checkpoint import Checkpoint, arrays_of, with_arrays
+from nfd_jax.optimizers import Optimizer
+from nfd_jax.parametrization import PARAMETRIZATIONS, Parametrization
 from nfd_jax.sharding import Layout
 from nfd_jax.task import Task, check_task, loss_value
 from nfd_jax.trajectory import HeldOut, Trajectory
@@ -34,7 +35,8 @@ class Sweep(NamedTuple):
 
     `features` h_0 to h_L and `gradients` g_0 to g_L are `(L + 1, P, width)`. For one output g is gamma n times the
     output gradient, so that g_L = V; for several it is gamma^2 n times the gradient of the loss, whose mean over the
-    batch is included. gamma is the richness.
+    batch is included. gamma is the richness, times n^-1/2 where readouts are multiplied by n^-1/2 (NTP, SP). An MLP
+    has g_L = phi'(h_L) V.
     """
 
     features: Float[Array, "layers batch width"]
@@ -49,13 +51,12 @@ Observe = Callable[[Sweep], dict[str, Array]]
 class Settings:
     """What a compiled step depends on besides shapes."""
 
-    activation: str | ScalarFunction
-    parametrization: str
+    structure: Structure
+    row: Parametrization
     loss: str
     trained: tuple[str, ...]
+    optimizer: Optimizer = Optimizer()  # noqa: RUF009 - frozen
     richness: float = 1.0
-    momentum: float = 0.0
-    weight_decay: float = 0.0
     observe: Observe | None = None
 
 
@@ -116,8 +117,8 @@ def evaluated(
 class Method(NamedTuple):
     """How a state is trained: hashable functions that the loop compiles.
 
-    `step(settings, grid, state, step, rate, inputs, targets) -> (state, Record)`
-    `evaluate(settings, grid, state, step, sets) -> (Evaluated, ...)`
+    `step(settings, scales, state, step, rate, inputs, targets) -> (state, Record)`
+    `evaluate(settings, scales, state, step, sets) -> (Evaluated, ...)`
     """
 
     step: Callable[..., tuple[PyTree, Record]]
@@ -129,7 +130,7 @@ def _jitted_step(
     function: Callable,
     settings: Settings,
     members: bool,
-    grid: Grid,
+    scales: Scales | None,
     state: PyTree,
     step: Array,
     rate: Array,
@@ -137,8 +138,8 @@ def _jitted_step(
     targets: Array,
     layout: Layout | None = None,
 ) -> tuple[PyTree, Record]:
-    one = partial(function, settings, grid)
-    one = jax.vmap(one, in_axes=(0, None, None, None, None)) if members else one
+    one = partial(function, settings, scales)
+    one = jax.vmap(one, in_axes=(0, None, 0, None, None)) if members else one
     state, record = one(state, step, rate, inputs, targets)
     return sharding.place(layout, state), sharding.replicate(layout, record)
 
@@ -148,13 +149,13 @@ def _jitted_evaluate(
     function: Callable,
     settings: Settings,
     members: bool,
-    grid: Grid,
+    scales: Scales | None,
     state: PyTree,
     step: Array,
     sets: tuple[Samples, ...],
     layout: Layout | None = None,
 ) -> tuple[Evaluated, ...]:
-    one = partial(function, settings, grid)
+    one = partial(function, settings, scales)
     found = (jax.vmap(one, in_axes=(0, None, None)) if members else one)(state, step, sets)
     return sharding.replicate(layout, found)
 
@@ -163,10 +164,10 @@ class Problem(NamedTuple):
     """The validated arguments of a run that every solver shares."""
 
     settings: Settings
-    grid: Grid
     data: Data
-    rates: np.ndarray
+    rates: np.ndarray  # (K,), or (members, K)
     arguments: dict[str, Any]  # what a record keeps
+    scales: Scales | None = None  # of explicit sweeps; autodiff has no need of them
 
 
 class Kept(NamedTuple):
@@ -254,12 +255,13 @@ def run(
     checkpoint: Checkpoint | None = None,
     name: str = "run",
 ) -> Kept:
-    """Train for all steps of the problem. With `members`, every array of `state` has a leading axis of members.
+    """Train for all steps of the problem. With `members`, every array of `state` has a leading axis of members, and so
+    have the rates.
 
     `layout` is that of `state`, which is given up: its memory is reused. `progress` advances by one a step and once at
     the end. With a `checkpoint`, the run starts from what that has of this `name`, and is kept there.
     """
-    settings, data, steps = problem.settings, problem.data, len(problem.rates)
+    settings, data, steps = problem.settings, problem.data, problem.rates.shape[-1]
     dtype = np.dtype(jnp.zeros(()).dtype)
     every = [Samples(*(np.asarray(part, dtype) for part in samples)) for samples in data.sets]
     first, state, kept = _resumed(checkpoint, name, state)
@@ -268,13 +270,13 @@ def run(
         now, asked = np.int32(step), data.asked(step)
         sets = tuple(samples for samples, wanted in zip(every, asked, strict=False) if wanted)
         if sets:
-            found = list(_jitted_evaluate(method.evaluate, settings, members, problem.grid, state, now, sets, layout))
+            found = list(_jitted_evaluate(method.evaluate, settings, members, problem.scales, state, now, sets, layout))
             for place, wanted in zip((kept.train, kept.held_out), asked, strict=True):
                 if wanted:
                     place.append(jax.tree.map(np.asarray, found.pop(0)))
         if step < steps:
-            rate, (x, y) = np.asarray(problem.rates[step], dtype), (part[data.batches[step]] for part in every[0])
-            state, record = _jitted_step(method.step, settings, members, problem.grid, state, now, rate, x, y, layout)
+            rate, (x, y) = np.asarray(problem.rates[..., step], dtype), (part[data.batches[step]] for part in every[0])
+            state, record = _jitted_step(method.step, settings, members, problem.scales, state, now, rate, x, y, layout)
             kept.records.append(jax.tree.map(np.asarray, record))
             with np.errstate(over="ignore"):  # of members about to diverge
                 progress.set_postfix(loss=f"{np.mean(kept.records[-1].loss):.4g}", refresh=False)
@@ -312,7 +314,7 @@ def run_members(
     budget: int | None = None,
 ) -> Kept:
     """Train one member a seed, as many side by side as `MEMORY_BUDGET` (or a smaller `budget`, in bytes) has room for;
-    `create` makes them from keys.
+    `create` makes them from keys. Rates `(members, K)` of the problem are those of each.
 
     Several devices share the particles of every member as `layout` says, or else the members. Chunks are of one size,
     so that they share a compiled program; the last is filled up with members thrown away.
@@ -327,16 +329,19 @@ def run_members(
         together, layout = sharding.members(together)
     chunks = -(-len(seeds) // together)
     filled = [*seeds, *(seeds[-1:] * (chunks * together - len(seeds)))]
+    rates = np.broadcast_to(problem.rates, (len(seeds), problem.rates.shape[-1]))
+    rates = np.concatenate([rates, rates[-1:].repeat(len(filled) - len(seeds), axis=0)])
     runs = []
-    with progress_bar(description, chunks * (len(problem.rates) + 1), progress) as bar:
+    with progress_bar(description, chunks * (rates.shape[1] + 1), progress) as bar:
         for start in range(0, len(filled), together):
             state = create(jnp.stack([jax.random.key(seed) for seed in filled[start : start + together]]), layout)
             kept_in = {"layout": layout, "checkpoint": checkpoint, "name": f"members-{start}"}
+            own = rates[start : start + together]
             if together > 1:
-                runs.append(run(method, problem, state, members=True, progress=bar, **kept_in))
+                runs.append(run(method, problem._replace(rates=own), state, members=True, progress=bar, **kept_in))
             else:  # a batch of one compiles and runs slower, and copies what is updated in place without it
                 only = _only_member(state)
-                found = run(method, problem, only, members=False, progress=bar, **kept_in)
+                found = run(method, problem._replace(rates=own[0]), only, members=False, progress=bar, **kept_in)
                 runs.append(jax.tree.map(lambda x: x[None], found))
     return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(seeds)], *runs)
 
@@ -351,53 +356,51 @@ def progress_bar(description: str, total: int, show: bool | None) -> tqdm:
 
 def prepare(
     task: Task,
-    model: ResNet,
+    model: AbstractModel,
     *,
     finite: bool = True,
     steps: int,
     learning_rate: optimizers.Rate,
-    parametrization_name: str = "depth_mup",
+    parametrization_name: str | Parametrization = "depth_mup",
+    optimizer: Optimizer,
     train_input: bool,
     train_readout: bool,
     richness: float,
-    momentum: float,
-    weight_decay: float,
     observe: Observe | None = None,
     evaluate_at: Sequence[int] | None = None,
 ) -> Problem:
     """Check the arguments of a run before anything is compiled."""
     check_task(task)
-    check_resnet(model, finite=finite)
+    check_model(model, finite=finite)
+    row = parametrization.resolve(parametrization_name)
     rates = optimizers.rates(learning_rate, positive_int("steps", steps))
     trained = {"input": train_input, "hidden": True, "readout": train_readout}
     settings = Settings(
-        activation=model.activation,
-        parametrization=parametrization_name,
+        structure=model.structure,
+        row=row,
         loss=task.loss,
         trained=tuple(role for role, wanted in trained.items() if wanted),
+        optimizer=optimizer,
         richness=finite_float("richness", richness, strict=True),
-        momentum=finite_float("momentum", momentum),
-        weight_decay=finite_float("weight_decay", weight_decay),
         observe=observe,
     )
     arguments = {
-        "depth": model.depth,
-        "activation": model.activation,
-        "horizon": model.horizon,
-        "parametrization": parametrization_name,
+        "model": type(model).__name__,
+        **{field.name: getattr(model, field.name) for field in fields(model)},
+        "parametrization": row.name if PARAMETRIZATIONS.get(row.name) == row else repr(row),
         "steps": steps,
         "learning_rate": rates.tolist(),
+        "optimizer": optimizer.name,
         "trained": list(settings.trained),
         "richness": richness,
-        "momentum": momentum,
-        "weight_decay": weight_decay,
+        "momentum": optimizer.momentum,
+        "weight_decay": optimizer.weight_decay,
+        **({} if optimizer.is_linear else {"betas": list(optimizer.betas), "epsilon": optimizer.epsilon}),
         "batch_size": task.batch_size,
         "replacement": task.replacement,
         "batch_seed": task.batch_seed,
     }
-    depth = 1 if model.depth == math.inf else int(model.depth)  # an infinite one is approached later
-    branch = parametrization.branch_scale(parametrization_name, depth, model.horizon)
-    return Problem(settings, Grid.of(depth, branch), _data(task, steps, evaluate_at), rates, arguments)
+    return Problem(settings, _data(task, steps, evaluate_at), rates, arguments)
 
 
 def _data(task: Task, steps: int, evaluate_at: Sequence[int] | None) -> Data:

@@ -8,7 +8,7 @@ import numpy as np
 
 from nfd_jax import architecture, optimizers
 from nfd_jax._types import Array, Index, PyTree, Scalar
-from nfd_jax.architecture import Grid, Layers
+from nfd_jax.architecture import Layers, Scales
 from nfd_jax.engine import Evaluated, Method, Problem, Record, Samples, Settings, Sweep, evaluated
 from nfd_jax.task import loss_gradient, loss_value
 
@@ -27,49 +27,45 @@ def _trainable(settings: Settings, layers: Layers) -> dict[str, PyTree]:
 
 def start(settings: Settings, layers: Layers) -> State:
     """The state before training."""
-    optimizer = optimizers.direction(settings.momentum, settings.weight_decay)
-    return State(layers, optimizer.init(_trainable(settings, layers)))
+    return State(layers, settings.optimizer.direction().init(_trainable(settings, layers)))
 
 
 def train_step(
-    settings: Settings, grid: Grid, state: State, step: Index, rate: Scalar, inputs: Array, targets: Array
+    settings: Settings, scales: Scales, state: State, step: Index, rate: Scalar, inputs: Array, targets: Array
 ) -> tuple[State, Record]:
     """One step of the SGD family on a batch; `inputs` carry their factor 1/sqrt(d)."""
-    found, layers = architecture.forward(settings.activation, grid, state.layers, inputs, step, keep=True)
-    outputs = found.outputs / settings.richness
-    # rate gamma^2 times the gradient of outputs divided by gamma: one factor gamma is left
-    chi = settings.richness * loss_gradient(settings.loss, outputs, targets)
+    found, layers = architecture.forward(settings.structure, scales, state.layers, inputs, step, keep=True)
+    chi = loss_gradient(settings.loss, found.outputs, targets) / scales.output
     # g is the output gradient where there is one output, the loss gradient where there are several
     single = chi.shape[1] == 1
     cotangents, weights = (jnp.ones_like(chi), chi[:, 0]) if single else (chi, jnp.ones_like(chi[:, 0]))
     keep_sweep = settings.observe is not None
     gradients, layers = architecture.backward(
-        settings.activation, grid, layers, inputs, found, cotangents, weights, step, keep_sweep=keep_sweep
+        settings.structure, scales, layers, inputs, found, cotangents, weights, step, keep_sweep=keep_sweep
     )
     observed = {}
     if settings.observe is not None and gradients.sweep is not None:
-        observed = settings.observe(Sweep(found.features, gradients.sweep, outputs))
+        observed = settings.observe(Sweep(found.features, gradients.sweep, found.outputs))
 
     parameters = _trainable(settings, layers)
     wanted = {role: gradients.parameters[role] for role in settings.trained}
-    optimizer = optimizers.direction(settings.momentum, settings.weight_decay)
-    updates, memory = optimizer.update(wanted, state.optimizer, parameters)
+    updates, memory = settings.optimizer.direction().update(wanted, state.optimizer, parameters)
     parameters = optimizers.descend(parameters, updates, rate)
     layers = Layers(
         parameters.get("input", layers.input),
         layers.hidden.with_parameters(parameters["hidden"]),
         parameters.get("readout", layers.readout),
     )
-    return State(layers, memory), Record(outputs, loss_value(settings.loss, outputs, targets), observed)
+    return State(layers, memory), Record(found.outputs, loss_value(settings.loss, found.outputs, targets), observed)
 
 
 def evaluate(
-    settings: Settings, grid: Grid, state: State, step: Index, sets: tuple[Samples, ...]
+    settings: Settings, scales: Scales, state: State, step: Index, sets: tuple[Samples, ...]
 ) -> tuple[Evaluated, ...]:
     """Outputs and loss as they stand, on queries that are not stored; one block for all sets."""
     inputs = jnp.concatenate([samples.inputs for samples in sets])
-    found, _ = architecture.forward(settings.activation, grid, state.layers, inputs, step, keep=False)
-    return evaluated(settings, found.outputs / settings.richness, sets)
+    found, _ = architecture.forward(settings.structure, scales, state.layers, inputs, step, keep=False)
+    return evaluated(settings, found.outputs, sets)
 
 
 EXPLICIT = Method(train_step, evaluate)

@@ -11,9 +11,11 @@ import jax
 
 from nfd_jax import engine, multilevel, optimizers
 from nfd_jax._errors import finite_float, one_of, positive_int
-from nfd_jax.architecture import ResNet, check_resnet
+from nfd_jax.architecture import AbstractModel, check_model
 from nfd_jax.checkpoint import Checkpoint
 from nfd_jax.explicit import in_coordinates
+from nfd_jax.optimizers import Optimizer
+from nfd_jax.parametrization import Parametrization
 from nfd_jax.particles import System
 from nfd_jax.task import Task
 from nfd_jax.trajectory import Trajectory
@@ -25,13 +27,14 @@ PARTICLES = 4096  # of one solution, unasked
 
 def solve_limit(
     task: Task,
-    model: ResNet,
+    model: AbstractModel,
     *,
     steps: int = 10,
     learning_rate: optimizers.Rate = 0.5,
     particles: int | None = None,
     closure: str = "coupled",
     noise: str = "matched",
+    parametrization: str | Parametrization = "depth_mup",
     train_input: bool = False,
     train_readout: bool = False,
     richness: float = 1.0,
@@ -46,7 +49,7 @@ def solve_limit(
     checkpoint_every: int = 10,
     progress: bool | None = None,
 ) -> Trajectory:
-    """The limit n -> infinity of a depth-muP ResNet under training.
+    """The limit n -> infinity of a ResNet or MLP under training.
 
     At a finite depth L this is one solution by Monte Carlo. With a `tolerance`, or at `depth=math.inf`, it is an
     estimate from many of them, with error bars in `errors` (`nfd_jax.multilevel` says how).
@@ -62,6 +65,7 @@ def solve_limit(
       independent copy of each hidden matrix.
     - `noise`: `"matched"` (exact empirical moments, and evenly spread U, V and first images: far less Monte-Carlo
       error; it gives way to plain noise where its constraints would exceed a quarter of the particles) or `"plain"`.
+    - `parametrization`: a row of the exponent table that learns features as n grows, or one of your own.
     - `train_input`, `train_readout`: whether U and V train as well, at the muP rates.
     - `richness`: gamma; outputs are divided by it and rates multiplied by its square. Towards 0 training is lazy.
     - `momentum`, `weight_decay`: heavy ball; W <- (1 - eta lambda) W.
@@ -82,7 +86,7 @@ def solve_limit(
     one_of("noise", noise, NOISES)
     particles = None if particles is None else positive_int("particles", particles)
     positive_int("seed", seed, minimum=0)
-    with_errors = tolerance is not None or check_resnet(model, finite=False).depth == math.inf
+    with_errors = tolerance is not None or check_model(model, finite=False).depth == math.inf
     if tolerance is not None:
         finite_float("tolerance", tolerance, strict=True)
     finite_float("budget", budget, strict=True)
@@ -98,15 +102,21 @@ def solve_limit(
         finite=False,
         steps=steps,
         learning_rate=learning_rate,
+        parametrization_name=parametrization,
+        optimizer=Optimizer.create("sgd", momentum, weight_decay),
         train_input=train_input,
         train_readout=train_readout,
         richness=richness,
-        momentum=momentum,
-        weight_decay=weight_decay,
         observe=observe,
         evaluate_at=evaluate_at,
     )
-    system = System(model, in_coordinates(problem), closure == "coupled", noise == "matched")
+    system = System(model, in_coordinates(problem), closure == "coupled", noise == "matched", task.dimension)
+    if model.depth == math.inf and not system.on_one_path:
+        raise ValueError(
+            "depth=inf needs a ResNet with block='pre', branch_scale=None and depth-muP's scales, got "
+            f"{model} with parametrization {problem.settings.row.name!r}; give a finite depth"
+        )
+    system.scales(1 if model.depth == math.inf else int(model.depth))  # refuses what has no limit
     arguments = problem.arguments | {"solver": "limit", "closure": closure}
     if with_errors:
         return multilevel.estimate(

@@ -26,13 +26,13 @@ class AbstractMatrices(eqx.Module):
 
     @abstractmethod
     def query(
-        self, direction: int, layer: Index, step: Index, vectors: Vectors, features: Vectors, *, keep: bool
+        self, direction: int, layer: Index, step: Index, vectors: Vectors, *, keep: bool
     ) -> tuple[Vectors, Handle, AbstractMatrices]:
         """Images of a block of queries.
 
         `direction`: FORWARD for W_l x / sqrt(n), BACKWARD for W_l^T g / sqrt(n). `step` numbers the training step,
-        and every layer is queried at most once a step and direction, forward before backward. `features`: h_{l-1},
-        the input of the block. `keep=False`: the images of this one query, and nothing remembered of it.
+        and every layer is queried at most once a step and direction, forward before backward. `keep=False`: the images
+        of this one query, and nothing remembered of it.
         """
 
     @abstractmethod
@@ -61,9 +61,9 @@ class DenseMatrices(AbstractMatrices):
     backward: Float[Array, "depth width width"] | None = None
 
     def query(
-        self, direction: int, layer: Index, step: Index, vectors: Vectors, features: Vectors, *, keep: bool
+        self, direction: int, layer: Index, step: Index, vectors: Vectors, *, keep: bool
     ) -> tuple[Vectors, Handle, DenseMatrices]:
-        del step, features, keep
+        del step, keep
         weights = self.forward if direction == FORWARD or self.backward is None else self.backward
         matrix = lax.dynamic_index_in_dim(weights, layer, keepdims=False)
         matrix = matrix.T if direction == FORWARD else matrix
@@ -125,11 +125,11 @@ class RevealedMatrices(AbstractMatrices):
         return cls((sides[0], sides[1]), trained, noise, coupled)
 
     def query(
-        self, direction: int, layer: Index, step: Index, vectors: Vectors, features: Vectors, *, keep: bool
+        self, direction: int, layer: Index, step: Index, vectors: Vectors, *, keep: bool
     ) -> tuple[Vectors, Handle, RevealedMatrices]:
         own, opposite = self.sides[direction], self.sides[1 - direction]
         found = bases.reveal(own.queries, layer, step, vectors)
-        fresh, noise = self.noise.draw(direction, layer, step, found.directions, features, keep=keep)
+        fresh, noise = self.noise.draw(direction, layer, step, found.directions, keep=keep)
         fresh = jnp.where(found.active[:, None], fresh, 0)
 
         # the learned part lies in the span of the opposite queries, whose number is known: this step's forward

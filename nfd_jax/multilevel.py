@@ -234,7 +234,7 @@ def estimate(
     """
     deadline = time.monotonic() + budget
     infinite, particles = depth == math.inf, particles or default_particles(system)
-    depths, counts, wanted = ladder(depth), {}, {}
+    depths, counts, wanted = ladder(depth) if system.on_one_path else (int(depth),), {}, {}
     room, previous = _room(depths[-1], infinite), None
     arguments = arguments | {
         "solver": "limit",
@@ -284,11 +284,11 @@ def estimate(
 
 
 def _room(depth: int, infinite: bool) -> int:
-    """Blocks that programs have room for: few sizes, so that a ladder that grows seldom compiles anew."""
+    """The depth that programs have room for: few sizes, so that a ladder that grows seldom compiles anew."""
     room = ROOM
     while room < depth:
-        room = 4 * room if infinite else depth
-    return room
+        room = 4 * room
+    return room if infinite else depth
 
 
 def _draw(replicates: Replicates, counts: Counts, room: int, deadline: float, bar: tqdm) -> Counts:

@@ -11,14 +11,15 @@ import jax
 import jax.numpy as jnp
 
 from nfd_jax import engine, memory, optimizers, sharding
-from nfd_jax import parametrization as parametrizations
 from nfd_jax._errors import one_of, positive_int, seed_sequence
 from nfd_jax._types import Array, Float, Key
-from nfd_jax.architecture import Layers, ResNet
+from nfd_jax.architecture import AbstractModel, Layers, Scales
 from nfd_jax.checkpoint import Checkpoint
 from nfd_jax.explicit import EXPLICIT, State, in_coordinates, start
 from nfd_jax.matrices import RevealedMatrices
 from nfd_jax.noise import AbstractNoise, PlainNoise
+from nfd_jax.optimizers import Optimizer
+from nfd_jax.parametrization import Parametrization
 from nfd_jax.sharding import Layout
 from nfd_jax.task import Task
 from nfd_jax.trajectory import Trajectory
@@ -29,13 +30,13 @@ INPUT_ADDRESS, READOUT_ADDRESS, HIDDEN_ADDRESS = 0, 1, 2  # folded into the seed
 
 def solve_network(
     task: Task,
-    model: ResNet,
+    model: AbstractModel,
     *,
     width: int = 256,
     steps: int = 10,
     learning_rate: optimizers.Rate = 0.5,
     seeds: int | Sequence[int] = 8,
-    parametrization: str = "depth_mup",
+    parametrization: str | Parametrization = "depth_mup",
     optimizer: str = "sgd",
     backward: str = "tied",
     train_input: bool = False,
@@ -58,9 +59,9 @@ def solve_network(
     """
     width = positive_int("width", width)
     members = seed_sequence(seeds)
-    parametrizations.check(parametrization)
     one_of("backward", backward, BACKWARDS)
-    if optimizer != "sgd":
+    rule = Optimizer.create(optimizer, momentum, weight_decay)
+    if not rule.is_linear:
         raise ValueError(
             f"optimizer {optimizer!r} does not keep the learned part of a matrix low rank, which revealed matrices "
             "need; use optimizer='sgd' (momentum and weight_decay are allowed), or train_networks"
@@ -71,18 +72,18 @@ def solve_network(
         steps=steps,
         learning_rate=learning_rate,
         parametrization_name=parametrization,
+        optimizer=rule,
         train_input=train_input,
         train_readout=train_readout,
         richness=richness,
-        momentum=momentum,
-        weight_decay=weight_decay,
         observe=observe,
         evaluate_at=evaluate_at,
     )
     layout = sharding.particles("width", width)
-    problem = in_coordinates(problem)
-    shape = Shape.of(problem, width, int(model.depth))
-    arguments = problem.arguments | {"solver": "network", "width": width, "optimizer": optimizer, "backward": backward}
+    scales = Scales.of(model, problem.settings.row, width=width, dimension=task.dimension, richness=richness)
+    problem = in_coordinates(problem)._replace(scales=scales)
+    shape = Shape.of(problem, width, model.matrices)
+    arguments = problem.arguments | {"solver": "network", "width": width, "backward": backward}
     create = partial(_create, problem.settings, shape, backward == "tied")
     memory.check(
         memory.size_of(create, jax.random.key(0)[None]) + shape.sweep_bytes,
@@ -106,7 +107,7 @@ def solve_network(
 class Shape(NamedTuple):
     """Everything that decides the shapes of a run."""
 
-    depth: int
+    matrices: int  # hidden ones that there is room for, at least 1
     width: int
     rank: int  # of the inputs
     outputs: int
@@ -115,22 +116,22 @@ class Shape(NamedTuple):
     evaluated: int = 0  # samples of one evaluation
 
     @classmethod
-    def of(cls, problem: engine.Problem, width: int, depth: int) -> Shape:
-        """The shapes of a run at this width, with room for `depth` blocks; inputs in coordinates."""
+    def of(cls, problem: engine.Problem, width: int, matrices: int) -> Shape:
+        """The shapes of a run at this width, with room for so many hidden matrices; inputs in coordinates."""
         data = problem.data
         (steps, batch), (_, rank) = data.batches.shape, data.train.inputs.shape
         evaluated = sum(len(samples.inputs) for samples in data.sets)
-        return cls(depth, width, rank, data.train.targets.shape[1], steps, batch, evaluated)
+        return cls(max(1, matrices), width, rank, data.train.targets.shape[1], steps, batch, evaluated)
 
     @property
     def basis_bytes(self) -> int:
         """Memory of the four bases of one member."""
-        return 4 * self.depth * self.steps * self.batch * self.width * jnp.zeros(()).dtype.itemsize
+        return 4 * self.matrices * self.steps * self.batch * self.width * jnp.zeros(()).dtype.itemsize
 
     @property
     def sweep_bytes(self) -> int:
-        """Memory of the features of one batch at all layers, and of as many temporaries."""
-        return 2 * (self.depth + 1) * self.batch * self.width * jnp.zeros(()).dtype.itemsize
+        """Memory of the features and images of one batch at all layers, and of as many temporaries."""
+        return 3 * (self.matrices + 1) * self.batch * self.width * jnp.zeros(()).dtype.itemsize
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 4))
@@ -152,5 +153,11 @@ def plain_layers(key: Key, shape: Shape, coupled: bool, refinement: int = 1) -> 
 def revealed(noise: AbstractNoise, shape: Shape, coupled: bool, dtype: Any) -> RevealedMatrices:
     """Hidden matrices with nothing revealed, with room for the queries of a whole run."""
     return RevealedMatrices.create(
-        noise, depth=shape.depth, width=shape.width, steps=shape.steps, batch=shape.batch, coupled=coupled, dtype=dtype
+        noise,
+        depth=shape.matrices,
+        width=shape.width,
+        steps=shape.steps,
+        batch=shape.batch,
+        coupled=coupled,
+        dtype=dtype,
     )

@@ -6,7 +6,8 @@ matrices, dense sweeps and the autodiff trainer all use the same transformation.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import jax
@@ -15,22 +16,69 @@ import optax
 
 from nfd_jax._errors import finite_float, one_of
 from nfd_jax._types import PyTree, Scalar
+from nfd_jax.parametrization import FAMILIES
 
-OPTIMIZERS = ("sgd",)
-Rate = float | Callable[[int], Any]
-
-
-def check(optimizer: str) -> str:
-    """`optimizer` where there is a rule for it, else a ValueError that lists those there are."""
-    return one_of("optimizer", optimizer, OPTIMIZERS)
+Rate = int | float | Callable[[int], Any]
 
 
-def direction(momentum: float, weight_decay: float) -> optax.GradientTransformation:
-    """Heavy-ball momentum, then decoupled weight decay, W <- (1 - eta lambda) W, before the rate."""
-    return optax.chain(
-        optax.trace(momentum) if momentum else optax.identity(),
-        optax.add_decayed_weights(weight_decay) if weight_decay else optax.identity(),
-    )
+@dataclass(frozen=True)
+class Optimizer:
+    """A direction to move in, and decoupled weight decay, W <- (1 - eta lambda) W.
+
+    `momentum` is that of SGD (heavy ball), `betas` and `epsilon` are Adam's.
+    """
+
+    name: str = "sgd"
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    epsilon: float = 1e-8
+
+    @classmethod
+    def create(
+        cls,
+        name: str,
+        momentum: Any,
+        weight_decay: Any,
+        betas: Sequence[Any] = (0.9, 0.999),
+        epsilon: Any = 1e-8,
+    ) -> Optimizer:
+        """Checked: ValueError or TypeError where there is no such optimizer or it does not take an argument."""
+        one_of("optimizer", name, FAMILIES)
+        if not isinstance(betas, Sequence) or len(betas) != 2:
+            raise ValueError(f"betas must be two numbers, got {betas!r}")
+        optimizer = cls(
+            name,
+            finite_float("momentum", momentum),
+            finite_float("weight_decay", weight_decay),
+            (finite_float("betas[0]", betas[0]), finite_float("betas[1]", betas[1])),
+            finite_float("epsilon", epsilon),
+        )
+        if FAMILIES[name] == "adam" and momentum:
+            raise ValueError(f"momentum={momentum} is for optimizer='sgd'; set betas for {name!r}")
+        if name == "adam" and weight_decay:
+            raise ValueError(f"weight_decay={weight_decay} is decoupled here; use optimizer='adamw'")
+        if max(optimizer.betas) >= 1:
+            raise ValueError(f"betas must be below 1, got {betas}")
+        return optimizer
+
+    @property
+    def is_linear(self) -> bool:
+        """Whether updates are linear in the gradients, so that the learned part of a matrix stays low rank."""
+        return FAMILIES[self.name] == "sgd"
+
+    def direction(self, rate: float = 1.0, epsilon: float = 1.0) -> optax.GradientTransformation:
+        """Updates of weights of one role, to be subtracted times eta: `rate` is that role's, and `epsilon` what its
+        gradients scale as."""
+        if self.is_linear:
+            normalised = optax.trace(self.momentum) if self.momentum else optax.identity()
+        else:
+            normalised = optax.scale_by_adam(*self.betas, eps=self.epsilon * epsilon)
+        return optax.chain(
+            normalised,
+            optax.scale(rate) if rate != 1 else optax.identity(),
+            optax.add_decayed_weights(self.weight_decay) if self.weight_decay else optax.identity(),
+        )
 
 
 def descend(parameters: PyTree, updates: PyTree, rate: Scalar) -> PyTree:

@@ -38,10 +38,10 @@ class Power:
     def __mul__(self, other: Power) -> Power:
         return Power(self.width + other.width, self.depth + other.depth, self.dimension + other.dimension)
 
-    def __pow__(self, exponent: float) -> Power:
+    def __pow__(self, exponent: int | float) -> Power:
         return Power(self.width * exponent, self.depth * exponent, self.dimension * exponent)
 
-    def __call__(self, *, width: float, depth: float, dimension: float = 1) -> float:
+    def __call__(self, *, width: int | float, depth: int | float, dimension: int | float = 1) -> float:
         """Its value; products of large powers that cancel stay finite."""
         logs = self.width * math.log(width), self.depth * math.log(depth), self.dimension * math.log(dimension)
         return math.exp(math.fsum(logs))
@@ -98,7 +98,7 @@ class Parametrization:
     def __getitem__(self, role: Role) -> Scaling:
         return getattr(self, role.value)
 
-    def branch(self, depth: float, horizon: float = 1.0) -> float:
+    def branch(self, depth: int | float, horizon: int | float = 1.0) -> float:
         """The multiplier of a residual branch."""
         return math.sqrt(horizon) * depth**-self.alpha
 
@@ -107,7 +107,9 @@ class Parametrization:
         return replace(self, **{role.value: self[role].shifted(factor)})
 
 
-def alpha_gamma(alpha: float, gamma: float, *, inner: float | None = None, name: str | None = None) -> Parametrization:
+def alpha_gamma(
+    alpha: int | float, gamma: int | float, *, inner: int | float | None = None, name: str | None = None
+) -> Parametrization:
     """TP6's family (section 7): branches L^-alpha, hidden rates that move a branch by L^-gamma under Adam.
 
     Stable for alpha >= 1/2 and alpha + gamma >= 1, not trivial for alpha + gamma <= 1. muP is (0, 0), depth-muP

@@ -5,6 +5,7 @@ Theory sections 3 and 4. `solve_limit` hands one of these out, or combines many 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
 
@@ -14,9 +15,8 @@ from tqdm import tqdm
 
 from nfd_jax import basis as bases
 from nfd_jax import engine, memory, sharding
-from nfd_jax import parametrization as parametrizations
 from nfd_jax._types import Key
-from nfd_jax.architecture import Grid, Layers, ResNet
+from nfd_jax.architecture import AbstractModel, Layers, ResNet, Scales
 from nfd_jax.checkpoint import Checkpoint
 from nfd_jax.explicit import EXPLICIT, State, start
 from nfd_jax.network import HIDDEN_ADDRESS, Shape, plain_layers, revealed
@@ -30,10 +30,11 @@ SPREAD_ADDRESS = 3  # folded into the seed's key, beside those of network
 class System(NamedTuple):
     """A limit, to be solved with any number of particles at any depth."""
 
-    model: ResNet  # whose depth is not used
+    model: AbstractModel  # whose depth is not used
     problem: engine.Problem  # inputs in coordinates
     coupled: bool
     matched: bool
+    dimension: int  # d
 
     def matches(self, particles: int) -> bool:
         """Whether the noise is matched with so many particles; with too few it is plain."""
@@ -41,10 +42,29 @@ class System(NamedTuple):
         return self.matched and has_room(particles, shape.batch, shape.steps, shape.outputs, shape.evaluated)
 
     def needed(self, particles: int, room: int) -> tuple[int, int]:
-        """Bytes of a solution with room for so many blocks, and the devices that share them."""
-        shape, layout = Shape.of(self.problem, particles, room), sharding.particles("particles", particles)
+        """Bytes of a solution with room for this depth, and the devices that share them."""
+        shape, layout = (
+            Shape.of(self.problem, particles, self._matrices(room)),
+            sharding.particles("particles", particles),
+        )
         create = partial(_create, self.problem.settings, shape, self.coupled, self.matches(particles), 1)
         return memory.size_of(create, jax.random.key(0)) + shape.sweep_bytes, layout.devices if layout else 1
+
+    def scales(self, depth: int) -> Scales:
+        """Those of a network of this depth as its width goes to infinity."""
+        model, settings = replace(self.model, depth=depth), self.problem.settings
+        return Scales.of(model, settings.row, width=None, dimension=self.dimension, richness=settings.richness)
+
+    @property
+    def on_one_path(self) -> bool:
+        """Whether solutions with L and 2L blocks can follow one Brownian path, and have a limit as L grows: residual
+        blocks linear in their images, scaled with depth as under depth-muP."""
+        row, model = self.problem.settings.row, self.model
+        scaled = row.alpha == 0.5 and row.hidden.sgd.depth == 0
+        return scaled and isinstance(model, ResNet) and model.block == "pre" and model.branch_scale is None
+
+    def _matrices(self, depth: int) -> int:
+        return replace(self.model, depth=depth).matrices
 
     def solve(
         self,
@@ -60,13 +80,12 @@ class System(NamedTuple):
     ) -> engine.Kept:
         """The solution on `depth` blocks, driven by the noise of a grid `refinement` times finer.
 
-        Solutions with the same `room` for blocks (by default `depth`) share a compiled program.
+        Solutions with the same `room` (by default `depth`) share a compiled program.
         """
-        branch = parametrizations.branch_scale(self.problem.settings.parametrization, depth, self.model.horizon)
-        problem = self.problem._replace(grid=Grid.of(depth, branch))
-        shape = Shape.of(problem, particles, room or depth)
+        problem = self.problem._replace(scales=self.scales(depth))
+        shape = Shape.of(problem, particles, self._matrices(room or depth))
         ways_out = "use fewer particles, fewer steps or a smaller batch, or more devices"
-        memory.check(*self.needed(particles, shape.depth), ways_out)
+        memory.check(*self.needed(particles, room or depth), ways_out)
         layout = sharding.particles("particles", particles)
         state = _create(problem.settings, shape, self.coupled, matched, refinement, key, layout)
         return engine.run(
@@ -95,7 +114,7 @@ def matched_layers(key: Key, shape: Shape, coupled: bool, refinement: int = 1) -
     """
     ends = shape.rank + shape.outputs
     spread = QuasiNormals.create(
-        jax.random.fold_in(key, SPREAD_ADDRESS), ends + 2 * shape.depth * shape.batch, shape.width
+        jax.random.fold_in(key, SPREAD_ADDRESS), ends + 2 * shape.matrices * shape.batch, shape.width
     )
     plain = plain_layers(key, shape, coupled)
     rows = spread.replace(jnp.concatenate([plain.input, plain.readout]), jnp.arange(ends))
@@ -105,7 +124,7 @@ def matched_layers(key: Key, shape: Shape, coupled: bool, refinement: int = 1) -
     source = MatchedNoise.create(
         jax.random.fold_in(key, HIDDEN_ADDRESS),
         readout,
-        shape.depth,
+        shape.matrices,
         shape.steps,
         shape.batch,
         refinement,

@@ -1,8 +1,4 @@
-"""train_networks: finite networks as Equinox modules, by autodiff and optax, vmapped over seeds.
-
-Written apart from the explicit sweeps on purpose: what the two share is the description of the network, the loss
-and the optimizer, so that their agreement tests everything else.
-"""
+"""train_networks: finite networks by autodiff and optax, vmapped over seeds and learning rates."""
 
 from __future__ import annotations
 
@@ -13,19 +9,20 @@ from pathlib import Path
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from jax import lax
+import optax
 
 from nfd_jax import engine as loop
 from nfd_jax import memory, optimizers, sharding
-from nfd_jax import parametrization as parametrizations
 from nfd_jax._errors import one_of, positive_int, seed_sequence
-from nfd_jax._types import Array, Float, Index, Key, PyTree, Scalar
-from nfd_jax.architecture import Grid, ResNet
+from nfd_jax._types import Array, Index, Key, PyTree, Scalar
+from nfd_jax.architecture import AbstractModel, Scales
 from nfd_jax.checkpoint import Checkpoint
+from nfd_jax.finite import Network, Shape, create_network
 from nfd_jax.network import BACKWARDS, solve_network
-from nfd_jax.parametrization import Role
+from nfd_jax.optimizers import Optimizer
+from nfd_jax.parametrization import Parametrization, Role
 from nfd_jax.sharding import Layout
-from nfd_jax.task import Task, loss_value
+from nfd_jax.task import Task, loss_gradient, loss_value
 from nfd_jax.trajectory import Trajectory
 
 ENGINES = ("dense", "revealed", "auto")
@@ -33,100 +30,22 @@ CACHED = 2**24  # bytes of members that CPUs train side by side: a batch of larg
 CROSSOVER = 200, 2.5  # width at which both take the same time, measured: a + b x queries, for 1 to 16 networks
 
 
-def _times_transposed(vectors: Array, matrix: Array) -> Array:
-    """`vectors matrix^T` by matrix times vectors, in which order a CPU reads a large matrix up to 15 times faster; the
-    barrier keeps the compiler from exchanging the factors."""
-    return lax.optimization_barrier(lax.dot_general(matrix, vectors, (((1,), (1,)), ((), ())))).T
-
-
-@jax.custom_vjp
-def tied_product(
-    vectors: Float[Array, "batch inputs"], matrix: Float[Array, "width inputs"]
-) -> Float[Array, "batch width"]:
-    """`vectors matrix^T`. Autodiff's own rule would multiply in the slow order, or keep every layer's transpose."""
-    return _times_transposed(vectors, matrix)
-
-
-def _tied_forward(vectors: Array, matrix: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _times_transposed(vectors, matrix), (vectors, matrix)
-
-
-def _tied_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array]:
-    vectors, matrix = residuals
-    return cotangent @ matrix, cotangent.T @ vectors
-
-
-tied_product.defvjp(_tied_forward, _tied_backward)
-
-
-@jax.custom_vjp
-def untied_product(
-    vectors: Float[Array, "batch inputs"], forward: Float[Array, "width inputs"], backward: Float[Array, "width inputs"]
-) -> Float[Array, "batch width"]:
-    """`vectors forward^T`, whose input gradient uses `backward` instead; both matrices get the same gradient."""
-    del backward
-    return _times_transposed(vectors, forward)
-
-
-def _untied_forward(vectors: Array, forward: Array, backward: Array) -> tuple[Array, tuple[Array, Array]]:
-    return _times_transposed(vectors, forward), (vectors, backward)
-
-
-def _untied_backward(residuals: tuple[Array, Array], cotangent: Array) -> tuple[Array, Array, Array]:
-    vectors, backward = residuals
-    gradient = cotangent.T @ vectors
-    return cotangent @ backward, gradient, gradient
-
-
-untied_product.defvjp(_untied_forward, _untied_backward)
-
-
-class ResidualNetwork(eqx.Module):
-    """The network of theory section 2, with N(0, 1) entries at initialisation and explicit multipliers.
-
-    `hidden_backward`: independent copies of the hidden matrices for the backward pass, or None (tied).
-    """
-
-    input: Float[Array, "width inputs"]
-    hidden: Float[Array, "depth width width"]
-    readout: Float[Array, "width outputs"]
-    hidden_backward: Float[Array, "depth width width"] | None
-    model: ResNet = eqx.field(static=True)
-    branch: float = eqx.field(static=True)
-    richness: float = eqx.field(static=True, default=1.0)
-
-    def __call__(self, inputs: Float[Array, "batch inputs"]) -> Float[Array, "batch outputs"]:
-        """Outputs of a batch of raw inputs."""
-        width, dimension = self.input.shape
-        phi = self.model.phi
-
-        def block(h: Array, weights: tuple[Array, Array | None]) -> tuple[Array, None]:
-            matrix, copy = weights
-            x = phi(h)
-            image = tied_product(x, matrix) if copy is None else untied_product(x, matrix, copy)
-            return h + self.branch * width**-0.5 * image, None
-
-        h = inputs @ self.input.T * dimension**-0.5
-        h, _ = lax.scan(block, h, (self.hidden, self.hidden_backward))
-        return h @ self.readout / (self.richness * width)
-
-
 class TrainingState(eqx.Module):
     """A network and its optimizer's memory."""
 
-    network: ResidualNetwork
+    network: Network
     optimizer: PyTree
 
 
 def train_networks(
     task: Task,
-    model: ResNet,
+    model: AbstractModel,
     *,
     width: int = 256,
     steps: int = 10,
     learning_rate: optimizers.Rate = 0.5,
     seeds: int | Sequence[int] = 8,
-    parametrization: str = "depth_mup",
+    parametrization: str | Parametrization = "depth_mup",
     optimizer: str = "sgd",
     engine: str = "dense",
     backward: str = "tied",
@@ -135,6 +54,9 @@ def train_networks(
     richness: float = 1.0,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
+    betas: tuple[float, float] = (0.9, 0.999),
+    epsilon: float = 1e-8,
+    observe: loop.Observe | None = None,
     evaluate_at: Sequence[int] | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 10,
@@ -148,15 +70,18 @@ def train_networks(
     - `width`: n. Memory is about 3 L n^2 numbers a member; members run in chunks of a bounded size.
     - `steps`, `learning_rate`: training steps, and the width- and depth-free rate eta or an optax schedule.
     - `seeds`: a count S (seeds 0 to S-1) or a sequence of integers.
-    - `parametrization`: a row of the exponent table, `"depth_mup"`.
-    - `optimizer`: `"sgd"`.
+    - `parametrization`: a row of the exponent table (`"sp"`, `"ntp"`, `"mup"`, `"depth_mup"`,
+      `"depth_mup_corrected"`, `"complete_p"`, `nfd.alpha_gamma(alpha, gamma)`), or one of your own.
+    - `optimizer`: `"sgd"`, `"adam"` or `"adamw"`.
     - `engine`: `"dense"`, autodiff with n x n matrices; `"revealed"`, `solve_network`, of the same law; `"auto"`, the
       faster one: revealed for widths of at least 200 + 2.5 x steps x batch.
     - `backward`: `"tied"`, ordinary backpropagation, or `"untied"`: the backward pass multiplies by an independent
       copy of each hidden matrix, and both copies get the same updates.
     - `train_input`, `train_readout`: whether U and V train as well.
     - `richness`: gamma; outputs are divided by it and rates multiplied by its square. Towards 0 training is lazy.
-    - `momentum`, `weight_decay`: heavy ball; W <- (1 - eta lambda) W.
+    - `momentum`, `weight_decay`: heavy ball, for SGD; W <- (1 - eta lambda) W, for SGD and AdamW.
+    - `betas`, `epsilon`: Adam's. eps is scaled as the gradients of a role are, but under `"sp"`.
+    - `observe`: called with a `Sweep` at every training step; the arrays it returns are kept in `observed`.
     - `evaluate_at`: the steps, 0 to `steps`, at which held-out samples and, with mini-batches, all training samples
       are evaluated; by default all.
     - `checkpoint`: a folder in which the run is kept; called again with the same arguments, it goes on from there, and
@@ -169,8 +94,7 @@ def train_networks(
     """
     width = positive_int("width", width)
     members = seed_sequence(seeds)
-    parametrizations.check(parametrization)
-    optimizers.check(optimizer)
+    rule = Optimizer.create(optimizer, momentum, weight_decay, betas, epsilon)
     one_of("backward", backward, BACKWARDS)
     one_of("engine", engine, ENGINES)
     problem = loop.prepare(
@@ -179,14 +103,14 @@ def train_networks(
         steps=steps,
         learning_rate=learning_rate,
         parametrization_name=parametrization,
+        optimizer=rule,
         train_input=train_input,
         train_readout=train_readout,
         richness=richness,
-        momentum=momentum,
-        weight_decay=weight_decay,
+        observe=observe,
         evaluate_at=evaluate_at,
     )
-    if is_revealed(engine, task, width, steps):
+    if is_revealed(engine, task, width, steps, rule):
         return solve_network(
             task,
             model,
@@ -202,115 +126,116 @@ def train_networks(
             richness=richness,
             momentum=momentum,
             weight_decay=weight_decay,
+            observe=observe,
             evaluate_at=evaluate_at,
             checkpoint=checkpoint,
             checkpoint_every=checkpoint_every,
             progress=progress,
         )
-    copies = 2 if backward == "untied" else 1
-    hidden_bytes = copies * 3 * int(model.depth) * width**2 * jnp.zeros(()).dtype.itemsize
-    sizes = width, task.dimension, task.outputs
-    branch = parametrizations.branch_scale(parametrization, int(model.depth), model.horizon)
-    arguments = problem.arguments | {"solver": "training", "width": width, "optimizer": optimizer, "backward": backward}
-    memory.check(hidden_bytes, 1, "use a smaller width or depth, or solve_network, which needs no n x n array")
-    kept = loop.run_members(
-        AUTODIFF,
+    arguments = problem.arguments | {"solver": "training", "width": width, "backward": backward}
+    kept = train_members(
         problem,
-        partial(_create, problem.settings, model, branch, *sizes, backward == "untied"),
+        task,
+        model,
+        width,
         members,
-        hidden_bytes,
-        budget=CACHED if jax.default_backend() == "cpu" else None,
-        description=f"{backward} networks, width {width}",
+        untied=backward == "untied",
         progress=progress,
         checkpoint=Checkpoint.create(checkpoint, checkpoint_every, task, arguments | {"seeds": members}),
     )
     return kept.trajectory(task, problem.data, members, arguments, members=True)
 
 
-def is_revealed(engine: str, task: Task, width: int, steps: int) -> bool:
-    """Whether networks of this width are trained with revealed matrices."""
-    queries = steps * (task.batch_size or task.samples)
-    least, a_query = CROSSOVER
-    return engine == "revealed" or (engine == "auto" and width >= least + a_query * queries)
-
-
-def create_network(
-    key: Key,
-    model: ResNet,
-    branch: float,
+def train_members(
+    problem: loop.Problem,
+    task: Task,
+    model: AbstractModel,
     width: int,
-    dimension: int,
-    outputs: int,
+    seeds: tuple[int, ...],
+    *,
     untied: bool,
-    richness: float = 1.0,
-) -> ResidualNetwork:
-    """A network at initialisation."""
-    depth, dtype = int(model.depth), jnp.zeros(()).dtype
-    ends, inner = jax.random.split(key)
-    rows = jax.random.normal(ends, (width, dimension + outputs), dtype)
-    hidden = jax.random.normal(inner, (2 if untied else 1, depth, width, width), dtype)
-    copies = hidden[1] if untied else None
-    return ResidualNetwork(rows[:, :dimension], hidden[0], rows[:, dimension:], copies, model, branch, richness)
-
-
-def _trainable(trained: tuple[str, ...], network: ResidualNetwork) -> dict[str, PyTree]:
-    parameters = {
-        "input": network.input,
-        "hidden": (network.hidden, network.hidden_backward),
-        "readout": network.readout,
-    }
-    return {role: parameters[role] for role in trained}
-
-
-def _with(network: ResidualNetwork, parameters: dict[str, PyTree]) -> ResidualNetwork:
-    hidden, copies = parameters["hidden"]
-    return ResidualNetwork(
-        parameters.get("input", network.input),
-        hidden,
-        parameters.get("readout", network.readout),
-        copies,
-        network.model,
-        network.branch,
-        network.richness,
+    progress: bool | None,
+    checkpoint: Checkpoint | None = None,
+) -> loop.Kept:
+    """Networks of these seeds side by side, at the rates of the problem: `(K,)`, or `(members, K)` for each its own."""
+    shape = Shape(width, task.dimension, task.outputs, untied)
+    linear = problem.settings.optimizer.is_linear
+    needed = (3 if linear else 5) * shape.numbers(model) * jnp.zeros(()).dtype.itemsize
+    memory.check(needed, 1, "use a smaller width or depth, or solve_network, which needs no n x n array")
+    return loop.run_members(
+        AUTODIFF,
+        problem,
+        partial(_create, problem.settings, model, shape),
+        seeds,
+        needed,
+        budget=CACHED if jax.default_backend() == "cpu" else None,
+        description=f"{'untied' if untied else 'tied'} networks, width {width}",
+        progress=progress,
+        checkpoint=checkpoint,
     )
 
 
-@partial(jax.jit, static_argnums=(*range(7), 8))
+def is_revealed(engine: str, task: Task, width: int, steps: int, optimizer: Optimizer = Optimizer()) -> bool:  # noqa: B008 - frozen
+    """Whether networks of this width are trained with revealed matrices, which take linear optimizers only."""
+    queries = steps * (task.batch_size or task.samples)
+    least, a_query = CROSSOVER
+    return engine == "revealed" or (engine == "auto" and optimizer.is_linear and width >= least + a_query * queries)
+
+
+def _trainable(trained: tuple[str, ...], network: Network) -> dict[str, PyTree]:
+    roles = [*trained, *(["inner"] if "hidden" in trained and network.inner is not None else [])]
+    return {role: getattr(network, role) for role in roles}
+
+
+def _with(network: Network, parameters: dict[str, PyTree]) -> Network:
+    fields = {name: getattr(network, name) for name in ("input", "inner", "hidden", "readout")} | parameters
+    return Network(**fields, model=network.model, row=network.row, richness=network.richness)
+
+
+@partial(jax.jit, static_argnums=(0, 1, 2, 4))
 def _create(
-    settings: loop.Settings,
-    model: ResNet,
-    branch: float,
-    width: int,
-    dimension: int,
-    outputs: int,
-    untied: bool,
-    keys: Array,
-    layout: Layout | None = None,
+    settings: loop.Settings, model: AbstractModel, shape: Shape, keys: Array, layout: Layout | None = None
 ) -> TrainingState:
     def one(key: Key) -> TrainingState:
-        network = create_network(key, model, branch, width, dimension, outputs, untied, settings.richness)
-        return start(settings, network)
+        return start(settings, create_network(key, model, settings.row, shape, settings.richness))
 
     return sharding.place(layout, jax.vmap(one)(keys))
 
 
-def start(settings: loop.Settings, network: ResidualNetwork) -> TrainingState:
+def start(settings: loop.Settings, network: Network) -> TrainingState:
     """The state before training."""
-    optimizer = optimizers.direction(settings.momentum, settings.weight_decay)
+    optimizer = _optimizer(settings, network)
     return TrainingState(network, optimizer.init(_trainable(settings.trained, network)))
+
+
+def _optimizer(settings: loop.Settings, network: Network) -> optax.GradientTransformation:
+    """The directions of all roles, with their rates and gradient scales (theory section 6).
+
+    A richness gamma divides gradients. SGD's rates are multiplied by gamma^2 and Adam's by gamma, so that outputs move
+    alike whatever gamma.
+    """
+    width, dimension = network.input.shape
+    sizes = {"width": width, "depth": int(network.model.depth), "dimension": dimension}
+    rule, gamma = settings.optimizer, settings.richness
+    directions = {}
+    for role in _trainable(settings.trained, network):
+        scaling = network.row[Role(role)]
+        rate = scaling.rate(rule.name)(**sizes) * (gamma**2 if rule.is_linear else gamma)
+        directions[role] = rule.direction(rate, scaling.epsilon(**sizes) / gamma)
+    return optax.partition(directions, {role: role for role in directions})
 
 
 def train_step(
     settings: loop.Settings,
-    grid: Grid,
+    scales: Scales | None,
     state: TrainingState,
     step: Index,
     rate: Scalar,
     inputs: Array,
     targets: Array,
 ) -> tuple[TrainingState, loop.Record]:
-    """One step: the loss gradient by autodiff, the rate factors of the parametrization, and the optimizer."""
-    del grid, step
+    """One step: the loss gradient by autodiff, the rates of the parametrization, and the optimizer."""
+    del scales, step
 
     def objective(parameters: dict[str, PyTree]) -> tuple[Scalar, Array]:
         outputs = _with(state.network, parameters)(inputs)
@@ -318,26 +243,30 @@ def train_step(
 
     parameters = _trainable(settings.trained, state.network)
     (loss, outputs), gradients = jax.value_and_grad(objective, has_aux=True)(parameters)
-    width, dimension = state.network.input.shape
-    for role in Role:
-        if role.value in gradients:
-            scale = parametrizations.scale(
-                settings.parametrization, role, width=width, depth=len(state.network.hidden), dimension=dimension
-            )
-            gradients[role.value] = jax.tree.map(
-                lambda g, factor=settings.richness**2 * scale.rate: factor * g, gradients[role.value]
-            )
-    optimizer = optimizers.direction(settings.momentum, settings.weight_decay)
-    updates, memory = optimizer.update(gradients, state.optimizer, parameters)
+    observed = {} if settings.observe is None else settings.observe(_sweep(settings, state.network, inputs, targets))
+    updates, memory = _optimizer(settings, state.network).update(gradients, state.optimizer, parameters)
     parameters = optimizers.descend(parameters, updates, rate)
-    return TrainingState(_with(state.network, parameters), memory), loop.Record(outputs, loss, {})
+    return TrainingState(_with(state.network, parameters), memory), loop.Record(outputs, loss, observed)
+
+
+def _sweep(settings: loop.Settings, network: Network, inputs: Array, targets: Array) -> loop.Sweep:
+    """Features and gradients in the units of the explicit sweeps."""
+    width, dimension = network.input.shape
+    shifts = jnp.zeros((network.model.blocks + 1, len(inputs), width), inputs.dtype)
+    (outputs, features), pull_back = jax.vjp(partial(network.sweep, inputs), shifts)
+    entry = network.row.readout.std * network.row.readout.multiplier
+    per_output = settings.richness / entry(width=width, depth=int(network.model.depth), dimension=dimension)
+    single = outputs.shape[1] == 1
+    chi = jnp.ones_like(outputs) if single else per_output / width * loss_gradient(settings.loss, outputs, targets)
+    (gradients,) = pull_back((chi, jnp.zeros_like(features)))
+    return loop.Sweep(features, per_output * gradients, outputs)
 
 
 def evaluate(
-    settings: loop.Settings, grid: Grid, state: TrainingState, step: Index, sets: tuple[loop.Samples, ...]
+    settings: loop.Settings, scales: Scales | None, state: TrainingState, step: Index, sets: tuple[loop.Samples, ...]
 ) -> tuple[loop.Evaluated, ...]:
     """Outputs and loss as they stand."""
-    del grid, step
+    del scales, step
     inputs = jnp.concatenate([samples.inputs for samples in sets])
     return loop.evaluated(settings, state.network(inputs), sets)
 

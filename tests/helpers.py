@@ -1,18 +1,22 @@
 """What several test modules share: statistical bounds, and runs of the two methods from given initial weights."""
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 from scipy.stats import t as student
 from tqdm import tqdm
 
 import nfd_jax as nfd
 from nfd_jax import engine, explicit, training
-from nfd_jax.architecture import Layers
+from nfd_jax.architecture import Layers, Scales
 from nfd_jax.matrices import DenseMatrices
+from nfd_jax.optimizers import Optimizer
+from nfd_jax.parametrization import Role
 
 PERMUTATIONS = 20_000  # the smallest p-value, and so the false-alarm rate of a test at it, is 1 / 20,001
 
 
-def prepare(task, model, **options):
+def prepare(task, model, width=None, **options):
     """`engine.prepare` with the defaults of the public functions."""
     defaults = {
         "steps": 5,
@@ -20,10 +24,13 @@ def prepare(task, model, **options):
         "train_input": False,
         "train_readout": False,
         "richness": 1.0,
-        "momentum": 0.0,
-        "weight_decay": 0.0,
     }
-    return engine.prepare(task, model, **(defaults | options))
+    rule = Optimizer.create("sgd", options.pop("momentum", 0.0), options.pop("weight_decay", 0.0))
+    problem = engine.prepare(task, model, **(defaults | {"optimizer": rule} | options))
+    scales = Scales.of(
+        model, problem.settings.row, width=width, dimension=task.dimension, richness=problem.settings.richness
+    )
+    return problem._replace(scales=scales)
 
 
 def input_coordinates(inputs):
@@ -41,8 +48,7 @@ def run(method, problem, state, inputs, targets, *, members=False):
 
 def run_both(problem, network, task):
     """The same initial weights trained by explicit sweeps over dense matrices and by autodiff: two runs."""
-    hidden = DenseMatrices(network.hidden, network.hidden_backward)
-    layers = Layers(network.input.T, hidden, network.readout.T)
+    layers = layers_of(network)
     state = explicit.start(problem.settings, layers)
     # a run gives up the memory of its state, which both would share
     state = copied(state)
@@ -51,10 +57,25 @@ def run_both(problem, network, task):
     return sweeps, autodiff
 
 
+def layers_of(network):
+    """The weights of a network as the explicit sweeps take them: N(0, 1) entries at initialisation."""
+    shape = network.input.shape
+    sizes = {"width": shape[0], "depth": int(network.model.depth), "dimension": shape[1]}
+    std = {role: network.row[role].std(**sizes) for role in Role}
+    weights = [(Role.HIDDEN, network.hidden)]
+    weights = weights if network.inner is None else [(Role.INNER, network.inner), *weights]
+
+    def interleaved(copy):
+        stacked = jnp.stack([pair[copy] / std[role] for role, pair in weights], axis=1)
+        flat = stacked.reshape(-1, *stacked.shape[2:])
+        return flat if len(flat) else jnp.zeros((1, *flat.shape[1:]))  # room for one, as revealed matrices have
+
+    hidden = DenseMatrices(interleaved(0), None if network.hidden[1] is None else interleaved(1))
+    return Layers(network.input.T / std[Role.INPUT], hidden, network.readout.T / std[Role.READOUT])
+
+
 def copied(tree):
     """The same numbers in memory of their own."""
-    import jax
-
     return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, jax.Array) else leaf, tree)
 
 
@@ -66,7 +87,7 @@ def final_state(problem, state, inputs, targets):
             explicit.EXPLICIT.step,
             problem.settings,
             False,
-            problem.grid,
+            problem.scales,
             state,
             np.int32(step),
             rate.astype(inputs.dtype),

@@ -10,7 +10,7 @@ import pytest
 from helpers import prepare, run_both
 
 import nfd_jax as nfd
-from nfd_jax import architecture, training
+from nfd_jax import architecture, finite, parametrization
 from nfd_jax.task import Task
 
 WIDTH, DEPTH, SAMPLES, INPUTS = 12, 4, 3, 5
@@ -24,36 +24,26 @@ def make_task(outputs=1, loss="mse"):
     return Task(inputs, rng.normal(size=(SAMPLES, outputs)))
 
 
-def both(task, activation, untied, **options):
-    model = nfd.ResNet(DEPTH, activation, horizon=1.3)
-    problem = prepare(task, model, **options)
-    network = training.create_network(
-        jax.random.key(1),
-        model,
-        float(problem.grid.branch),
-        WIDTH,
-        task.dimension,
-        task.outputs,
-        untied,
-        problem.settings.richness,
-    )
+def both(task, model, untied=False, **options):
+    problem = prepare(task, model, width=WIDTH, **options)
+    shape = finite.Shape(WIDTH, task.dimension, task.outputs, untied)
+    network = finite.create_network(jax.random.key(1), model, problem.settings.row, shape, problem.settings.richness)
     return run_both(problem, network, task)
 
 
+def resnet(activation, **options):
+    return nfd.ResNet(DEPTH, activation, horizon=1.3, **options)
+
+
+EVERYTHING = {"train_input": True, "train_readout": True}
 CASES = {
-    "relu": ("relu", False, make_task(), {}),
-    "relu, untied": ("relu", True, make_task(), {}),
-    "tanh": ("tanh", False, make_task(), {}),
-    "tanh, untied": ("tanh", True, make_task(), {}),
-    "three outputs": ("gelu", False, make_task(3), {}),
-    "cross-entropy, every layer trained, untied": (
-        "tanh",
-        True,
-        make_task(3, "cross_entropy"),
-        {"train_input": True, "train_readout": True},
-    ),
+    "relu": (resnet("relu"), False, make_task(), {}),
+    "relu, untied": (resnet("relu"), True, make_task(), {}),
+    "tanh, untied": (resnet("tanh"), True, make_task(), {}),
+    "three outputs": (resnet("gelu"), False, make_task(3), {}),
+    "cross-entropy, every layer trained, untied": (resnet("tanh"), True, make_task(3, "cross_entropy"), EVERYTHING),
     "momentum, decay, schedule, every layer trained": (
-        "abs",
+        resnet("abs"),
         False,
         make_task(),
         {
@@ -61,18 +51,35 @@ CASES = {
             "momentum": 0.7,
             "weight_decay": 0.2,
             "learning_rate": optax.cosine_decay_schedule(0.1, 6),
-            "train_input": True,
-            "train_readout": True,
+            **EVERYTHING,
         },
     ),
+    "post, centred, untied": (resnet("abs", block="post", centred=True), True, make_task(3), EVERYTHING),
+    "inner, branch scale": (resnet("tanh", block="inner", branch_scale=0.7), False, make_task(), EVERYTHING),
+    "pre_inner, corrected": (
+        resnet("relu", block="pre_inner"),
+        False,
+        make_task(),
+        {"parametrization_name": "depth_mup_corrected"},
+    ),
+    "inner_post, untied, ntp": (
+        resnet("gelu", block="inner_post", centred=True),
+        True,
+        make_task(3),
+        {"parametrization_name": "ntp", "richness": 1.5, **EVERYTHING},
+    ),
+    "sp": (resnet("tanh"), False, make_task(), {"parametrization_name": "sp", "learning_rate": 0.02, **EVERYTHING}),
+    "complete_p": (resnet("relu"), False, make_task(), {"parametrization_name": "complete_p", **EVERYTHING}),
+    "mlp, untied": (nfd.MLP(3, "tanh"), True, make_task(), {"richness": 0.5, **EVERYTHING}),
+    "mlp without hidden matrices": (nfd.MLP(1, jax.numpy.sin), False, make_task(2, "cross_entropy"), EVERYTHING),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_sweeps_equal_autodiff(name):
     """Five steps from the same weights: only the order of float64 operations differs, 1e-9 is far above that."""
-    activation, untied, task, options = CASES[name]
-    sweeps, autodiff = both(task, activation, untied, **options)
+    model, untied, task, options = CASES[name]
+    sweeps, autodiff = both(task, model, untied, **options)
     assert sweeps.outputs.shape == (6, SAMPLES, task.outputs)
     moved = np.abs(np.diff(autodiff.outputs, axis=0)).max(axis=(1, 2))
     assert moved.min() > 1e-3  # every step did something
@@ -84,22 +91,33 @@ def test_every_option_changes_the_run():
     """So that the cases above could not agree by ignoring an option."""
     task = make_task()
     options = CASES["momentum, decay, schedule, every layer trained"][3]
-    base, _ = both(task, "abs", False, **options)
+    base, _ = both(task, resnet("abs"), **options)
     neutral = {"richness": 1.0, "momentum": 0.0, "weight_decay": 0.0, "learning_rate": 0.1}
     for name, off in {**neutral, "train_input": False, "train_readout": False}.items():
-        changed, _ = both(task, "abs", False, **(options | {name: off}))
+        changed, _ = both(task, resnet("abs"), **(options | {name: off}))
         assert np.abs(changed.outputs[-1] - base.outputs[-1]).max() > 1e-4, name
+
+
+def test_every_part_of_a_model_changes_the_run():
+    task = make_task()
+    models = [
+        resnet("tanh", block=block, centred=centred) for block in architecture.BLOCKS for centred in (False, True)
+    ]
+    models += [nfd.MLP(DEPTH, "tanh"), nfd.MLP(DEPTH - 1, "tanh"), resnet("tanh", branch_scale=0.3)]
+    final = [both(task, model)[0].outputs[-1] for model in models]
+    for index, one in enumerate(final):
+        for other in final[:index]:
+            assert np.abs(one - other).max() > 1e-4
 
 
 def test_first_outputs_by_hand():
     """The equations of the module docstring in numpy."""
     task = make_task(2)
     model = nfd.ResNet(DEPTH, "tanh", horizon=1.3)
-    network = training.create_network(
-        jax.random.key(1), model, math.sqrt(1.3 / DEPTH), WIDTH, task.dimension, task.outputs, False
-    )
+    shape = finite.Shape(WIDTH, task.dimension, task.outputs)
+    network = finite.create_network(jax.random.key(1), model, parametrization.resolve("depth_mup"), shape)
     h = task.inputs @ np.asarray(network.input).T / math.sqrt(task.dimension)
-    for matrix in np.asarray(network.hidden):
+    for matrix in np.asarray(network.hidden[0]):
         h = h + math.sqrt(1.3 / DEPTH) * np.tanh(h) @ matrix.T / math.sqrt(WIDTH)
     expected = h @ np.asarray(network.readout) / WIDTH
     np.testing.assert_allclose(network(jax.numpy.asarray(task.inputs)), expected, rtol=0, atol=1e-13)
@@ -109,7 +127,7 @@ def test_untied_product_is_the_product():
     """Its value uses the forward matrix, the gradient of its input the other one."""
     rng = np.random.default_rng(0)
     x, w, v = (jax.numpy.asarray(rng.normal(size=shape)) for shape in ((2, 3), (4, 3), (4, 3)))
-    value, pullback = jax.vjp(training.untied_product, x, w, v)
+    value, pullback = jax.vjp(finite.untied_product, x, w, v)
     np.testing.assert_allclose(value, x @ w.T, rtol=1e-14)
     cotangent = jax.numpy.asarray(rng.normal(size=(2, 4)))
     gradients = pullback(cotangent)
@@ -128,9 +146,9 @@ def test_derivatives_of_activations_are_autodiff():
         "tanh": 1 - np.tanh(x) ** 2,
     }
     for name, slope in expected.items():
-        np.testing.assert_allclose(nfd.ResNet(1, name).phi_prime(x), slope, rtol=0, atol=1e-15)
+        np.testing.assert_allclose(nfd.ResNet(1, name).structure.phi_prime(x), slope, rtol=0, atol=1e-15)
     custom = nfd.ResNet(1, jax.numpy.sin)
-    np.testing.assert_allclose(custom.phi_prime(x), np.cos(x), rtol=0, atol=1e-15)
+    np.testing.assert_allclose(custom.structure.phi_prime(x), np.cos(x), rtol=0, atol=1e-15)
 
 
 def test_evaluation_leaves_no_trace():
@@ -145,7 +163,7 @@ def test_evaluation_leaves_no_trace():
 
     @partial(jax.jit, static_argnums=1)
     def forward(layers, keep):
-        return architecture.forward(model.activation, problem.grid, layers, x, step, keep=keep)
+        return architecture.forward(model.structure, problem.scales, layers, x, step, keep=keep)
 
     kept, _ = forward(layers, True)
     passed, after = forward(layers, False)

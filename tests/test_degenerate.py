@@ -121,7 +121,7 @@ class SharedNoise(AbstractNoise):
 
     key: jax.Array
 
-    def draw(self, direction, layer, step, directions, features, *, keep):
+    def draw(self, direction, layer, step, directions, *, keep):
         single = gaussians(self.key, direction, layer, step, directions.astype(jnp.float32))
         return single.astype(directions.dtype), self
 

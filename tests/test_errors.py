@@ -157,8 +157,8 @@ UNKNOWN = [
     ("solve_limit", "noise", "none", "matched"),
     ("solve_network", "backward", "coupled", "tied"),
     ("train_networks", "backward", "coupled", "tied"),
-    ("solve_network", "parametrization", "mup", "depth_mup"),
-    ("train_networks", "parametrization", "mup", "depth_mup"),
+    ("solve_network", "parametrization", "mu_p", "depth_mup"),
+    ("train_networks", "parametrization", "mu_p", "depth_mup"),
     ("train_networks", "optimizer", "lbfgs", "sgd"),
     ("train_networks", "engine", "fast", "auto"),
     ("solve_network", "optimizer", "lbfgs", "sgd"),
@@ -210,7 +210,7 @@ def test_more_memory_than_there_is(solvers, name, monkeypatch):
 def test_wrong_kinds_of_task_and_model(plain, solvers, name):
     with pytest.raises(TypeError, match=r"task must be an nfd\.Task, got tuple; make one with"):
         solvers[name](task=(np.eye(2), np.ones(2)))
-    with pytest.raises(TypeError, match=r"model must be an nfd\.ResNet, got int"):
+    with pytest.raises(TypeError, match=r"model must be an nfd\.ResNet or nfd\.MLP, got int"):
         solvers[name](model=4)
 
 

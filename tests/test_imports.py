@@ -35,6 +35,7 @@ ORDER = (
     "particles",
     "multilevel",
     "limit",
+    "finite",
     "training",
     "observables",
     "analytic",

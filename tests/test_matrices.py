@@ -89,7 +89,7 @@ def images(matrices, direction, layer, vectors):
     A backward query comes after the forward one of its step, so the last step at which it may come is the last.
     """
     step = STEPS if direction == FORWARD else STEPS - 1
-    return matrices.query(direction, layer, jnp.asarray(step), vectors, vectors, keep=False)[0]
+    return matrices.query(direction, layer, jnp.asarray(step), vectors, keep=False)[0]
 
 
 def combinations(queries, direction, seed):
@@ -144,7 +144,7 @@ def test_dense_matrices_multiply():
     for backward in (None, jnp.asarray(copies)):
         matrices = DenseMatrices(jnp.asarray(forward), backward)
         for direction in (FORWARD, BACKWARD):
-            result = matrices.query(direction, layer, layer, vectors, vectors, keep=True)[0]
+            result = matrices.query(direction, layer, layer, vectors, keep=True)[0]
             matrix = forward[1] if direction == FORWARD else (forward if backward is None else copies)[1].T
             np.testing.assert_allclose(result, np.asarray(vectors) @ matrix.T / 5**0.5, rtol=1e-13)
 

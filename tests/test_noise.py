@@ -16,19 +16,19 @@ EPS = float(np.finfo(np.float64).eps)
 
 
 @jax.jit
-def forward_query(matrices, step, vectors, features):
-    return matrices.query(FORWARD, jnp.asarray(0), step, vectors, features, keep=True)[::2]
+def forward_query(matrices, step, vectors):
+    return matrices.query(FORWARD, jnp.asarray(0), step, vectors, keep=True)[::2]
 
 
 @jax.jit
-def backward_query(matrices, step, vectors, features):
-    return matrices.query(BACKWARD, jnp.asarray(0), step, vectors, features, keep=True)[::2]
+def backward_query(matrices, step, vectors):
+    return matrices.query(BACKWARD, jnp.asarray(0), step, vectors, keep=True)[::2]
 
 
 @pytest.fixture(scope="module", params=["identity", "tanh"])
 def record(request):
-    """Three steps of queries of one matrix: the readout, and for every draw its direction and (directions, features,
-    fresh part)."""
+    """Three steps of queries of one matrix: the readout, and for every draw its direction, its query directions and
+    its fresh part."""
     rng = np.random.default_rng(0)
     rows = jnp.asarray(rng.normal(size=(INITIAL, WIDTH)))
     initial = bases.orthonormalise(rows, jnp.zeros(INITIAL)).directions
@@ -36,7 +36,7 @@ def record(request):
     shape = {"depth": 1, "width": WIDTH, "steps": STEPS, "batch": BATCH}
     # decoupled, so that the image of a new direction is its fresh part
     matrices = RevealedMatrices.create(noise, **shape, coupled=False, dtype=np.dtype("float64"))
-    phi = nfd.ResNet(1, request.param).phi
+    phi = nfd.ResNet(1, request.param).structure.phi
     draws = []
     for step in range(STEPS):
         h, g = (jnp.asarray(rng.normal(size=(BATCH, WIDTH))) for _ in range(2))
@@ -44,11 +44,9 @@ def record(request):
         h = h + matrices.sides[BACKWARD].queries[0, 0] + initial[:BATCH]
         g = g + matrices.sides[FORWARD].images[0, 0] + matrices.sides[FORWARD].queries[0, 0]
         for direction, query, vectors in ((FORWARD, forward_query, phi(h)), (BACKWARD, backward_query, g)):
-            _, matrices = query(matrices, jnp.asarray(step), vectors, h)
+            _, matrices = query(matrices, jnp.asarray(step), vectors)
             side = matrices.sides[direction]
-            draws.append(
-                (direction, np.asarray(side.queries[0, step]), np.asarray(h), np.asarray(side.images[0, step]))
-            )
+            draws.append((direction, np.asarray(side.queries[0, step]), np.asarray(side.images[0, step])))
     return np.asarray(initial), draws
 
 
@@ -56,25 +54,23 @@ def overlap(a, b):
     return np.abs(a @ b.T / WIDTH).max()
 
 
-# A fresh part is orthogonal to every known row to the rounding of sums of WIDTH products, a few times over; the input
-# of a block, O(1) away from what is known, is imposed after one projection of its own.
+# A fresh part is orthogonal to every known row to the rounding of sums of WIDTH products, a few times over.
 ROUNDING = 8 * WIDTH * EPS
 
 
 def test_fresh_parts_are_orthonormal(record):
     _, draws = record
-    for _, _, _, fresh in draws:
+    for _, _, fresh in draws:
         np.testing.assert_allclose(fresh @ fresh.T / WIDTH, np.eye(BATCH), rtol=0, atol=ROUNDING)
 
 
 def test_fresh_parts_are_orthogonal_to_what_is_known(record):
-    """Query, input, readout; earlier images of the same direction and queries of the opposite one."""
+    """Query and readout; earlier images of the same direction and queries of the opposite one."""
     initial, draws = record
-    for index, (direction, query, features, fresh) in enumerate(draws):
+    for index, (direction, query, fresh) in enumerate(draws):
         assert overlap(fresh, initial) < ROUNDING
         assert overlap(fresh, query) < ROUNDING
-        assert overlap(fresh, features) < ROUNDING
-        for other, earlier_query, _, earlier_fresh in draws[:index]:
+        for other, earlier_query, earlier_fresh in draws[:index]:
             assert overlap(fresh, earlier_fresh if other == direction else earlier_query) < ROUNDING
 
 
@@ -83,17 +79,17 @@ def test_other_constraints_are_not_imposed(record):
     _, draws = record
     free = [
         overlap(fresh, earlier_query if other == direction else earlier_fresh)
-        for index, (direction, _, _, fresh) in enumerate(draws)
-        for other, earlier_query, _, earlier_fresh in draws[:index]
+        for index, (direction, _, fresh) in enumerate(draws)
+        for other, earlier_query, earlier_fresh in draws[:index]
     ]
     assert max(free) > 1e-3
 
 
 def test_room():
-    """The count by hand: readouts, two vectors a sample and step, the query and input of the block, the block."""
+    """The count by hand: readouts, two vectors a sample and step, the query, the block."""
     batch, steps, outputs = 4, 10, 1
     for evaluated, block in ((0, 4), (4, 4), (9, 9)):
-        width = 4 * (outputs + 2 * batch * steps + 3 * block)
+        width = 4 * (outputs + 2 * batch * steps + 2 * block)
         assert has_room(width, batch, steps, outputs, evaluated)
         assert not has_room(width - 1, batch, steps, outputs, evaluated)
 
@@ -106,7 +102,7 @@ def test_plain_noise_is_normal_and_addressed():
         for layer in (0, 1):
             for step in (0, 1):
                 address = (direction, jnp.asarray(layer), jnp.asarray(step))
-                values, source = PlainNoise(key).draw(*address, like, like, keep=True)
+                values, source = PlainNoise(key).draw(*address, like, keep=True)
                 np.testing.assert_array_equal(values, gaussians(key, *address, like))
                 assert isinstance(source, PlainNoise)
                 draws[direction, layer, step] = np.asarray(values).ravel()

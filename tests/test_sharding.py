@@ -128,26 +128,28 @@ def test_as_many_devices_as_divide_the_width(solved):
 
 COMPILE = """
 import jax, numpy as np, nfd_jax as nfd
-from nfd_jax import engine, explicit, network, noise, particles as solutions, sharding, training
+from nfd_jax import architecture, engine, explicit, finite, network, noise, optimizers, particles as solutions
+from nfd_jax import sharding, training
 width, depth, steps, samples = 512, 3, 6, 2
 task = nfd.Task(np.random.default_rng(0).normal(size=(samples, 3)), np.array([1.0, -1.0]))
+model, rule = nfd.ResNet(depth), optimizers.Optimizer.create("sgd", 0.5, 0.0)
 problem = engine.prepare(
-    task, nfd.ResNet(depth), steps=steps, learning_rate=0.5, train_input=True, train_readout=True,
-    richness=1.0, momentum=0.5, weight_decay=0.0)
+    task, model, steps=steps, learning_rate=0.5, optimizer=rule, train_input=True, train_readout=True, richness=1.0)
 coordinates = explicit.in_coordinates(problem)
 inputs, shape = coordinates.data.train.inputs, network.Shape.of(coordinates, width, depth)
 particles, (_, members) = sharding.particles("width", width), sharding.members(8)
 keys = jax.random.split(jax.random.key(0), 8)
 assert noise.has_room(width, samples, steps, 1)
 limit = solutions._create(problem.settings, shape, True, True, 1, keys[0], particles)
-ends = 32, 3, 1, False, keys, members
+scales = architecture.Scales.of(model, problem.settings.row, width=width, dimension=3)
+dense = training._create(problem.settings, model, finite.Shape(32, 3, 1), keys, members)
 KINDS = dict(
     limit=(explicit.EXPLICIT, particles, inputs, limit),
     network=(explicit.EXPLICIT, particles, inputs, network._create(problem.settings, shape, True, keys[:2], particles)),
-    dense=(training.AUTODIFF, members, task.inputs, training._create(problem.settings, nfd.ResNet(depth), 0.5, *ends)))
+    dense=(training.AUTODIFF, members, task.inputs, dense))
 for kind, (method, layout, x, state) in KINDS.items():
     lowered = engine._jitted_step.lower(
-        method.step, problem.settings, kind != "limit", problem.grid, state, np.int32(0), np.float64(0.5), x,
+        method.step, problem.settings, kind != "limit", scales, state, np.int32(0), np.float64(0.5), x,
         task.targets, layout)
     compiled = lowered.compile()
     memory = compiled.memory_analysis()
@@ -175,7 +177,7 @@ def test_what_devices_exchange():
             for axes in re.findall(r"\w\d+\[([\d,]*)\]", shapes)
         ]
         assert found
-        # at most a tile of rows against the samples of features and fresh part, or of two members; a block is 2 x 512
+        # at most a tile of rows against a query and its fresh part, or against two members; a block is 2 x 512
         assert max(sizes) <= 4 * TILE, kind
         assert {name for _, name in found} == {"all-gather" if kind == "dense" else "all-reduce"}
         # the state is divided, up to what is small and everywhere, and updated where it is

@@ -1,15 +1,10 @@
 """Diverging runs: an outcome in the result, never a warning, an exception or a NaN mean."""
 
-import math
-
 import numpy as np
 import optax
-import pytest
 
 import nfd_jax as nfd
-from nfd_jax import parametrization
 from nfd_jax._errors import Outcome
-from nfd_jax.parametrization import Role
 
 
 def diverging(solver, task, steps=8, **options):
@@ -59,16 +54,6 @@ def test_losses_near_overflow_warn_of_nothing():
 
 
 # ------------------------------------------------------------------ rates and the exponent table
-
-
-def test_depth_mup_scales():
-    """Theory section 6: branch sqrt(T/L), multipliers d^-1/2, n^-1/2, 1/n, SGD rate n for every role."""
-    assert parametrization.branch_scale("depth_mup", 9, 4.0) == pytest.approx(math.sqrt(4 / 9), rel=1e-15)
-    multipliers = {Role.INPUT: 1 / 5, Role.HIDDEN: 1 / 4, Role.READOUT: 1 / 16}
-    for role in Role:
-        scale = parametrization.scale("depth_mup", role, width=16, depth=9, dimension=25)
-        assert (scale.std, scale.rate) == (1.0, 16.0)
-        assert scale.multiplier == pytest.approx(multipliers[role], rel=1e-15)
 
 
 def test_schedule_is_evaluated_at_every_step(task):
