@@ -1,10 +1,11 @@
 """nfd_jax: mean-field feature dynamics of very wide, very deep networks, beside the networks themselves."""
 
-from nfd_jax import analytic, datasets, observables
+from nfd_jax import analytic, datasets, observables, parametrization
 from nfd_jax.architecture import MLP, ResNet
 from nfd_jax.limit import solve_limit
 from nfd_jax.network import solve_network
-from nfd_jax.parametrization import alpha_gamma
+from nfd_jax.parametrization import Role, alpha_gamma
+from nfd_jax.sweeps import sweep
 from nfd_jax.task import Task
 from nfd_jax.training import train_networks
 from nfd_jax.trajectory import Trajectory
@@ -12,13 +13,16 @@ from nfd_jax.trajectory import Trajectory
 __all__ = [
     "MLP",
     "ResNet",
+    "Role",
     "Task",
     "Trajectory",
     "alpha_gamma",
     "analytic",
     "datasets",
     "observables",
+    "parametrization",
     "solve_limit",
     "solve_network",
+    "sweep",
     "train_networks",
 ]

@@ -98,7 +98,6 @@ def gaussian(
     indices: int = 1,
     noise: float = 0.0,
     split: str = "train",
-    train_samples: int | None = None,
     seed: int = 0,
 ) -> Task:
     """Standard Gaussian inputs scaled to |x|^2 = d, with a teacher y = g(z_1, ..., z_k) of k indices z_i = w_i . x.
@@ -118,39 +117,27 @@ def gaussian(
     - `noise`: standard deviation of the Gaussian noise added to the targets of this split. A test split without it
       has the clean targets of the same teacher.
     - `split`: `"train"` or `"test"`, of independent inputs and noise, and of one teacher.
-    - `train_samples`: P of the train split, for `split="test"` only, where it must be given. The directions are
-      drawn after the train inputs, so they depend on how many those are.
     - `seed`: of inputs, directions and noise.
 
-    Squared loss. Directions depend on neither link nor noise, and the first of them are those of fewer indices.
+    Squared loss. Directions depend on `dimension` and `seed` only, the first of them are those of fewer indices, and
+    the first samples those of fewer samples.
     """
     count = positive_int("samples", samples)
     d, k = positive_int("dimension", dimension), positive_int("indices", indices)
     if k > d:
         raise ValueError(f"indices={k} orthonormal directions don't fit dimension={d}; ask for at most as many")
-    if one_of("split", split, SPLITS) == "train" and train_samples is not None:
-        raise ValueError(f"train_samples={train_samples!r} is for split='test' only; leave it out")
-    if split == "test" and train_samples is None:
-        raise ValueError(
-            "split='test' needs train_samples, the number of samples of the train split, to have the same teacher; "
-            "got None"
-        )
-    deviation = finite_float("noise", noise)
-    link = _link(teacher)
-    before = count if train_samples is None else positive_int("train_samples", train_samples)
-    generator = np.random.default_rng(positive_int("seed", seed, minimum=0))
-    inputs = generator.standard_normal((before, d))
-    directions, triangle = np.linalg.qr(generator.standard_normal((k, d)).T)
+    deviation, link = finite_float("noise", noise), _link(teacher)
+    streams = np.random.default_rng(positive_int("seed", seed, minimum=0)).spawn(5)
+    draws, errors = streams[1:3] if one_of("split", split, SPLITS) == "train" else streams[3:]
+    inputs = draws.standard_normal((count, d))
+    directions, triangle = np.linalg.qr(streams[0].standard_normal((k, d)).T)
     directions *= np.sign(np.diag(triangle))  # the first is along its Gaussian vector, not opposite
-    if split == "test":  # a stream of its own, that shares no number with the train split and its noise
-        generator = generator.spawn(1)[0]
-        inputs = generator.standard_normal((count, d))
     z = inputs @ directions * (d**0.5 / np.linalg.norm(inputs, axis=1, keepdims=True))
     targets = finite_array("targets of teacher", link(z), (1, 2))
     if len(targets) != count:
         raise ValueError(f"teacher must give one target a sample, {count}, got shape {targets.shape}; keep the rows")
     if deviation > 0:
-        targets = targets + deviation * generator.standard_normal(targets.shape)
+        targets = targets + deviation * errors.standard_normal(targets.shape)
     return Task(inputs, targets, normalise=True)
 
 

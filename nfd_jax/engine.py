@@ -399,6 +399,7 @@ def prepare(
         "batch_size": task.batch_size,
         "replacement": task.replacement,
         "batch_seed": task.batch_seed,
+        "observe": observe and getattr(observe, "__qualname__", str(observe)),
     }
     return Problem(settings, _data(task, steps, evaluate_at), rates, arguments)
 

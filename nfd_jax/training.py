@@ -244,7 +244,8 @@ def train_step(
     parameters = _trainable(settings.trained, state.network)
     (loss, outputs), gradients = jax.value_and_grad(objective, has_aux=True)(parameters)
     observed = {} if settings.observe is None else settings.observe(_sweep(settings, state.network, inputs, targets))
-    updates, memory = _optimizer(settings, state.network).update(gradients, state.optimizer, parameters)
+    with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of integer counts
+        updates, memory = _optimizer(settings, state.network).update(gradients, state.optimizer, parameters)
     parameters = optimizers.descend(parameters, updates, rate)
     return TrainingState(_with(state.network, parameters), memory), loop.Record(outputs, loss, observed)
 

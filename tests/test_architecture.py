@@ -87,6 +87,18 @@ def test_sweeps_equal_autodiff(name):
     np.testing.assert_allclose(sweeps.loss, autodiff.loss, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("name", ["inner_post, untied, ntp", "mlp, untied"])
+def test_both_observe_the_same(name):
+    """Features and gradients by explicit sweeps and by autodiff, at every step, in the units of `Sweep`."""
+    model, untied, task, options = CASES[name]
+    sweeps, autodiff = both(task, model, untied, observe=nfd.observables.kernels, **options)
+    for kernel in ("feature_kernel", "gradient_kernel"):
+        found = autodiff.observed[kernel]
+        assert found.shape == (5, model.blocks + 1, SAMPLES, SAMPLES)
+        assert np.abs(np.diff(found, axis=0)).max() > 1e-4
+        np.testing.assert_allclose(sweeps.observed[kernel], found, rtol=1e-9, atol=1e-12)
+
+
 def test_every_option_changes_the_run():
     """So that the cases above could not agree by ignoring an option."""
     task = make_task()
@@ -98,15 +110,18 @@ def test_every_option_changes_the_run():
         assert np.abs(changed.outputs[-1] - base.outputs[-1]).max() > 1e-4, name
 
 
-def test_every_part_of_a_model_changes_the_run():
-    task = make_task()
+def test_every_part_of_a_model_changes_its_outputs():
+    task, row = make_task(), parametrization.resolve("depth_mup")
     models = [
         resnet("tanh", block=block, centred=centred) for block in architecture.BLOCKS for centred in (False, True)
     ]
     models += [nfd.MLP(DEPTH, "tanh"), nfd.MLP(DEPTH - 1, "tanh"), resnet("tanh", branch_scale=0.3)]
-    final = [both(task, model)[0].outputs[-1] for model in models]
-    for index, one in enumerate(final):
-        for other in final[:index]:
+    shape = finite.Shape(WIDTH, task.dimension, task.outputs)
+    outputs = [
+        finite.create_network(jax.random.key(1), model, row, shape)(jax.numpy.asarray(task.inputs)) for model in models
+    ]
+    for index, one in enumerate(outputs):
+        for other in outputs[:index]:
             assert np.abs(one - other).max() > 1e-4
 
 

@@ -37,6 +37,7 @@ ORDER = (
     "limit",
     "finite",
     "training",
+    "sweeps",
     "observables",
     "analytic",
     "comparison",

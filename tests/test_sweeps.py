@@ -1,0 +1,133 @@
+"""Sweeps: the trainer's own numbers in every cell, and nothing trained twice."""
+
+import numpy as np
+import pytest
+
+import nfd_jax as nfd
+from nfd_jax import sweeps
+from nfd_jax.parametrization import resolve
+
+SWEEP = {"widths": (4, 6), "depths": (2,), "learning_rates": (0.2, 0.8), "seeds": (3, 5, 8), "steps": 2}
+# the same operations in another batch of members: sums of a few numbers of order one
+ROUNDING = 1e-13
+
+
+def observe(sweep):
+    return {"last": (sweep.features[-1] ** 2).mean(axis=1)}
+
+
+def run(task, **options):
+    return nfd.sweep(task, nfd.ResNet(1, "tanh"), **(SWEEP | {"observe": observe} | options))
+
+
+def test_cells_are_the_trainers_own_numbers(task):
+    held = nfd.datasets.digits(3, split="test")
+    task = task.minibatches(2).holding_out(held)
+    options = {"optimizer": "adamw", "weight_decay": 0.1, "parametrization": "complete_p", "evaluate_at": (1, 2)}
+    found = run(task, schedule=lambda step: 1 / (1 + step), **options)
+    sizes = {"width": 2, "depth": 1, "learning_rate": 2, "seed": 3, "update": 2, "last_0": 2}
+    assert dict(found.sizes) == sizes | {"step": 2, "held_out_step": 2}
+    for width in SWEEP["widths"]:
+        for depth in SWEEP["depths"]:
+            for rate in SWEEP["learning_rates"]:
+                alone = nfd.train_networks(
+                    task,
+                    nfd.ResNet(depth, "tanh"),
+                    width=width,
+                    steps=2,
+                    learning_rate=lambda step, rate=rate: rate / (1 + step),
+                    seeds=SWEEP["seeds"],
+                    observe=observe,
+                    **options,
+                )
+                cell = found.sel(width=width, depth=depth, learning_rate=rate)
+                for name, expected in (
+                    ("loss", alone.loss),
+                    ("batch_loss", alone.batch_loss),
+                    ("held_out_loss", alone.held_out.loss),
+                    ("last", alone.observed["last"]),
+                ):
+                    np.testing.assert_allclose(cell[name], expected, rtol=0, atol=ROUNDING)
+    assert found.step.values.tolist() == found.held_out_step.values.tolist() == [1, 2]
+
+
+def test_revealed_cells(task):
+    found = run(task, widths=(8,), depths=(2,), engine="revealed", parametrization="ntp", observe=None)
+    for rate in SWEEP["learning_rates"]:
+        alone = nfd.solve_network(
+            task,
+            nfd.ResNet(2, "tanh"),
+            width=8,
+            steps=2,
+            learning_rate=rate,
+            seeds=SWEEP["seeds"],
+            parametrization="ntp",
+        )
+        np.testing.assert_array_equal(found.loss.sel(width=8, depth=2, learning_rate=rate), alone.loss)
+
+
+def test_diverged_members_say_when(task):
+    found = run(task, learning_rates=(0.1, 1e30), steps=12, widths=(4,), depths=(2,), observe=None)
+    at = found.diverged_at.values[0, 0]
+    assert np.all(at[0] == -1)
+    assert np.all(at[1] > 0)
+    assert np.all(np.isfinite(found.loss.values[0, 0, 0]))
+
+
+class KilledError(Exception):
+    """Instead of a signal."""
+
+
+def test_finished_cells_are_never_run_again(task, tmp_path, monkeypatch):
+    whole, train, sizes = run(task), sweeps.train_members, []
+
+    def counted(problem, task, model, width, *rest, **options):
+        if len(sizes) == 1:
+            raise KilledError
+        sizes.append((width, model.depth))
+        return train(problem, task, model, width, *rest, **options)
+
+    monkeypatch.setattr(sweeps, "train_members", counted)
+    with pytest.raises(KilledError):
+        run(task, folder=tmp_path)
+    assert sizes == [(4, 2)]
+    sizes.clear()
+    found = run(task, folder=tmp_path)
+    assert sizes == [(6, 2)]
+    assert found.identical(whole)
+    assert run(task, folder=tmp_path).identical(whole)  # one cell was run, a second would raise
+    with pytest.raises(KilledError):  # one more cell, the others are there
+        run(task, folder=tmp_path, widths=(4, 6, 8))
+    with pytest.raises(ValueError, match=r"of a run with seeds=\[3, 5, 8\], and seeds=\[3, 5\] was asked"):
+        run(task, folder=tmp_path, seeds=(3, 5))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"widths": ()}, ValueError, r"widths must be at least one number, all distinct, got \(\)"),
+        ({"widths": (4, 0)}, ValueError, "widths must be at least 1, got 0"),
+        ({"learning_rates": 0.1}, TypeError, "learning_rates must be a sequence of numbers, got 0.1"),
+        ({"learning_rates": (0.1, 0.1)}, ValueError, "learning_rates must be at least one number, all distinct"),
+        ({"learning_rates": (-0.1,)}, ValueError, "learning_rates must be a finite number at least 0, got -0.1"),
+        ({"depths": (2, 0)}, ValueError, "depth must be at least 1, got 0"),
+        ({"engine": "fast"}, ValueError, "unknown engine 'fast'"),
+        ({"optimizer": "lion"}, ValueError, "unknown optimizer 'lion'"),
+        ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
+        (
+            {"depths": (1, 2), "widths": (4,), "observe": lambda sweep: {"h": sweep.features[:, 0, 0]}},
+            ValueError,
+            r"observe must return arrays of one shape in all cells, got 'observed/h'",
+        ),
+    ],
+)
+def test_bad_sweeps(plain, options, error, message):
+    with pytest.raises(error, match=message):
+        plain.sweep(plain.datasets.digits(2), plain.ResNet(1), **(SWEEP | options))
+
+
+def test_rows_of_ones_own(task):
+    row = resolve("depth_mup").shifted(nfd.Role.HIDDEN, nfd.parametrization.N)
+    found = run(task, parametrization=row, widths=(4,), depths=(2,))
+    plain = run(task, widths=(4,), depths=(2,))
+    np.testing.assert_allclose(found.loss, plain.loss, rtol=0, atol=1e-9)
