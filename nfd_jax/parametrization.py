@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from nfd_jax._errors import finite_float, one_of
@@ -52,6 +53,12 @@ class Power:
 
 
 ONE, N, L, D = Power(), Power(width=1.0), Power(depth=1.0), Power(dimension=1.0)
+IN_BRANCH = (Role.INNER, Role.HIDDEN, Role.BIAS)  # their signals pass the branch multiplier
+
+
+def largest(*powers: Power) -> Power:
+    """The powers that win as n, L or d alone grows, each on its own."""
+    return Power(*(max(getattr(power, name) for power in powers) for name in ("width", "depth", "dimension")))
 
 
 @dataclass(frozen=True)
@@ -105,6 +112,46 @@ class Parametrization:
     def shifted(self, role: Role, factor: Power) -> Parametrization:
         """The same training with the weights of one role in another convention."""
         return replace(self, **{role.value: self[role].shifted(factor)})
+
+    def initial_output(self) -> Power:
+        """Size of the outputs at initialisation: the readout sums n features of order 1 with random signs."""
+        return self.readout.multiplier * self.readout.std * N**0.5
+
+    def update(self, role: Role, optimizer: str) -> Power:
+        """Size of the effective update of a role: what the first step adds to W x, its multiplier included, for
+        inputs of order 1 and a fixed loss gradient, before the branch multiplier.
+
+        Adam moves entries by the rate itself. The entries of a gradient are those of x times the signal that comes
+        back, of size std x multiplier of the readout, times the branch multiplier for weights inside a branch. Either
+        way the update is aligned with x, so that its terms add up coherently over the inputs.
+        """
+        scaling = self[role]
+        inputs = {Role.INPUT: D, Role.BIAS: ONE}.get(role, N)
+        if FAMILIES[optimizer] == "adam":
+            return scaling.multiplier * scaling.adam * inputs
+        moved = scaling.multiplier**2 * scaling.sgd * inputs
+        if role is Role.READOUT:
+            return moved
+        return moved * self.readout.multiplier * self.readout.std * (L**-self.alpha if role in IN_BRANCH else ONE)
+
+    def stream_update(self, optimizer: str, roles: Iterable[Role] = tuple(Role)) -> Power:
+        """Size of the first movement of the residual stream: the input's, or L coherent ones of the branches."""
+        moved = [
+            self.update(role, optimizer) * (L ** (1 - self.alpha) if role in IN_BRANCH else ONE)
+            for role in roles
+            if role is not Role.READOUT
+        ]
+        return largest(*moved)
+
+    def output_update(self, optimizer: str, roles: Iterable[Role] = tuple(Role)) -> Power:
+        """Size of the first movement of the outputs: the readout's own, or the stream's through the readout, with
+        which it is aligned."""
+        trained = tuple(roles)
+        through = self.readout.multiplier * self.readout.std * N
+        moved = [self.update(Role.READOUT, optimizer)] if Role.READOUT in trained else []
+        if set(trained) - {Role.READOUT}:
+            moved.append(through * self.stream_update(optimizer, trained))
+        return largest(*moved)
 
 
 def alpha_gamma(alpha: float, gamma: float, *, inner: float | None = None, name: str | None = None) -> Parametrization:
