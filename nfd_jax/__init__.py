@@ -1,9 +1,11 @@
 """nfd_jax: mean-field feature dynamics of very wide, very deep networks, beside the networks themselves."""
 
-from nfd_jax import analytic, datasets, observables
+from nfd_jax import analytic, datasets, observables, parametrization, statistics
 from nfd_jax.architecture import ResNet
+from nfd_jax.coordinates import coordinate_check
 from nfd_jax.limit import solve_limit
 from nfd_jax.network import solve_network
+from nfd_jax.scaling import scale_rates
 from nfd_jax.task import Task
 from nfd_jax.training import train_networks
 from nfd_jax.trajectory import Trajectory
@@ -13,9 +15,13 @@ __all__ = [
     "Task",
     "Trajectory",
     "analytic",
+    "coordinate_check",
     "datasets",
     "observables",
+    "parametrization",
+    "scale_rates",
     "solve_limit",
     "solve_network",
+    "statistics",
     "train_networks",
 ]

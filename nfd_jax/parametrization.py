@@ -39,10 +39,10 @@ class Power:
     def __mul__(self, other: Power) -> Power:
         return Power(self.width + other.width, self.depth + other.depth, self.dimension + other.dimension)
 
-    def __pow__(self, exponent: float) -> Power:
+    def __pow__(self, exponent: float | int) -> Power:
         return Power(self.width * exponent, self.depth * exponent, self.dimension * exponent)
 
-    def __call__(self, *, width: float, depth: float, dimension: float = 1) -> float:
+    def __call__(self, *, width: float | int, depth: float | int, dimension: float | int = 1) -> float:
         """Its value; products of large powers that cancel stay finite."""
         logs = self.width * math.log(width), self.depth * math.log(depth), self.dimension * math.log(dimension)
         return math.exp(math.fsum(logs))
@@ -54,11 +54,6 @@ class Power:
 
 ONE, N, L, D = Power(), Power(width=1.0), Power(depth=1.0), Power(dimension=1.0)
 IN_BRANCH = (Role.INNER, Role.HIDDEN, Role.BIAS)  # their signals pass the branch multiplier
-
-
-def largest(*powers: Power) -> Power:
-    """The powers that win as n, L or d alone grows, each on its own."""
-    return Power(*(max(getattr(power, name) for power in powers) for name in ("width", "depth", "dimension")))
 
 
 @dataclass(frozen=True)
@@ -105,7 +100,7 @@ class Parametrization:
     def __getitem__(self, role: Role) -> Scaling:
         return getattr(self, role.value)
 
-    def branch(self, depth: float, horizon: float = 1.0) -> float:
+    def branch(self, depth: float | int, horizon: float | int = 1.0) -> float:
         """The multiplier of a residual branch."""
         return math.sqrt(horizon) * depth**-self.alpha
 
@@ -134,24 +129,22 @@ class Parametrization:
             return moved
         return moved * self.readout.multiplier * self.readout.std * (L**-self.alpha if role in IN_BRANCH else ONE)
 
-    def stream_update(self, optimizer: str, roles: Iterable[Role] = tuple(Role)) -> Power:
-        """Size of the first movement of the residual stream: the input's, or L coherent ones of the branches."""
-        moved = [
+    def stream_updates(self, optimizer: str, roles: Iterable[Role] = tuple(Role)) -> tuple[Power, ...]:
+        """Sizes of what the trained roles add to the first movement of the residual stream, behind all blocks: the
+        input's own, and L coherent ones of the branches'."""
+        return tuple(
             self.update(role, optimizer) * (L ** (1 - self.alpha) if role in IN_BRANCH else ONE)
             for role in roles
             if role is not Role.READOUT
-        ]
-        return largest(*moved)
+        )
 
-    def output_update(self, optimizer: str, roles: Iterable[Role] = tuple(Role)) -> Power:
-        """Size of the first movement of the outputs: the readout's own, or the stream's through the readout, with
-        which it is aligned."""
+    def output_updates(self, optimizer: str, roles: Iterable[Role] = tuple(Role)) -> tuple[Power, ...]:
+        """Sizes of what the trained roles add to the first movement of the outputs: the stream's movements through the
+        readout, with which they are aligned, and the readout's own."""
         trained = tuple(roles)
+        own = (self.update(Role.READOUT, optimizer),) if Role.READOUT in trained else ()
         through = self.readout.multiplier * self.readout.std * N
-        moved = [self.update(Role.READOUT, optimizer)] if Role.READOUT in trained else []
-        if set(trained) - {Role.READOUT}:
-            moved.append(through * self.stream_update(optimizer, trained))
-        return largest(*moved)
+        return own + tuple(through * power for power in self.stream_updates(optimizer, trained))
 
 
 def alpha_gamma(alpha: float, gamma: float, *, inner: float | None = None, name: str | None = None) -> Parametrization:

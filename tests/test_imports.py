@@ -21,6 +21,10 @@ ORDER = (
     "trajectory",
     "parametrization",
     "optimizers",
+    "statistics",
+    "scaling",
+    "plotting",
+    "coordinates",
     "basis",
     "quasi",
     "noise",
@@ -40,7 +44,6 @@ ORDER = (
     "analytic",
     "comparison",
     "records",
-    "plotting",
     "cluster",
     "cli",
 )
