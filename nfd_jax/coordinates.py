@@ -127,7 +127,7 @@ def coordinate_check(
     depths: Sequence[int] = (4, 8, 16, 32),
     steps: int = 2,
     seeds: int | Sequence[int] = 16,
-    allowance: float = 0.15,
+    allowance: float | int = 0.15,
 ) -> CoordinateCheck:
     """Train networks of one's own at several sizes and compare their slopes in n and L with the exponent table.
 

@@ -233,10 +233,11 @@ def _role(argument: str, value: Any, *, unscaled: bool = False) -> Role | None:
 
 def _by_role(argument: str, powers: Mapping[Role | str, Power] | None) -> dict[Role, Power]:
     by_role = {}
-    for role, power in (powers or {}).items():
+    for name, power in (powers or {}).items():
+        role = _role(argument, name)
         if not isinstance(power, Power):
-            raise TypeError(f"{argument}[{role!r}] must be an nfd.parametrization.Power, got {power!r}; write N**-0.5")
-        by_role[_role(argument, role)] = power
+            raise TypeError(f"{argument}[{name!r}] must be an nfd.parametrization.Power, got {power!r}; write N**-0.5")
+        by_role[role] = power
     return by_role
 
 

@@ -49,7 +49,7 @@ class Slope:
         """Whether `expected` lies in the interval, widened by `allowance` for corrections of finite size."""
         return abs(self.value - expected) <= self.half_width(confidence) + allowance
 
-    def __call__(self, size: float) -> float:
+    def __call__(self, size: float | int) -> float:
         """The fitted law at a size."""
         return math.exp(self.intercept + self.value * math.log(size))
 
@@ -58,8 +58,8 @@ class Slope:
 
 
 def fit_slope(
-    sizes: Sequence[float] | np.ndarray,
-    values: Sequence[Sequence[float]] | np.ndarray,
+    sizes: Sequence[float | int] | np.ndarray,
+    values: Sequence[Sequence[float | int]] | np.ndarray,
     *,
     average: str = "rms",
     confidence: float = 0.95,

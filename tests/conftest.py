@@ -1,5 +1,7 @@
 """Strict mode: float64, no implicit promotion of dtypes or ranks, shapes checked, warnings are errors."""
 
+import sys
+
 import jax
 import pytest
 from jaxtyping import install_import_hook
@@ -16,3 +18,18 @@ with install_import_hook("nfd_jax", "beartype.beartype"):
 def task() -> nfd.Task:
     """Four handwritten digits of two classes."""
     return nfd.datasets.digits(4)
+
+
+@pytest.fixture(scope="module")
+def plain():
+    """The package as users import it, without the run-time type checks of the test mode."""
+
+    def taken():
+        return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "nfd_jax"}
+
+    checked = taken()
+    import nfd_jax
+
+    yield nfd_jax
+    taken()
+    sys.modules.update(checked)

@@ -10,21 +10,6 @@ import numpy as np
 import pytest
 
 
-@pytest.fixture(scope="module")
-def plain():
-    """The package as users import it."""
-
-    def taken():
-        return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "nfd_jax"}
-
-    checked = taken()
-    import nfd_jax
-
-    yield nfd_jax
-    taken()
-    sys.modules.update(checked)
-
-
 @pytest.fixture
 def solvers(plain, monkeypatch):
     """The three of them by name, on a task of two samples; to reach a compiled program is a failure."""
