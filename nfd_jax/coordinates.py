@@ -23,7 +23,7 @@ from jax import lax
 from nfd_jax._errors import finite_float, one_of, positive_int, seed_sequence
 from nfd_jax._types import PyTree
 from nfd_jax.parametrization import FAMILIES, ONE, Parametrization, Power, Role, resolve
-from nfd_jax.scaling import Roles, assign_roles
+from nfd_jax.scaling import Roles, assign_roles, in_columns
 from nfd_jax.statistics import Slope, fit_slope
 
 KINDS = ("stream", "inner", "output")
@@ -95,11 +95,9 @@ class CoordinateCheck:
             measured = str(row.slope) if row.slope else "zero" if not row.values.any() else "diverged, or zero in part"
             tolerance = "-" if row.verdict == "-" else f"{row.tolerance:.2f}"
             lines.append((row.quantity, row.name, row.axis, expected, measured, tolerance, row.verdict))
-        sizes = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
-        text = ("  ".join(cell.ljust(size) for cell, size in zip(line, sizes, strict=True)).rstrip() for line in lines)
         failed = len(self.failures)
         end = "passed" if self.passed else f"FAILED: {failed} of {len(self.rows)} lines"
-        return "\n".join([self.title, *text, end])
+        return "\n".join([self.title, in_columns(lines), end])
 
     def __str__(self) -> str:
         return self.table()
@@ -190,30 +188,23 @@ def coordinate_check(
     middle = widths[(len(widths) - 1) // 2]
     sweeps = {"n": [(width, depths[0]) for width in widths], "L": [(middle, depth) for depth in depths]}
     sweeps = {axis: cells for axis, cells in sweeps.items() if len(cells) > 1}
-    cells = {
-        size: experiment.run(*size, members, inputs, targets) for size in {s: 0 for c in sweeps.values() for s in c}
-    }
-    lines = len(sweeps) * len(expected)
+    distinct = dict.fromkeys(size for along in sweeps.values() for size in along)
+    cells = {size: experiment.run(*size, members, inputs, targets) for size in distinct}
+    at = {"n": widths, "L": depths}
+    judged = sum(axis == "n" or row.alpha >= 0.5 for axis in sweeps) * len(expected)
     rows = []
     for line, powers in expected.items():
         for axis, along in sweeps.items():
             values = np.stack([cells[size][line] for size in along], axis=1)
             exponents = [power.width if axis == "n" else power.depth for power in powers]
-            judged = axis == "n" or row.alpha >= 0.5  # otherwise features grow exponentially with depth
-            span = min(exponents), max(exponents)
-            usable = np.all(np.isfinite(values) & (values > 0))
-            slope = fit_slope(widths if axis == "n" else depths, values) if usable else None
-            tolerance = allowance + (slope.half_width(1 - ALARM / lines) if slope else 0.0)
-            rows.append(
-                Coordinate(
-                    *line, axis, widths if axis == "n" else depths, values, span if judged else None, slope, tolerance
-                )
-            )
-    title = (
-        f"{row.name}, {optimizer}, {len(members)} seeds, steps: {steps}; widths {_listed(widths)} at L = {depths[0]}"
-    )
+            span = (min(exponents), max(exponents)) if axis == "n" or row.alpha >= 0.5 else None
+            slope = fit_slope(at[axis], values) if np.all(np.isfinite(values) & (values > 0)) else None
+            tolerance = allowance + (slope.half_width(1 - ALARM / judged) if slope else 0.0)
+            rows.append(Coordinate(*line, axis, at[axis], values, span, slope, tolerance))
+    ranges = [f"{name} {at[axis][0]} to {at[axis][-1]}" for axis, name in (("n", "widths"), ("L", "depths"))]
+    title = f"{row.name}, {optimizer}, {len(members)} seeds, steps: {steps}; {ranges[0]} at L = {depths[0]}"
     if "L" in sweeps:
-        title += f", depths {_listed(depths)} at n = {middle}"
+        title += f", {ranges[1]} at n = {middle}"
     return CoordinateCheck(title, tuple(rows), allowance)
 
 
@@ -291,7 +282,7 @@ def expectations(
     built = experiment.build(jax.random.key(0), width, depth)
     if not isinstance(built, tuple) or len(built) != 2 or not callable(getattr(built[1], "update", None)):
         raise TypeError(f"build must return a model and an optax transformation, got {type(built).__name__}")
-    by_path = {path: role for path, (role, _) in assign_roles(built[0], roles).items()}
+    by_path = {path: role for path, (role, _) in assign_roles(built[0], roles).items() if role is not None}
     present = tuple(role for role in Role if role in by_path.values())
     named = eqx.filter_eval_shape(experiment.features, built[0], inputs)
     images = experiment.images_at(depth)
@@ -299,7 +290,7 @@ def expectations(
         if name not in named:
             raise ValueError(f"{argument} names {name!r}, which features does not return; it has {', '.join(named)}")
     for path in images:
-        if by_path.get(path) is None:
+        if path not in by_path:
             raise ValueError(f"images names {path}, which is no parameter with a role; there are {', '.join(by_path)}")
     if len(set(images.values())) < len(images):
         raise ValueError(f"images must name a feature of its own for every matrix, got {images}")
@@ -336,7 +327,3 @@ def _sizes(name: str, sizes: Sequence[int], least: int) -> tuple[int, ...]:
     if len(listed) < least or len(set(listed)) != len(listed):
         raise ValueError(f"{name} must be at least {least} different integers, got {sizes!r}")
     return listed
-
-
-def _listed(sizes: Sequence[int]) -> str:
-    return f"{sizes[0]} to {sizes[-1]}"

@@ -8,7 +8,7 @@ three factors a parameter: of its initial values, of its rate, and of Adam's eps
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -37,8 +37,8 @@ def scale_rates(
     optimizer: str = "adam",
     base: tuple[int, int] | None = None,
     dimensions: Mapping[str, int] | None = None,
-    multipliers: Mapping[Role | str, Power] | None = None,
-    stds: Mapping[Role | str, Power] | None = None,
+    multipliers: Mapping[Any, Power] | None = None,
+    stds: Mapping[Any, Power] | None = None,
 ) -> ScaledRates:
     """Make a model of one's own train in a row of the exponent table.
 
@@ -89,7 +89,7 @@ def scale_rates(
     family = FAMILIES[one_of("optimizer", optimizer, FAMILIES)]
     width, depth = positive_int("width", width), positive_int("depth", depth)
     base = _check_base(base)
-    multipliers, stds = _by_role("multipliers", multipliers), _by_role("stds", stds)
+    own_multipliers, own_stds = _by_role("multipliers", multipliers), _by_role("stds", stds)
     assigned = assign_roles(model, roles)
     _check_shapes(assigned, width, depth)
     sizes = _dimensions(assigned, width, dimensions or {})
@@ -97,9 +97,9 @@ def scale_rates(
     for path, (role, array) in assigned.items():
         scaling, std = UNCHANGED, ONE
         if role is not None:
-            multiplier = multipliers.get(role, ONE)
+            multiplier = own_multipliers.get(role, ONE)
             scaling = row[role].shifted(multiplier * row[role].multiplier ** -1)
-            std = stds.get(role, USUAL[role].std)
+            std = own_stds.get(role, USUAL[role].std)
         powers = scaling.std * std**-1, scaling.rate(family), scaling.epsilon if family == "adam" else ONE
         at = {"width": width, "depth": depth, "dimension": sizes.get(path, 1)}
         if base:
@@ -171,21 +171,24 @@ class ScaledRates:
 
     def table(self) -> str:
         """Path, shape, role and factors of every parameter, as text."""
-        header = ("parameter", "shape", "role", "initial values", "rate", "eps")
-        lines = [header]
+        lines = [("parameter", "shape", "role", "initial values", "rate", "eps")]
         for path, parameter in self.parameters.items():
             factors = (parameter.initial, parameter.rate, parameter.epsilon)
-            cells = (_cell(power, value) for power, value in zip(parameter.powers, factors, strict=True))
-            lines.append((path, str(parameter.shape), parameter.role, *cells))
-        sizes = [max(len(line[column]) for line in lines) for column in range(len(header))]
-        text = ("  ".join(cell.ljust(size) for cell, size in zip(line, sizes, strict=True)).rstrip() for line in lines)
+            cells = [_cell(power, value) for power, value in zip(parameter.powers, factors, strict=True)]
+            lines.append((path, str(parameter.shape), parameter.role, cells[0], cells[1], cells[2]))
         title = f"{self.parametrization.name}, {self.optimizer}, n = {self.width}, L = {self.depth}"
         if self.base:
             title += f", both in units of a base of n = {self.base[0]}, L = {self.base[1]}"
-        return "\n".join([title, *text])
+        return f"{title}\n{in_columns(lines)}"
 
     def __str__(self) -> str:
         return self.table()
+
+
+def in_columns(lines: Sequence[Sequence[str]]) -> str:
+    """Lines of cells as text, with a column for each."""
+    sizes = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, line, sizes)).rstrip() for line in lines)
 
 
 def assign_roles(model: PyTree, roles: Roles) -> dict[str, tuple[Role | None, Any]]:
@@ -231,7 +234,7 @@ def _role(argument: str, value: Any, *, unscaled: bool = False) -> Role | None:
     return None if name == UNSCALED else Role(name)
 
 
-def _by_role(argument: str, powers: Mapping[Role | str, Power] | None) -> dict[Role, Power]:
+def _by_role(argument: str, powers: Mapping[Any, Power] | None) -> dict[Role, Power]:
     by_role = {}
     for name, power in (powers or {}).items():
         role = _role(argument, name)
