@@ -23,7 +23,7 @@ from jax import lax
 from nfd_jax._errors import finite_float, one_of, positive_int, seed_sequence
 from nfd_jax._types import PyTree
 from nfd_jax.parametrization import FAMILIES, ONE, Parametrization, Power, Role, resolve
-from nfd_jax.scaling import Roles, assign_roles, in_columns
+from nfd_jax.scaling import Roles, assign_roles, check_shapes, in_columns
 from nfd_jax.statistics import Slope, fit_slope
 
 KINDS = ("stream", "inner", "output")
@@ -59,6 +59,11 @@ class Coordinate:
     tolerance: float
 
     @property
+    def expectation(self) -> str:
+        """What is expected, as text."""
+        return "-" if self.expected is None else " to ".join(f"{end:+.2f}" for end in sorted(set(self.expected)))
+
+    @property
     def verdict(self) -> str:
         """`"pass"`, `"fail"`, or `"-"` where nothing is expected."""
         if self.expected is None or (self.quantity == SIZE and not self.values.any()):  # a readout that starts at zero
@@ -91,10 +96,9 @@ class CoordinateCheck:
         """Every line with its expected slope, the measured one with its 95 % interval, and the verdict."""
         lines = [("quantity", "of", "axis", "expected", "measured (95 %)", "tolerance", "verdict")]
         for row in self.rows:
-            expected = "-" if row.expected is None else " to ".join(f"{end:+.2f}" for end in sorted(set(row.expected)))
             measured = str(row.slope) if row.slope else "zero" if not row.values.any() else "diverged, or zero in part"
             tolerance = "-" if row.verdict == "-" else f"{row.tolerance:.2f}"
-            lines.append((row.quantity, row.name, row.axis, expected, measured, tolerance, row.verdict))
+            lines.append((row.quantity, row.name, row.axis, row.expectation, measured, tolerance, row.verdict))
         failed = len(self.failures)
         end = "passed" if self.passed else f"FAILED: {failed} of {len(self.rows)} lines"
         return "\n".join([self.title, in_columns(lines), end])
@@ -150,7 +154,8 @@ def coordinate_check(
 
     **Arguments:**
 
-    - `build`: `(key, width, depth)` to a model and the optax transformation that trains it.
+    - `build`: `(key, width, depth)` to a model and the optax transformation that trains it, which may depend on the
+      sizes, but not on the key.
     - `features`: `(model, inputs)` to named arrays of activations on the whole batch, of any shapes.
     - `inputs`, `targets`: one batch, on which all steps train; whatever `features` and `loss` take.
     - `parametrization`, `roles`, `optimizer`: the row that training should follow, the roles of the parameters and the
@@ -234,13 +239,27 @@ class Experiment:
     def run(
         self, width: int, depth: int, seeds: Sequence[int], inputs: PyTree, targets: PyTree
     ) -> dict[Line, np.ndarray]:
-        """All quantities of all seeds `(seeds,)` at one size, in one compiled call."""
-        keys = jnp.stack([jax.random.fold_in(jax.random.fold_in(jax.random.key(s), width), depth) for s in seeds])
-        ensemble = eqx.filter_jit(eqx.filter_vmap(self._one, in_axes=(0, None, None, None, None)))
-        return {line: np.asarray(values) for line, values in ensemble(keys, width, depth, inputs, targets).items()}
+        """All quantities of all seeds `(seeds,)` at one size: built one by one, trained side by side."""
+        keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), width), depth) for seed in seeds]
+        models, transformations = zip(*(self.build(key, width, depth) for key in keys), strict=True)
+        arrays, others = zip(*(eqx.partition(model, eqx.is_array) for model in models), strict=True)
+        together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *arrays)
 
-    def _one(self, key: Any, width: int, depth: int, inputs: PyTree, targets: PyTree) -> dict[Line, Any]:
-        model, transformation = self.build(key, width, depth)
+        def one(arrays: PyTree, inputs: PyTree, targets: PyTree) -> dict[Line, Any]:
+            model = eqx.combine(arrays, others[0])
+            return self._measured(model, transformations[0], self.images_at(depth), inputs, targets)
+
+        measured = eqx.filter_jit(eqx.filter_vmap(one, in_axes=(0, None, None)))(together, inputs, targets)
+        return {line: np.asarray(values) for line, values in measured.items()}
+
+    def _measured(
+        self,
+        model: PyTree,
+        transformation: optax.GradientTransformation,
+        images: Mapping[str, str],
+        inputs: PyTree,
+        targets: PyTree,
+    ) -> dict[Line, Any]:
         start, static = eqx.partition(model, eqx.is_inexact_array)
 
         def objective(parameters: PyTree) -> Any:
@@ -255,7 +274,7 @@ class Experiment:
         before, after = (self.features(eqx.combine(tree, static), inputs) for tree in (start, end))
         found = {(SIZE, name): rms(before[name]) for name in self.kinds}
         found |= {(CHANGE, name): rms(after[name] - before[name]) for name in self.kinds}
-        for path, image in self.images_at(depth).items():
+        for path, image in images.items():
             without = eqx.combine(with_leaf(end, path, start), static)
             found[UPDATE, image] = rms(after[image] - self.features(without, inputs)[image])
         return found
@@ -282,7 +301,9 @@ def expectations(
     built = experiment.build(jax.random.key(0), width, depth)
     if not isinstance(built, tuple) or len(built) != 2 or not callable(getattr(built[1], "update", None)):
         raise TypeError(f"build must return a model and an optax transformation, got {type(built).__name__}")
-    by_path = {path: role for path, (role, _) in assign_roles(built[0], roles).items() if role is not None}
+    assigned = assign_roles(built[0], roles)
+    check_shapes(assigned, width, depth)
+    by_path = {path: role for path, (role, _) in assigned.items() if role is not None}
     present = tuple(role for role in Role if role in by_path.values())
     named = eqx.filter_eval_shape(experiment.features, built[0], inputs)
     images = experiment.images_at(depth)

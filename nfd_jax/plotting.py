@@ -98,7 +98,7 @@ def coordinates(check: Any) -> Figure:
     """
     quantities = list(dict.fromkeys(row.quantity for row in check.rows))
     axes = list(dict.fromkeys(row.axis for row in check.rows))
-    size = (5.6 * len(axes), 3.4 * len(quantities))
+    size = (6.4 * len(axes), 3.2 * len(quantities))
     figure = Figure(figsize=size, layout="constrained")
     grid = figure.subplots(len(quantities), len(axes), squeeze=False)
     for line, quantity in enumerate(quantities):
@@ -123,7 +123,7 @@ def _power_laws(axis: Axes, rows: list[Any]) -> None:
                 row.sizes, [row.slope(size) for size in row.sizes], color=shade, linestyle=DASHES[number % len(DASHES)]
             )
         if row.expected is not None:
-            label += f" (expected {' to '.join(f'{end:+.2g}' for end in sorted(set(row.expected)))})"
+            label += f" (expected {row.expectation})"
         middle = np.sqrt(np.mean(row.values**2, axis=0))
         usable = np.isfinite(middle) & (middle > 0)
         axis.plot(
@@ -138,9 +138,9 @@ def _power_laws(axis: Axes, rows: list[Any]) -> None:
     axis.set_xscale("log", base=2)
     axis.set_yscale("log")
     axis.set_xticks(rows[0].sizes, [str(size) for size in rows[0].sizes])
-    axis.minorticks_off()
+    axis.xaxis.minorticks_off()
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=7)
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def save(figure: Figure, path: Path) -> Path:

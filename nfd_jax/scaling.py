@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import equinox as eqx
@@ -91,7 +91,7 @@ def scale_rates(
     base = _check_base(base)
     own_multipliers, own_stds = _by_role("multipliers", multipliers), _by_role("stds", stds)
     assigned = assign_roles(model, roles)
-    _check_shapes(assigned, width, depth)
+    check_shapes(assigned, width, depth)
     sizes = _dimensions(assigned, width, dimensions or {})
     parameters = {}
     for path, (role, array) in assigned.items():
@@ -102,8 +102,9 @@ def scale_rates(
             std = own_stds.get(role, USUAL[role].std)
         powers = scaling.std * std**-1, scaling.rate(family), scaling.epsilon if family == "adam" else ONE
         at = {"width": width, "depth": depth, "dimension": sizes.get(path, 1)}
-        if base:
+        if base:  # d is the same there
             at = {"width": width / base[0], "depth": depth / base[1]}
+            powers = tuple(replace(power, dimension=0.0) for power in powers)
         factors = (power(**at) for power in powers)
         parameters[path] = ScaledParameter(tuple(array.shape), role.value if role else UNSCALED, powers, *factors)
 
@@ -123,7 +124,7 @@ class ScaledParameter:
 
     shape: tuple[int, ...]
     role: str
-    powers: tuple[Power, Power, Power]
+    powers: tuple[Power, ...]
     initial: float
     rate: float
     epsilon: float
@@ -252,7 +253,7 @@ def _check_base(base: tuple[int, int] | None) -> tuple[int, int] | None:
     return positive_int("base[0], a width,", base[0]), positive_int("base[1], a depth,", base[1])
 
 
-def _check_shapes(assigned: Mapping[str, tuple[Role | None, Any]], width: int, depth: int) -> None:
+def check_shapes(assigned: Mapping[str, tuple[Role | None, Any]], width: int, depth: int) -> None:
     """What is certain about a shape: vectors and matrices, and the width among the axes of a matrix."""
     for path, (role, array) in assigned.items():
         if role is None:
