@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import enum
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from nfd_jax._errors import finite_float, one_of
@@ -52,6 +53,7 @@ class Power:
 
 
 ONE, N, L, D = Power(), Power(width=1.0), Power(depth=1.0), Power(dimension=1.0)
+IN_BRANCH = (Role.INNER, Role.HIDDEN, Role.BIAS)  # their signals pass the branch multiplier
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,44 @@ class Parametrization:
     def shifted(self, role: Role, factor: Power) -> Parametrization:
         """The same training with the weights of one role in another convention."""
         return replace(self, **{role.value: self[role].shifted(factor)})
+
+    def initial_output(self) -> Power:
+        """Size of the outputs at initialisation: the readout sums n features of order 1 with random signs."""
+        return self.readout.multiplier * self.readout.std * N**0.5
+
+    def update(self, role: Role, optimizer: str) -> Power:
+        """Size of the effective update of a role: what the first step adds to W x, its multiplier included, for
+        inputs of order 1 and a fixed loss gradient, before the branch multiplier.
+
+        Adam moves entries by the rate itself. The entries of a gradient are those of x times the signal that comes
+        back, of size std x multiplier of the readout, times the branch multiplier for weights inside a branch. Either
+        way the update is aligned with x, so that its terms add up coherently over the inputs.
+        """
+        scaling = self[role]
+        inputs = {Role.INPUT: D, Role.BIAS: ONE}.get(role, N)
+        if FAMILIES[optimizer] == "adam":
+            return scaling.multiplier * scaling.adam * inputs
+        moved = scaling.multiplier**2 * scaling.sgd * inputs
+        if role is Role.READOUT:
+            return moved
+        return moved * self.readout.multiplier * self.readout.std * (L**-self.alpha if role in IN_BRANCH else ONE)
+
+    def stream_updates(self, optimizer: str, roles: Iterable[Role] = tuple(Role)) -> tuple[Power, ...]:
+        """Sizes of what the trained roles add to the first movement of the residual stream, behind all blocks: the
+        input's own, and L coherent ones of the branches'."""
+        return tuple(
+            self.update(role, optimizer) * (L ** (1 - self.alpha) if role in IN_BRANCH else ONE)
+            for role in roles
+            if role is not Role.READOUT
+        )
+
+    def output_updates(self, optimizer: str, roles: Iterable[Role] = tuple(Role)) -> tuple[Power, ...]:
+        """Sizes of what the trained roles add to the first movement of the outputs: the stream's movements through the
+        readout, with which they are aligned, and the readout's own."""
+        trained = tuple(roles)
+        own = (self.update(Role.READOUT, optimizer),) if Role.READOUT in trained else ()
+        through = self.readout.multiplier * self.readout.std * N
+        return own + tuple(through * power for power in self.stream_updates(optimizer, trained))
 
 
 def alpha_gamma(

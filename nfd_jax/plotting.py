@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import xarray as xr
@@ -84,6 +85,62 @@ def _positions(axis: Axes, at: xr.Dataset) -> None:
     axis.set_xticks([*inverse, 0], [*(str(width) for width in at.width.values), "∞"])
     axis.set_xlabel("width n (axis linear in 1/n)")
     axis.grid(alpha=0.3)
+
+
+MARKERS, DASHES = "osD^vP*X<>", ("-", "--", "-.", ":")
+AXES = {"n": "width n", "L": "depth L"}
+
+
+def coordinates(check: Any) -> Figure:
+    """A `CoordinateCheck`: every quantity against width and depth, both logarithmic, with the fitted power laws.
+
+    Points are root mean squares over seeds. The legend gives measured slopes and what is expected; filled markers fail.
+    """
+    quantities = list(dict.fromkeys(row.quantity for row in check.rows))
+    axes = list(dict.fromkeys(row.axis for row in check.rows))
+    size = (6.4 * len(axes), 3.2 * len(quantities))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(quantities), len(axes), squeeze=False)
+    for line, quantity in enumerate(quantities):
+        for column, along in enumerate(axes):
+            rows = [row for row in check.rows if (row.quantity, row.axis) == (quantity, along)]
+            _power_laws(grid[line, column], rows)
+            grid[line, column].set_xlabel(AXES[along])
+        grid[line, 0].set_ylabel(quantity)
+    figure.suptitle(
+        f"{check.title}\n{'passed' if check.passed else f'{len(check.failures)} of {len(check.rows)} fail'}"
+    )
+    return figure
+
+
+def _power_laws(axis: Axes, rows: list[Any]) -> None:
+    for number, row in enumerate(rows):
+        shade = str(0.75 * number / max(len(rows), 2))
+        label = row.name
+        if row.slope:
+            label += f": {row.slope.value:+.2f}"
+            axis.plot(
+                row.sizes, [row.slope(size) for size in row.sizes], color=shade, linestyle=DASHES[number % len(DASHES)]
+            )
+        if row.expected is not None:
+            label += f" (expected {row.expectation})"
+        middle = np.sqrt(np.mean(row.values**2, axis=0))
+        usable = np.isfinite(middle) & (middle > 0)
+        axis.plot(
+            np.array(row.sizes)[usable],
+            middle[usable],
+            linestyle="none",
+            marker=MARKERS[number % len(MARKERS)],
+            color=shade,
+            markerfacecolor=shade if row.verdict == "fail" else "white",
+            label=label,
+        )
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_xticks(rows[0].sizes, [str(size) for size in rows[0].sizes])
+    axis.xaxis.minorticks_off()
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def save(figure: Figure, path: Path) -> Path:

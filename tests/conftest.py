@@ -22,7 +22,7 @@ def task() -> nfd.Task:
 
 @pytest.fixture(scope="module")
 def plain():
-    """The package as users import it."""
+    """The package as users import it, without the run-time type checks of the test mode."""
 
     def taken():
         return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "nfd_jax"}

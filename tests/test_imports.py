@@ -21,6 +21,10 @@ ORDER = (
     "trajectory",
     "parametrization",
     "optimizers",
+    "statistics",
+    "scaling",
+    "plotting",
+    "coordinates",
     "basis",
     "quasi",
     "noise",
@@ -42,7 +46,6 @@ ORDER = (
     "analytic",
     "comparison",
     "records",
-    "plotting",
     "cluster",
     "cli",
 )

@@ -1,0 +1,350 @@
+"""coordinate_check: does a training code of one's own scale as its parametrization says?
+
+Networks of several widths and depths train for a few steps. The size of every named feature at initialisation, the size
+of its change, and the *effective update* of every named matrix, (W_t - W_0) x_t, are fitted as powers of n and of L
+and compared with what the exponent table expects. The change of a pre-activation mixes the update of its own matrix
+with W_0 (x_t - x_0), what arrives from below; the effective update is the part that a parametrization controls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax import lax
+
+from nfd_jax._errors import finite_float, one_of, positive_int, seed_sequence
+from nfd_jax._types import PyTree
+from nfd_jax.parametrization import FAMILIES, ONE, Parametrization, Power, Role, resolve
+from nfd_jax.scaling import Roles, assign_roles, check_shapes, in_columns
+from nfd_jax.statistics import Slope, fit_slope
+
+KINDS = ("stream", "inner", "output")
+SIZE, CHANGE, UPDATE = "size at start", "change", "effective update"
+ALARM = 0.01  # how often noise alone fails a network that is right, all its rows together
+
+Build = Callable[[Any, int, int], tuple[PyTree, optax.GradientTransformation]]
+Features = Callable[[Any, Any], Mapping[str, Any]]
+Images = Mapping[str, str] | Callable[[int], Mapping[str, str]]
+
+
+def squared_loss(outputs: Any, targets: Any) -> Any:
+    """The mean over samples of (1/2) |f - y|^2."""
+    return 0.5 * jnp.mean(jnp.sum((outputs - targets) ** 2, axis=-1))
+
+
+@dataclass(frozen=True, eq=False)
+class Coordinate:
+    """One line of a check: a quantity, its values `(seeds, sizes)` along widths ("n") or depths ("L"), their slope.
+
+    `expected`: the range of the table, mostly one number twice: where contributions with different exponents add up,
+    the slope of their sum lies between the smallest and the largest. None where no power law is expected. `slope`:
+    None where values are zero or not finite. `tolerance`: how far outside the range a slope may lie.
+    """
+
+    quantity: str
+    name: str
+    axis: str
+    sizes: tuple[int, ...]
+    values: np.ndarray
+    expected: tuple[float, float] | None
+    slope: Slope | None
+    tolerance: float
+
+    @property
+    def expectation(self) -> str:
+        """What is expected, as text."""
+        return "-" if self.expected is None else " to ".join(f"{end:+.2f}" for end in sorted(set(self.expected)))
+
+    @property
+    def verdict(self) -> str:
+        """`"pass"`, `"fail"`, or `"-"` where nothing is expected."""
+        if self.expected is None or (self.quantity == SIZE and not self.values.any()):  # a readout that starts at zero
+            return "-"
+        if self.slope is None:
+            return "fail"
+        low, high = self.expected
+        return "pass" if low - self.tolerance <= self.slope.value <= high + self.tolerance else "fail"
+
+
+@dataclass(frozen=True, eq=False)
+class CoordinateCheck:
+    """What `coordinate_check` found: `passed`, all lines, `table()` of them as text (also by `print`), `plot(path)`."""
+
+    title: str
+    rows: tuple[Coordinate, ...]
+    allowance: float
+
+    @property
+    def passed(self) -> bool:
+        """Whether no line fails."""
+        return not self.failures
+
+    @property
+    def failures(self) -> tuple[Coordinate, ...]:
+        """The lines that fail."""
+        return tuple(row for row in self.rows if row.verdict == "fail")
+
+    def table(self) -> str:
+        """Every line with its expected slope, the measured one with its 95 % interval, and the verdict."""
+        lines = [("quantity", "of", "axis", "expected", "measured (95 %)", "tolerance", "verdict")]
+        for row in self.rows:
+            measured = str(row.slope) if row.slope else "zero" if not row.values.any() else "diverged, or zero in part"
+            tolerance = "-" if row.verdict == "-" else f"{row.tolerance:.2f}"
+            lines.append((row.quantity, row.name, row.axis, row.expectation, measured, tolerance, row.verdict))
+        failed = len(self.failures)
+        end = "passed" if self.passed else f"FAILED: {failed} of {len(self.rows)} lines"
+        return "\n".join([self.title, in_columns(lines), end])
+
+    def __str__(self) -> str:
+        return self.table()
+
+    def plot(self, path: str | Path) -> Path:
+        """Write all lines with their fits as a figure."""
+        from nfd_jax import plotting  # a slow import, only needed here
+
+        return plotting.save(plotting.coordinates(self), Path(path))
+
+
+def coordinate_check(
+    build: Build,
+    features: Features,
+    inputs: PyTree,
+    targets: PyTree,
+    *,
+    parametrization: str | Parametrization,
+    roles: Roles,
+    kinds: Mapping[str, str | Power],
+    images: Images | None = None,
+    optimizer: str = "adam",
+    loss: Callable[[Any, Any], Any] = squared_loss,
+    widths: Sequence[int] = (64, 128, 256, 512),
+    depths: Sequence[int] = (4, 8, 16, 32),
+    steps: int = 2,
+    seeds: int | Sequence[int] = 16,
+    allowance: float | int = 0.15,
+) -> CoordinateCheck:
+    """Train networks of one's own at several sizes and compare their slopes in n and L with the exponent table.
+
+        def build(key, width, depth):
+            model = MyNetwork(key, width, depth, branch=row.branch(depth))
+            scaled = nfd.scale_rates(row, model, roles=roles, width=width, depth=depth)
+            return scaled.model, optax.chain(scaled(optax.scale_by_adam()), optax.scale_by_learning_rate(0.1))
+
+        def features(model, inputs):  # batches
+            ...
+            return {"up": up, "down": down, "stream": stream, "f": outputs}
+
+        check = nfd.coordinate_check(
+            build, features, inputs, targets, parametrization=row, roles=roles,
+            kinds={"up": "inner", "stream": "stream", "f": "output"},
+            images={".blocks[0].up.weight": "up", ".blocks[0].down.weight": "down"},
+        )
+        print(check)
+        check.plot("coordinates.png")
+
+    What is checked is the code that `build` returns, by whichever library it scales; `scale_rates` is one.
+
+    **Arguments:**
+
+    - `build`: `(key, width, depth)` to a model and the optax transformation that trains it, which may depend on the
+      sizes, but not on the key.
+    - `features`: `(model, inputs)` to named arrays of activations on the whole batch, of any shapes.
+    - `inputs`, `targets`: one batch, on which all steps train; whatever `features` and `loss` take.
+    - `parametrization`, `roles`, `optimizer`: the row that training should follow, the roles of the parameters and the
+      optimizer whose rates it takes, as in `scale_rates`.
+    - `kinds`: of every feature whose size and change are judged. `"stream"`: the residual stream behind some blocks, or
+      hidden pre-activations of a network without one; `"inner"`: pre-activations inside a branch; `"output"`: the
+      outputs that enter the loss, exactly one. A `Power` says how another one changes, at size 1.
+    - `images`: of every matrix whose effective update is judged, by path, the feature that is its image: W x with its
+      multiplier and bias, not yet multiplied by the branch multiplier or added to the stream. Or a function of the
+      depth, for paths that depend on it. Each is measured as the change of that feature as this one array
+      goes back to its initial values, so that any layout and any layer will do.
+    - `loss`: `(outputs, targets)` to a number, by default the mean of (1/2) |f - y|^2.
+    - `widths`, `depths`: at least two widths, swept at the smallest depth. Depths are swept at the middle width (the
+      lower one of two); a single depth leaves them out.
+    - `steps`: training steps, few: slopes are those of first updates. With a readout that starts at zero at least 2.
+    - `seeds`: a count S (seeds 0 to S-1) or a sequence of at least two integers. Every size draws afresh.
+    - `allowance`: for corrections of finite size, in a slope.
+
+    A line passes where measured and expected slope differ by at most `allowance` plus half the width of an interval
+    over seeds, so wide that noise alone fails a network whose slopes lie within the allowance once in 100 checks.
+    Depth slopes are not judged for alpha < 1/2, where features grow exponentially with depth.
+    Expected changes hold for training that moves features by no more than their size: take a small learning rate.
+
+    Returns a `CoordinateCheck`. Raises ValueError or TypeError for bad arguments before compiling.
+    """
+    row, family = resolve(parametrization), FAMILIES[one_of("optimizer", optimizer, FAMILIES)]
+    widths, depths = _sizes("widths", widths, 2), _sizes("depths", depths, 1)
+    members = seed_sequence(seeds)
+    if len(members) < 2:
+        raise ValueError(f"seeds must be at least two for an interval, got {seeds!r}")
+    allowance = finite_float("allowance", allowance)
+    check_kinds(kinds)
+    experiment = Experiment(build, features, loss, dict(kinds), images or {}, positive_int("steps", steps))
+    expected = expectations(experiment, row, family, roles, inputs, widths[0], depths[0])
+    middle = widths[(len(widths) - 1) // 2]
+    sweeps = {"n": [(width, depths[0]) for width in widths], "L": [(middle, depth) for depth in depths]}
+    sweeps = {axis: cells for axis, cells in sweeps.items() if len(cells) > 1}
+    distinct = dict.fromkeys(size for along in sweeps.values() for size in along)
+    cells = {size: experiment.run(*size, members, inputs, targets) for size in distinct}
+    at = {"n": widths, "L": depths}
+    judged = sum(axis == "n" or row.alpha >= 0.5 for axis in sweeps) * len(expected)
+    rows = []
+    for line, powers in expected.items():
+        for axis, along in sweeps.items():
+            values = np.stack([cells[size][line] for size in along], axis=1)
+            exponents = [power.width if axis == "n" else power.depth for power in powers]
+            span = (min(exponents), max(exponents)) if axis == "n" or row.alpha >= 0.5 else None
+            slope = fit_slope(at[axis], values) if np.all(np.isfinite(values) & (values > 0)) else None
+            tolerance = allowance + (slope.half_width(1 - ALARM / judged) if slope else 0.0)
+            rows.append(Coordinate(*line, axis, at[axis], values, span, slope, tolerance))
+    ranges = [f"{name} {at[axis][0]} to {at[axis][-1]}" for axis, name in (("n", "widths"), ("L", "depths"))]
+    title = f"{row.name}, {optimizer}, {len(members)} seeds, steps: {steps}; {ranges[0]} at L = {depths[0]}"
+    if "L" in sweeps:
+        title += f", {ranges[1]} at n = {middle}"
+    return CoordinateCheck(title, tuple(rows), allowance)
+
+
+Line = tuple[str, str]  # quantity, and the feature or path it is of
+
+
+@dataclass(frozen=True, eq=False)
+class Experiment:
+    """What is trained and what is measured, at any size."""
+
+    build: Build
+    features: Features
+    loss: Callable[[Any, Any], Any]
+    kinds: Mapping[str, str | Power]
+    images: Images
+    steps: int
+
+    @property
+    def output(self) -> str:
+        """The feature that enters the loss."""
+        return next(name for name, kind in self.kinds.items() if kind == "output")
+
+    def images_at(self, depth: int) -> dict[str, str]:
+        """Feature by path."""
+        return dict(self.images(depth) if callable(self.images) else self.images)
+
+    def run(
+        self, width: int, depth: int, seeds: Sequence[int], inputs: PyTree, targets: PyTree
+    ) -> dict[Line, np.ndarray]:
+        """All quantities of all seeds `(seeds,)` at one size: built one by one, trained side by side."""
+        keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), width), depth) for seed in seeds]
+        models, transformations = zip(*(self.build(key, width, depth) for key in keys), strict=True)
+        arrays, others = zip(*(eqx.partition(model, eqx.is_array) for model in models), strict=True)
+        together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *arrays)
+
+        def one(arrays: PyTree, inputs: PyTree, targets: PyTree) -> dict[Line, Any]:
+            model = eqx.combine(arrays, others[0])
+            return self._measured(model, transformations[0], self.images_at(depth), inputs, targets)
+
+        measured = eqx.filter_jit(eqx.filter_vmap(one, in_axes=(0, None, None)))(together, inputs, targets)
+        return {line: np.asarray(values) for line, values in measured.items()}
+
+    def _measured(
+        self,
+        model: PyTree,
+        transformation: optax.GradientTransformation,
+        images: Mapping[str, str],
+        inputs: PyTree,
+        targets: PyTree,
+    ) -> dict[Line, Any]:
+        start, static = eqx.partition(model, eqx.is_inexact_array)
+
+        def objective(parameters: PyTree) -> Any:
+            return self.loss(self.features(eqx.combine(parameters, static), inputs)[self.output], targets)
+
+        def step(carry: tuple[PyTree, PyTree], _: None) -> tuple[tuple[PyTree, PyTree], None]:
+            parameters, state = carry
+            updates, state = transformation.update(jax.grad(objective)(parameters), state, parameters)
+            return (optax.apply_updates(parameters, updates), state), None
+
+        (end, _), _ = lax.scan(step, (start, transformation.init(start)), length=self.steps)
+        before, after = (self.features(eqx.combine(tree, static), inputs) for tree in (start, end))
+        found = {(SIZE, name): rms(before[name]) for name in self.kinds}
+        found |= {(CHANGE, name): rms(after[name] - before[name]) for name in self.kinds}
+        for path, image in images.items():
+            without = eqx.combine(with_leaf(end, path, start), static)
+            found[UPDATE, image] = rms(after[image] - self.features(without, inputs)[image])
+        return found
+
+
+def rms(values: Any) -> Any:
+    """Root mean square over all entries."""
+    return jnp.sqrt(jnp.mean(values**2))
+
+
+def with_leaf(tree: PyTree, path: str, other: PyTree) -> PyTree:
+    """`tree` with the one array at `path` taken from `other`."""
+
+    def chosen(at: Any, ours: Any, theirs: Any) -> Any:
+        return theirs if jax.tree_util.keystr(at) == path else ours
+
+    return jax.tree_util.tree_map_with_path(chosen, tree, other)
+
+
+def expectations(
+    experiment: Experiment, row: Parametrization, family: str, roles: Roles, inputs: PyTree, width: int, depth: int
+) -> dict[Line, tuple[Power, ...]]:
+    """The powers that add up to every quantity, after a look at the smallest network: built, but not trained."""
+    built = experiment.build(jax.random.key(0), width, depth)
+    if not isinstance(built, tuple) or len(built) != 2 or not callable(getattr(built[1], "update", None)):
+        raise TypeError(f"build must return a model and an optax transformation, got {type(built).__name__}")
+    assigned = assign_roles(built[0], roles)
+    check_shapes(assigned, width, depth)
+    by_path = {path: role for path, (role, _) in assigned.items() if role is not None}
+    present = tuple(role for role in Role if role in by_path.values())
+    named = eqx.filter_eval_shape(experiment.features, built[0], inputs)
+    images = experiment.images_at(depth)
+    for argument, name in (*(("kinds", name) for name in experiment.kinds), *(("images", n) for n in images.values())):
+        if name not in named:
+            raise ValueError(f"{argument} names {name!r}, which features does not return; it has {', '.join(named)}")
+    for path in images:
+        if path not in by_path:
+            raise ValueError(f"images names {path}, which is no parameter with a role; there are {', '.join(by_path)}")
+    if len(set(images.values())) < len(images):
+        raise ValueError(f"images must name a feature of its own for every matrix, got {images}")
+    stream = row.stream_updates(family, present)
+    changes = {
+        "stream": stream,
+        "inner": (*stream, *(row.update(role, family) for role in present if role is Role.INNER)),
+        "output": row.output_updates(family, present),
+    }
+    found = {}
+    for name, kind in experiment.kinds.items():
+        found[SIZE, name] = (row.initial_output() if kind == "output" else ONE,)
+    for name, kind in experiment.kinds.items():
+        found[CHANGE, name] = (kind,) if isinstance(kind, Power) else changes[kind]
+    for path, image in images.items():
+        found[UPDATE, image] = (row.update(by_path[path], family),)
+    return {line: powers for line, powers in found.items() if powers}
+
+
+def check_kinds(kinds: Mapping[str, str | Power]) -> None:
+    """ValueError or TypeError unless every kind is known and one feature is the output."""
+    if not isinstance(kinds, Mapping):
+        raise TypeError(f"kinds must map features to {', '.join(map(repr, KINDS))} or a Power, got {kinds!r}")
+    for name, kind in kinds.items():
+        if not isinstance(kind, Power):
+            one_of(f"kind of {name!r} in kinds", kind, KINDS)
+    outputs = [name for name, kind in kinds.items() if kind == "output"]
+    if len(outputs) != 1:
+        raise ValueError(f"kinds must name exactly one 'output', the feature that enters the loss, got {outputs}")
+
+
+def _sizes(name: str, sizes: Sequence[int], least: int) -> tuple[int, ...]:
+    listed = tuple(sorted(positive_int(name, size) for size in sizes))
+    if len(listed) < least or len(set(listed)) != len(listed):
+        raise ValueError(f"{name} must be at least {least} different integers, got {sizes!r}")
+    return listed

@@ -1,0 +1,207 @@
+"""coordinate_check: right networks pass, others fail, and the table's slopes are those that are measured."""
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from own_model import ROLES, Network
+
+import nfd_jax as nfd
+from nfd_jax.coordinates import CHANGE, SIZE, UPDATE
+from nfd_jax.parametrization import ONE, L, N, Role, alpha_gamma, resolve
+
+KINDS = {"up": "inner", "stream": "stream", "outputs": "output"}
+IMAGES = {".embed.weight": "embedded", ".blocks[0].up.weight": "up", ".blocks[0].down.weight": "down"}
+IMAGES |= {".head.weight": "outputs"}
+INNER = {"adam": optax.scale_by_adam, "sgd": optax.identity}
+RATES = {"adam": 0.02, "sgd": 0.1}
+
+
+@pytest.fixture(autouse=True)
+def loose():
+    """optax itself adds integers to floats."""
+    with jax.numpy_dtype_promotion("standard"):
+        yield
+
+
+def data():
+    generator = np.random.default_rng(0)
+    return jnp.asarray(generator.standard_normal((4, 16))), jnp.asarray(generator.choice([-1.0, 1.0], (4, 4)))
+
+
+def build_in(parametrization, optimizer="adam", branch=None):
+    """Networks trained by a row of the table, with the branch multipliers of another where given."""
+    row = resolve(parametrization)
+
+    def build(key, width, depth):
+        model = Network(key, 16, width, depth, 4, resolve(branch or row).branch(depth))
+        scaled = nfd.scale_rates(
+            row, model, roles=ROLES, width=width, depth=depth, optimizer=optimizer, dimensions={".embed.weight": 16}
+        )
+        return scaled.model, optax.chain(scaled(INNER[optimizer]()), optax.scale_by_learning_rate(RATES[optimizer]))
+
+    return build
+
+
+def check(parametrization="depth_mup", build=None, package=nfd, **options):
+    optimizer = options.get("optimizer", "adam")
+    arguments = {
+        "build": build or build_in(parametrization, optimizer),
+        "features": Network.features,
+        "parametrization": parametrization,
+        "roles": ROLES,
+        "kinds": KINDS,
+        "images": IMAGES,
+        "widths": (32, 128),
+        "depths": (2, 8),
+        "seeds": 10,
+    }
+    inputs, targets = data()
+    return package.coordinate_check(inputs=inputs, targets=targets, **arguments | options)
+
+
+def failed(found):
+    return {(row.quantity, row.name, row.axis) for row in found.failures}
+
+
+@pytest.mark.parametrize(("parametrization", "optimizer"), [("depth_mup", "adam"), ("complete_p", "sgd")])
+def test_right_networks_pass(parametrization, optimizer):
+    """By the noise of seeds, less than once in 10,000: a line has a tolerance of Student's quantile at 1/100 over all
+    lines, and 0.2 on top, of which finite sizes take 0.1."""
+    found = check(parametrization, optimizer=optimizer, allowance=0.2)
+    assert found.passed, str(found)
+
+
+def test_standard_parametrization_is_no_mup():
+    found = check("depth_mup", build_in("sp", branch="depth_mup"), depths=(2,))
+    assert failed(found) >= {(UPDATE, "up", "n"), (UPDATE, "down", "n")}, str(found)
+
+
+def test_a_wrong_depth_rule():
+    """depth-muP's rates in branches of CompleteP: only depth tells, by L^-1/2 in every matrix of a block."""
+    found = check("complete_p", build_in("depth_mup", branch="complete_p"))
+    assert failed(found) >= {(UPDATE, "up", "L"), (UPDATE, "down", "L")}
+    slopes = {row.name: row.slope.value for row in found.rows if (row.quantity, row.axis) == (UPDATE, "L")}
+    assert slopes["up"] == pytest.approx(-0.5, abs=0.3)
+
+
+def test_slopes_of_a_synthetic_law():
+    """A "network" whose parameter moves by n^-1/2 exactly."""
+
+    def build(key, width, depth):
+        del depth
+        return {"w": jnp.ones(width), "v": jnp.zeros(())}, optax.scale(-1.0 * float(width) ** -0.5)
+
+    found = nfd.coordinate_check(
+        build,
+        lambda model, inputs: {"w": model["w"] * inputs, "f": model["w"].sum() * inputs},
+        jnp.ones(()),
+        None,
+        parametrization=alpha_gamma(1.0, 0.0, name="own"),
+        roles={"['w']": "readout", "['v']": "unscaled"},
+        kinds={"w": N**-0.5, "f": "output"},
+        loss=lambda outputs, _: outputs,
+        widths=(4, 16),
+        depths=(1,),
+        steps=1,
+        seeds=2,
+    )
+    rows = {(row.quantity, row.name): row for row in found.rows}
+    assert rows[CHANGE, "w"].slope.value == pytest.approx(-0.5)
+    assert rows[CHANGE, "w"].verdict == "pass"
+    assert rows[CHANGE, "f"].slope.value == pytest.approx(0.5)
+    assert rows[SIZE, "w"].values.shape == (2, 2)
+    assert (CHANGE, "f", "n") in failed(found)
+
+
+def test_zero_readouts_and_divergence():
+    """A start at zero is not judged; updates that are zero, or not finite, fail."""
+
+    def zero(key, width, depth):
+        model, optimizer = build_in("mup")(key, width, depth)
+        return eqx.tree_at(lambda m: (m.head.weight, m.head.bias), model, replace_fn=jnp.zeros_like), optimizer
+
+    options = {"widths": (8, 16), "depths": (1,), "seeds": 2}
+    found = check("mup", zero, steps=1, **options)
+    verdicts = {(row.quantity, row.name): row.verdict for row in found.rows}
+    assert verdicts[SIZE, "outputs"] == "-"
+    assert verdicts[UPDATE, "up"] == "fail"
+    assert "zero" in str(found)
+    broken = check("mup", lambda *size: (build_in("mup")(*size)[0], optax.scale(jnp.nan)), **options)
+    assert (UPDATE, "up", "n") in failed(broken)
+    assert "diverged" in str(broken)
+
+
+def test_text_and_figure(tmp_path):
+    """Depth is not judged where features grow exponentially; paths may depend on the depth."""
+
+    def images(depth):
+        return {f".blocks[{depth - 1}].down.weight": "down"}
+
+    found = check("mup", images=images, widths=(8, 16), depths=(1, 2), seeds=2)
+    assert {row.verdict for row in found.rows if row.axis == "L"} == {"-"}
+    lines = str(found).splitlines()
+    assert lines[0] == "mup, adam, 2 seeds, steps: 2; widths 8 to 16 at L = 1, depths 1 to 2 at n = 8"
+    assert len(lines) == 3 + len(found.rows)
+    assert found.plot(tmp_path / "check.png").stat().st_size > 10_000
+
+
+def test_first_updates_of_the_table():
+    """Theory section 6, by counting."""
+    sp, mup, tangent = resolve("sp"), resolve("mup"), resolve("ntp")
+    assert sp.update(Role.HIDDEN, "sgd") == N**0.5
+    assert sp.update(Role.READOUT, "sgd") == N
+    assert tangent.update(Role.HIDDEN, "sgd") == N**-0.5
+    for optimizer in ("sgd", "adam", "adamw"):
+        assert {mup.update(role, optimizer) for role in Role} == {ONE}
+        assert {resolve("complete_p").update(role, optimizer) for role in Role} == {ONE}
+        assert resolve("depth_mup").update(Role.HIDDEN, optimizer) == L**-0.5
+        assert resolve("depth_mup_corrected").update(Role.INNER, optimizer) == ONE
+        assert resolve("depth_mup_corrected").update(Role.HIDDEN, optimizer) == L**-0.5
+        assert set(resolve("depth_mup").stream_updates(optimizer)) == {ONE}
+        assert set(resolve("complete_p").output_updates(optimizer)) == {ONE}
+        assert set(tangent.output_updates(optimizer, [Role.READOUT])) == {ONE}
+        assert L**0.5 in resolve("depth_mup_corrected").stream_updates(optimizer)
+    assert mup.initial_output() == N**-0.5
+    assert sp.initial_output() == ONE
+
+
+@pytest.mark.parametrize("shift", [N**-0.5, L**0.25])
+def test_first_updates_do_not_depend_on_the_convention(shift):
+    for name in ("sp", "ntp", "depth_mup"):
+        row = resolve(name)
+        for role in Role:
+            other = row.shifted(role, shift)
+            for optimizer in ("sgd", "adam"):
+                for each in Role:
+                    moved, same = other.update(each, optimizer), row.update(each, optimizer)
+                    assert (moved.width, moved.depth) == pytest.approx((same.width, same.depth))
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"parametrization": "mu"}, ValueError, "unknown parametrization 'mu'"),
+        ({"optimizer": "muon", "build": build_in("mup")}, ValueError, "unknown optimizer 'muon'"),
+        ({"widths": (64,)}, ValueError, r"widths must be at least 2 different integers, got \(64,\)"),
+        ({"depths": ()}, ValueError, r"depths must be at least 1 different integers, got \(\)"),
+        ({"seeds": 1}, ValueError, "seeds must be at least two for an interval, got 1"),
+        ({"steps": 0}, ValueError, "steps must be at least 1, got 0"),
+        ({"allowance": -1}, ValueError, "allowance must be a finite number at least 0, got -1"),
+        ({"kinds": {"up": "inner"}}, ValueError, r"exactly one 'output', the feature that enters the loss, got \[\]"),
+        ({"kinds": KINDS | {"up": "middle"}}, ValueError, "unknown kind of 'up' in kinds 'middle'"),
+        ({"kinds": KINDS | {"left": "inner"}}, ValueError, "kinds names 'left', which features does not return; it"),
+        ({"images": {".head.weight": "left"}}, ValueError, "images names 'left', which features does not return"),
+        ({"images": {".tail.weight": "up"}}, ValueError, r"images names \.tail\.weight, which is no parameter with"),
+        ({"images": {".head.bias": "outputs"}}, ValueError, r"images names \.head\.bias, which is no parameter with"),
+        ({"images": dict.fromkeys(IMAGES, "up")}, ValueError, "images must name a feature of its own for every matrix"),
+        ({"build": lambda *size: build_in("mup")(*size)[0]}, TypeError, "build must return a model and an optax"),
+        ({"roles": {"*": "hidden"}}, ValueError, r"can't have the role 'hidden'"),
+    ],
+)
+def test_bad_arguments(plain, monkeypatch, options, error, message):
+    monkeypatch.setattr(eqx, "filter_jit", lambda *_: pytest.fail("compiled before the arguments were checked"))
+    with pytest.raises(error, match=message):
+        check(**{"package": plain, "build": build_in("depth_mup")} | options)
