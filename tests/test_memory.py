@@ -33,7 +33,8 @@ def compiled(solver, width):
         assert has_room(width, SAMPLES, STEPS, 1)
         create, key = functools.partial(particles._create, problem.settings, shape, True, True, 1), jax.random.key(0)
     state = jax.eval_shape(create, key)
-    arguments = (problem.scales, state, np.int32(0), np.float64(0.5), inputs, task.targets)
+    rate = np.full(1, 0.5) if solver == "network" else np.float64(0.5)  # of every member
+    arguments = (problem.scales, state, np.int32(0), rate, inputs, task.targets)
     lowered = engine._jitted_step.lower(explicit.EXPLICIT.step, problem.settings, solver == "network", *arguments)
     return lowered.compile()
 

@@ -1,12 +1,17 @@
 """The exponent table: its rows by hand, other conventions of the same training, and both engines on it."""
 
+import functools
 import math
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import two_sample_p
+from helpers import prepare, two_sample_p
 
 import nfd_jax as nfd
+from nfd_jax import finite, training
+from nfd_jax.optimizers import Optimizer
 from nfd_jax.parametrization import ONE, PARAMETRIZATIONS, D, L, N, Power, Role, resolve
 
 SIZES = {"width": 16, "depth": 9, "dimension": 25}
@@ -204,3 +209,74 @@ def test_bad_models(plain):
         plain.MLP(0)
     with pytest.raises(TypeError, match="depth must be an integer, got inf"):
         plain.MLP(math.inf)
+
+
+# ------------------------------------------------------------------ what each row says of the first update
+
+SEEDS = 48
+
+
+@functools.cache
+def first_updates(name, optimizer, width, depth):
+    """Root mean square of what one step adds to the image of every role's weights in block 0, by seed."""
+    row, task = resolve(name), nfd.datasets.digits(4)
+    model = nfd.ResNet(depth, "tanh", block="inner")
+    problem = prepare(
+        task,
+        model,
+        width=width,
+        parametrization_name=row,
+        optimizer=Optimizer.create(optimizer, 0.0, 0.0, epsilon=1e-12),
+        train_input=True,
+        train_readout=True,
+    )
+    inputs, targets = jnp.asarray(task.inputs), jnp.asarray(task.targets)
+    step, rate = jnp.asarray(0), jnp.asarray(1e-3)
+    shape = finite.Shape(width, task.dimension, task.outputs)
+
+    def one(key):
+        before = finite.create_network(key, model, row, shape)
+        state, _ = training.train_step(
+            problem.settings, None, training.start(problem.settings, before), step, rate, inputs, targets
+        )
+        _, features = before.sweep(inputs)
+        inside = jnp.tanh(before.multiplier(Role.INNER) * features[0] @ before.inner[0][0].T)
+        moved = jax.tree.map(lambda a, b: a - b, state.network, before)
+        images = {
+            Role.INPUT: inputs @ moved.input.T,
+            Role.INNER: features[0] @ moved.inner[0][0].T,
+            Role.HIDDEN: inside @ moved.hidden[0][0].T,
+            Role.READOUT: features[-1] @ moved.readout,
+        }
+        return {role.value: before.multiplier(role) * jnp.sqrt((x**2).mean()) for role, x in images.items()}
+
+    found = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), SEEDS))
+    return {role: np.asarray(values) for role, values in found.items()}
+
+
+@pytest.mark.parametrize(
+    ("name", "optimizer"),
+    [
+        ("sp", "sgd"),
+        ("ntp", "adam"),
+        ("depth_mup", "sgd"),
+        ("depth_mup_corrected", "sgd"),
+        ("depth_mup_corrected", "adam"),
+        ("complete_p", "adam"),
+    ],
+)
+def test_first_updates_have_the_stated_exponents(name, optimizer):
+    """In n, and in L where branches are scaled with it: the inner matrix of the corrected row is flat in L where that
+    of depth-muP falls as L^-1/2."""
+    row, small, wide, deep = resolve(name), (32, 4), (128, 4), (32, 32)
+    for axis, large in (("width", wide), ("depth", deep)):
+        if axis == "depth" and row.alpha == 0:
+            continue
+        sizes = [size[axis == "depth"] for size in (small, large)]
+        for role in (Role.INPUT, Role.INNER, Role.HIDDEN, Role.READOUT):
+            values = [first_updates(name, optimizer, *size)[role.value] for size in (small, large)]
+            slope = nfd.statistics.fit_slope(sizes, np.stack(values, axis=1), average="log")
+            expected = getattr(row.update(role, optimizer), axis)
+            # five standard errors over the seeds, and 0.15 for corrections in 1/n and 1/L between these sizes
+            assert abs(slope.value - expected) < 5 * slope.standard_error + 0.15, (axis, role, slope, expected)
+            assert slope.standard_error < 0.07  # so that exponents half a power apart are told apart

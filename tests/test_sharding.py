@@ -148,8 +148,9 @@ KINDS = dict(
     network=(explicit.EXPLICIT, particles, inputs, network._create(problem.settings, shape, True, keys[:2], particles)),
     dense=(training.AUTODIFF, members, task.inputs, dense))
 for kind, (method, layout, x, state) in KINDS.items():
+    rate = np.float64(0.5) if kind == "limit" else np.full(2 if kind == "network" else 8, 0.5)
     lowered = engine._jitted_step.lower(
-        method.step, problem.settings, kind != "limit", scales, state, np.int32(0), np.float64(0.5), x,
+        method.step, problem.settings, kind != "limit", scales, state, np.int32(0), rate, x,
         task.targets, layout)
     compiled = lowered.compile()
     memory = compiled.memory_analysis()
