@@ -13,6 +13,7 @@ import nfd_jax as nfd
 from nfd_jax import finite, training
 from nfd_jax.optimizers import Optimizer
 from nfd_jax.parametrization import ONE, PARAMETRIZATIONS, D, L, N, Power, Role, resolve
+from nfd_jax.task import loss_gradient
 
 SIZES = {"width": 16, "depth": 9, "dimension": 25}
 
@@ -248,7 +249,9 @@ def first_updates(name, optimizer, width, depth):
             Role.HIDDEN: inside @ moved.hidden[0][0].T,
             Role.READOUT: features[-1] @ moved.readout,
         }
-        return {role.value: before.multiplier(role) * jnp.sqrt((x**2).mean()) for role, x in images.items()}
+        chi = loss_gradient(task.loss, before(inputs), targets)  # SGD's updates are in proportion to it, Adam's are not
+        unit = jnp.sqrt((chi**2).mean()) if optimizer == "sgd" else 1.0
+        return {role.value: before.multiplier(role) * jnp.sqrt((x**2).mean()) / unit for role, x in images.items()}
 
     found = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), SEEDS))
     return {role: np.asarray(values) for role, values in found.items()}
