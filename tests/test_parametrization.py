@@ -214,7 +214,7 @@ def test_bad_models(plain):
 
 # ------------------------------------------------------------------ what each row says of the first update
 
-SEEDS = 48
+SEEDS = 96
 
 
 @functools.cache
