@@ -26,7 +26,7 @@ from nfd_jax.task import Task, loss_gradient, loss_value
 from nfd_jax.trajectory import Trajectory
 
 ENGINES = ("dense", "revealed", "auto")
-CACHED = 2**24  # bytes of members that CPUs train side by side: a batch of larger matrices is copied and misses caches
+CACHED = 2**23  # bytes of members that CPUs train side by side: more of them miss the caches, by a factor of 2
 CROSSOVER = 200, 2.5  # width at which both take the same time, measured: a + b x queries, for 1 to 16 networks
 
 

@@ -66,11 +66,12 @@ def layers_of(network):
     weights = weights if network.inner is None else [(Role.INNER, network.inner), *weights]
 
     def interleaved(copy):
-        stacked = jnp.stack([pair[copy] / std[role] for role, pair in weights], axis=1)
+        stacks = [jnp.concatenate([pair[copy] for pair in groups]) / std[role] for role, groups in weights]
+        stacked = jnp.stack(stacks, axis=1)
         flat = stacked.reshape(-1, *stacked.shape[2:])
         return flat if len(flat) else jnp.zeros((1, *flat.shape[1:]))  # room for one, as revealed matrices have
 
-    hidden = DenseMatrices(interleaved(0), None if network.hidden[1] is None else interleaved(1))
+    hidden = DenseMatrices(interleaved(0), None if network.hidden[0][1] is None else interleaved(1))
     return Layers(network.input.T / std[Role.INPUT], hidden, network.readout.T / std[Role.READOUT])
 
 

@@ -132,7 +132,7 @@ def test_first_outputs_by_hand():
     shape = finite.Shape(WIDTH, task.dimension, task.outputs)
     network = finite.create_network(jax.random.key(1), model, parametrization.resolve("depth_mup"), shape)
     h = task.inputs @ np.asarray(network.input).T / math.sqrt(task.dimension)
-    for matrix in np.asarray(network.hidden[0]):
+    for matrix in np.concatenate([forward for forward, _ in network.hidden]):
         h = h + math.sqrt(1.3 / DEPTH) * np.tanh(h) @ matrix.T / math.sqrt(WIDTH)
     expected = h @ np.asarray(network.readout) / WIDTH
     np.testing.assert_allclose(network(jax.numpy.asarray(task.inputs)), expected, rtol=0, atol=1e-13)
