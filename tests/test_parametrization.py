@@ -241,12 +241,12 @@ def first_updates(name, optimizer, width, depth):
             problem.settings, None, training.start(problem.settings, before), step, rate, inputs, targets
         )
         _, features = before.sweep(inputs)
-        inside = jnp.tanh(before.multiplier(Role.INNER) * features[0] @ before.inner[0][0].T)
+        inside = jnp.tanh(before.multiplier(Role.INNER) * features[0] @ before.inner[0][0][0].T)
         moved = jax.tree.map(lambda a, b: a - b, state.network, before)
         images = {
             Role.INPUT: inputs @ moved.input.T,
-            Role.INNER: features[0] @ moved.inner[0][0].T,
-            Role.HIDDEN: inside @ moved.hidden[0][0].T,
+            Role.INNER: features[0] @ moved.inner[0][0][0].T,
+            Role.HIDDEN: inside @ moved.hidden[0][0][0].T,
             Role.READOUT: features[-1] @ moved.readout,
         }
         chi = loss_gradient(task.loss, before(inputs), targets)  # SGD's updates are in proportion to it, Adam's are not
