@@ -39,7 +39,7 @@ from nfd_jax.optimizers import Optimizer
 from nfd_jax.parametrization import Role
 
 try:
-    import torch
+    import torch  # pyright: ignore[reportMissingImports] - of the benchmark extra
 except ImportError as error:
     raise SystemExit("this benchmark compares with PyTorch: pip install 'nfd_jax[benchmark]'") from error
 
@@ -175,10 +175,11 @@ class Torch:
 
     def compile(self) -> np.ndarray:
         """The loop over members with compiled forward and backward passes."""
-        if self.compiled is None:
+        compiled = self.compiled
+        if compiled is None:
             torch._dynamo.reset()
-            self.compiled = torch.compile(self.loss)
-        return self.loop(self.compiled)
+            self.compiled = compiled = torch.compile(self.loss)
+        return self.loop(compiled)
 
     def vmap(self) -> np.ndarray:
         """All members at once."""
