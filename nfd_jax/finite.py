@@ -67,7 +67,7 @@ untied_product.defvjp(_untied_forward, _untied_backward)
 
 
 Weights = tuple[Float[Array, "*blocks width width"], Float[Array, "*blocks width width"] | None]  # forward, backward
-APART = 64  # blocks that have arrays of their own, at most; each adds about 0.05 s to the first call
+APART = 32  # blocks that have arrays of their own, at most; each adds about 0.05 s to the first call
 
 
 def groups(blocks: int) -> list[tuple[int, int]]:
