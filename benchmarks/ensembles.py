@@ -277,8 +277,8 @@ def ahead(row: dict[str, Any], ours: dict[str, Any]) -> str:
     """Why a side is faster than ours: by less work of the processors, or by keeping more of them busy."""
     cores, own = (side["cpu"] / side["seconds"] for side in (row, ours))
     return (
-        f"{row['model']} {row['width']}: {row['side']} is ahead, with {row['cpu'] / ours['cpu']:.2f} times our CPU time; "
-        f"it keeps {cores:.1f} CPUs busy, we {own:.1f}"
+        f"{row['model']} {row['width']}: {row['side']} is ahead, with {row['cpu'] / ours['cpu']:.2f} times our CPU "
+        f"time; it keeps {cores:.1f} CPUs busy, we {own:.1f}"
     )
 
 
