@@ -209,10 +209,14 @@ def test_the_command_on_two_processes(tmp_path):
         start(COMMAND, *SMALL, "--output", folders["alone"]),
         *(start(COMMAND, *SMALL, *options, devices=2) for options in joined),
     )
-    lines = [line for line in first[0].splitlines() if not line.startswith(("[Gloo]", "wrote"))]
+
+    def printed(output):  # threads of gloo may write in the middle of each other's lines
+        return [line for line in output.splitlines() if "[Gloo]" not in line and "peer ranks" not in line]
+
+    lines = [line for line in printed(first[0]) if not line.startswith("wrote")]
     assert len(lines) > 5
     assert lines == [line for line in alone[0].splitlines() if not line.startswith("wrote")]
-    assert all(line.startswith("[Gloo]") for line in second[0].splitlines())
+    assert not any(line.strip() for line in printed(second[0]))
     assert "run/s" in first[1]
     assert "run/s" not in second[1]
     assert sorted(path.name for path in folders["0"].iterdir()) == ["compare.nc", "compare.png"]
