@@ -106,14 +106,14 @@ def sweep(
     across = tuple(positive_int("widths", width) for width in _listed("widths", widths))
     models = [model] if depths is None else [replace(model, depth=depth) for depth in _listed("depths", depths)]
     grid = [(width, check_model(each, finite=True)) for width in across for each in models]
-    arguments = [_prepare(shared, each, width)[1] for width, each in grid]
+    prepared = [_prepare(shared, each, width) for width, each in grid]
     with loop.progress_bar("sweep", len(grid), progress) as bar:
         bar.unit = "cell"
         cells = []
-        for width, each in grid:
-            cells.append(_cell(shared, each, width))
+        for (width, each), (problem, arguments) in zip(grid, prepared, strict=True):
+            cells.append(_cell(shared, each, width, problem, arguments))
             bar.update()
-    return _dataset(arguments[0], across, [int(each.depth) for each in models], cells)
+    return _dataset(prepared[0][1], across, [int(each.depth) for each in models], cells)
 
 
 def _listed(name: str, values: Any) -> list[Any]:
@@ -140,9 +140,10 @@ def _prepare(plan: Plan, model: AbstractModel, width: int) -> tuple[loop.Problem
     return problem._replace(rates=rates.repeat(len(plan.seeds), axis=0)), arguments
 
 
-def _cell(plan: Plan, model: AbstractModel, width: int) -> dict[str, np.ndarray]:
+def _cell(
+    plan: Plan, model: AbstractModel, width: int, problem: loop.Problem, arguments: dict[str, Any]
+) -> dict[str, np.ndarray]:
     """Everything kept of one cell, `(rates, seeds, ...)`; from its archive where there is one."""
-    problem, arguments = _prepare(plan, model, width)
     archive = Checkpoint.create(plan.folder, 1, plan.task, arguments)
     name = f"width-{width}-depth-{model.depth}"
     found = None if archive is None else archive.read(name)

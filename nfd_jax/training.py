@@ -26,9 +26,7 @@ from nfd_jax.task import Task, loss_gradient, loss_value
 from nfd_jax.trajectory import Trajectory
 
 ENGINES = ("dense", "revealed", "auto")
-CACHED = (
-    2**23
-)  # bytes of members that CPUs train side by side: far more miss the caches, and take up to 1.5 times as long
+CACHED = 2**23  # bytes of members that CPUs train side by side: more miss the caches, and take up to 1.5 times as long
 CROSSOVER = 200, 2.5  # width at which both take the same time, measured: a + b x queries, for 1 to 16 networks
 
 
