@@ -18,9 +18,10 @@ from tqdm import tqdm
 
 from nfd_jax import optimizers, parametrization, sharding
 from nfd_jax._errors import finite_float, positive_int
-from nfd_jax._types import Array, Float, PyTree, Scalar
+from nfd_jax._types import Array, Float, Index, PyTree, Scalar
 from nfd_jax.architecture import AbstractModel, Scales, Structure, check_model
 from nfd_jax.checkpoint import Checkpoint, arrays_of, with_arrays
+from nfd_jax.matrices import AbstractMatrices
 from nfd_jax.optimizers import Optimizer
 from nfd_jax.parametrization import PARAMETRIZATIONS, Parametrization
 from nfd_jax.sharding import Layout
@@ -36,12 +37,17 @@ class Sweep(NamedTuple):
     `features` h_0 to h_L and `gradients` g_0 to g_L are `(L + 1, P, width)`. For one output g is gamma n times the
     output gradient, so that g_L = V; for several it is gamma^2 n times the gradient of the loss, whose mean over the
     batch is included. gamma is the richness, times n^-1/2 where readouts are multiplied by n^-1/2 (NTP, SP). An MLP
-    has g_L = phi'(h_L) V.
+    has g_L = phi'(h_L) V. `step` counts the updates so far. Explicit sweeps (`solve_limit`, `solve_network`) add the
+    hidden `matrices` as they are after this step's queries, and the `handles (matrices, rows, P)` of the forward ones.
     """
 
     features: Float[Array, "layers batch width"]
     gradients: Float[Array, "layers batch width"]
     outputs: Float[Array, "batch outputs"]
+    structure: Structure
+    step: Index
+    matrices: AbstractMatrices | None = None
+    handles: Array | None = None
 
 
 Observe = Callable[[Sweep], dict[str, Array]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import equinox as eqx
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +12,7 @@ from nfd_jax import architecture, optimizers
 from nfd_jax._types import Array, Index, PyTree, Scalar
 from nfd_jax.architecture import Layers, Scales
 from nfd_jax.engine import Evaluated, Method, Problem, Record, Samples, Settings, Sweep, evaluated
+from nfd_jax.parametrization import PARAMETRIZATIONS
 from nfd_jax.task import loss_gradient, loss_value
 
 
@@ -45,7 +48,8 @@ def train_step(
     )
     observed = {}
     if settings.observe is not None and gradients.sweep is not None:
-        observed = settings.observe(Sweep(found.features, gradients.sweep, found.outputs))
+        seen = (found.features, gradients.sweep, found.outputs)
+        observed = settings.observe(Sweep(*seen, settings.structure, step, layers.hidden, found.handles))
 
     parameters = _trainable(settings, layers)
     wanted = {role: gradients.parameters[role] for role in settings.trained}
@@ -69,6 +73,13 @@ def evaluate(
 
 
 EXPLICIT = Method(train_step, evaluate)
+
+
+def with_scales(problem: Problem, scales: Scales) -> Problem:
+    """The problem of explicit sweeps with these scales, which are traced: all rows of the exponent table and every
+    richness share one compiled program."""
+    settings = replace(problem.settings, row=PARAMETRIZATIONS["depth_mup"], richness=1.0)
+    return problem._replace(settings=settings, scales=scales)
 
 
 def in_coordinates(problem: Problem) -> Problem:

@@ -15,7 +15,7 @@ from nfd_jax._errors import one_of, positive_int, seed_sequence
 from nfd_jax._types import Array, Float, Key
 from nfd_jax.architecture import AbstractModel, Layers, Scales
 from nfd_jax.checkpoint import Checkpoint
-from nfd_jax.explicit import EXPLICIT, State, in_coordinates, start
+from nfd_jax.explicit import EXPLICIT, State, in_coordinates, start, with_scales
 from nfd_jax.matrices import RevealedMatrices
 from nfd_jax.noise import AbstractNoise, PlainNoise
 from nfd_jax.optimizers import Optimizer
@@ -81,7 +81,7 @@ def solve_network(
     )
     layout = sharding.particles("width", width)
     scales = Scales.of(model, problem.settings.row, width=width, dimension=task.dimension, richness=richness)
-    problem = in_coordinates(problem)._replace(scales=scales)
+    problem = with_scales(in_coordinates(problem), scales)
     shape = Shape.of(problem, width, model.matrices)
     arguments = problem.arguments | {"solver": "network", "width": width, "backward": backward}
     create = partial(_create, problem.settings, shape, backward == "tied")

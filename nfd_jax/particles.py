@@ -18,7 +18,7 @@ from nfd_jax import engine, memory, sharding
 from nfd_jax._types import Key
 from nfd_jax.architecture import AbstractModel, Layers, ResNet, Scales
 from nfd_jax.checkpoint import Checkpoint
-from nfd_jax.explicit import EXPLICIT, State, start
+from nfd_jax.explicit import EXPLICIT, State, start, with_scales
 from nfd_jax.network import HIDDEN_ADDRESS, Shape, plain_layers, revealed
 from nfd_jax.noise import MatchedNoise, has_room
 from nfd_jax.quasi import QuasiNormals
@@ -82,7 +82,7 @@ class System(NamedTuple):
 
         Solutions with the same `room` (by default `depth`) share a compiled program.
         """
-        problem = self.problem._replace(scales=self.scales(depth))
+        problem = with_scales(self.problem, self.scales(depth))
         shape = Shape.of(problem, particles, self._matrices(room or depth))
         ways_out = "use fewer particles, fewer steps or a smaller batch, or more devices"
         memory.check(*self.needed(particles, room or depth), ways_out)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +143,85 @@ def _power_laws(axis: Axes, rows: list[Any]) -> None:
     axis.xaxis.minorticks_off()
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def panels(title: str, described: Sequence[Any]) -> Figure:
+    """The panels of a study (`nfd_jax.studies.panels`), at most three a row."""
+    columns = min(3, len(described))
+    rows = -(-len(described) // columns)
+    figure = Figure(figsize=(max(5.2 * columns, 7.0), 4.0 * rows + 0.6), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, panel in zip(axes, described, strict=False):
+        (_map if hasattr(panel, "borders") else _panel)(axis, panel)
+        axis.set_title(panel.title, fontsize=10)
+        axis.set_xlabel(panel.x_label)
+        axis.set_ylabel(panel.y_label)
+    for axis in axes[len(described) :]:
+        axis.set_visible(False)
+    figure.suptitle("\n".join(textwrap.wrap(title, 40 * columns + 20)), fontsize=11)
+    return figure
+
+
+def _panel(axis: Axes, panel: Any) -> None:
+    axis.set_xscale("log" if panel.log_x else "linear")
+    axis.set_yscale("log" if panel.log_y else "linear")
+    for number, level in enumerate(panel.levels):
+        axis.axhline(level.value, color="0.35", linestyle=DASHES[(number + 1) % len(DASHES)], label=level.label)
+        axis.axhspan(
+            level.value - level.half_width, level.value + level.half_width, color="0.5", alpha=0.2, linewidth=0
+        )
+    for number, line in enumerate(panel.lines):
+        _line(axis, line, number, len(panel.lines), panel.log_y)
+    sizes = sorted({float(x) for line in panel.lines for x in line.x})
+    if panel.log_x and len(sizes) <= 9:
+        axis.set_xticks(sizes, [f"{size:g}" for size in sizes])
+        axis.xaxis.minorticks_off()
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7)
+
+
+def _line(axis: Axes, line: Any, number: int, count: int, log_y: bool) -> None:
+    """Points with bars, the fitted law through them, and the predicted one through the last of them."""
+    shade, dash = str(0.7 * number / max(count, 2)), DASHES[number % len(DASHES)]
+    x, y = np.asarray(line.x, float), np.asarray(line.y, float)
+    bars = None if line.bars is None else np.asarray(line.bars, float)
+    usable = np.isfinite(y) & ((y > 0) | (not log_y))
+    x, y, bars = x[usable], y[usable], None if bars is None else bars[usable]
+    label, joined = line.label, line.joined and line.slope is None
+    if line.slope is not None:
+        label += f": {line.slope}"
+        fine = np.geomspace(min(line.x), max(line.x), 50)
+        law = np.array([line.slope(size) for size in fine])
+        axis.plot(fine, law if not log_y else np.where(law > 0, law, np.nan), color=shade, linestyle=dash)
+    if line.predicted is not None and len(x):
+        label += f" (predicted {line.predicted:+g}, dotted)"
+        ends = np.array([x.min(), x.max()])
+        axis.plot(ends, y[-1] * (ends / x[-1]) ** line.predicted, color=shade, linestyle=":", linewidth=1)
+    axis.errorbar(
+        x,
+        y,
+        bars,
+        color=shade,
+        linestyle=dash if joined else "none",
+        marker=MARKERS[number % len(MARKERS)],
+        markerfacecolor="white" if number % 2 else shade,
+        markersize=5,
+        capsize=2,
+        label=label,
+    )
+
+
+def _map(axis: Axes, panel: Any) -> None:
+    """Fields shaded by value, each with its text, and the theory's borders across."""
+    x, y = np.asarray(panel.x, float), np.asarray(panel.y, float)
+    image = axis.pcolormesh(x, y, panel.values, shading="nearest", cmap="Greys", alpha=0.6)
+    axis.figure.colorbar(image, ax=axis, shrink=0.8)
+    for row, height in enumerate(y):
+        for column, place in enumerate(x):
+            axis.text(place, height, panel.text[row][column], ha="center", va="center", fontsize=7)
+    for number, (label, xs, ys) in enumerate(panel.borders):
+        axis.plot(xs, ys, color="black", linestyle=DASHES[number % len(DASHES)], linewidth=2, label=label)
+    axis.legend(fontsize=7, loc="upper right")
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -1,17 +1,24 @@
-"""Exponents from measurements: the slope of a power law with its interval over seeds.
+"""Numbers with their errors over seeds: averages and functions of them, and the exponents of power laws.
 
-A quantity measured on S independent seeds at several sizes is averaged over seeds at every size, and the logarithm of
-the average fitted against that of the size by least squares. The error comes from leaving out one seed at a time
+`fit_slope` takes a quantity measured on the same number of seeds at every size: the logarithm of its average over
+seeds is fitted against that of the size by least squares. The error comes from leaving out one seed at a time
 (jackknife): it holds whether a seed means the same random numbers at all sizes or fresh ones at each, and however
-the spread changes with size. A slope over finite sizes also has corrections that no seed shows; compare with theory
-within the interval plus an allowance for them.
+the spread changes with size.
+
+`bootstrap` takes any function of groups of seeds, drawn anew with replacement, and `fit_power` the exponent of what it
+found, weighted by its errors: quantities that may be zero or negative, differences from a limit that is itself
+uncertain, sizes with different numbers of seeds.
+
+A slope over finite sizes also has corrections that no seed shows; compare with theory within the interval plus an
+allowance for them.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.stats import t as student
@@ -22,16 +29,15 @@ AVERAGES = ("rms", "log")
 
 
 @dataclass(frozen=True)
-class Slope:
-    """The exponent of a power law `exp(intercept) * size ** value`, with its standard error over seeds.
+class Estimate:
+    """A number with its standard error over seeds.
 
     `freedom`: degrees of freedom of the standard error, seeds - 1. `confidence`: of `interval`.
     """
 
     value: float
     standard_error: float
-    freedom: int
-    intercept: float
+    freedom: int | float
     confidence: float = 0.95
 
     def half_width(self, confidence: float | None = None) -> float:
@@ -49,9 +55,20 @@ class Slope:
         """Whether `expected` lies in the interval, widened by `allowance` for corrections of finite size."""
         return abs(self.value - expected) <= self.half_width(confidence) + allowance
 
+    def __str__(self) -> str:
+        return f"{self.value:+.3g} ± {self.half_width():.2g}"
+
+
+@dataclass(frozen=True)
+class Slope(Estimate):
+    """The exponent of a power law `sign * exp(intercept) * size ** value`."""
+
+    intercept: float = 0.0
+    sign: int = 1
+
     def __call__(self, size: float | int) -> float:
         """The fitted law at a size."""
-        return math.exp(self.intercept + self.value * math.log(size))
+        return self.sign * math.exp(self.intercept + self.value * math.log(size))
 
     def __str__(self) -> str:
         return f"{self.value:+.2f} ± {self.half_width():.2f}"
@@ -98,7 +115,7 @@ def fit_slope(
     value = seeds * slope - (seeds - 1) * slopes.mean()
     error = math.sqrt((seeds - 1) / seeds * np.sum((slopes - slopes.mean()) ** 2))
     intercept = averaged.mean() - value * np.log(at).mean()
-    return Slope(float(value), error, seeds - 1, float(intercept), float(confidence))
+    return Slope(float(value), error, seeds - 1, float(confidence), float(intercept))
 
 
 def _averages(measured: np.ndarray, average: str) -> tuple[np.ndarray, np.ndarray]:
@@ -112,3 +129,115 @@ def _averages(measured: np.ndarray, average: str) -> tuple[np.ndarray, np.ndarra
     # summed anew without each seed: a difference of sums would lose all others where one seed outweighs them
     without = np.stack([np.delete(squares, seed, axis=0).mean(axis=0) for seed in range(len(squares))])
     return np.log(scale) + np.log(squares.mean(axis=0)) / 2, np.log(scale) + np.log(without) / 2
+
+
+@dataclass(frozen=True, eq=False)
+class Sampled:
+    """Numbers with resamples of them, from which any function of them gets its errors.
+
+    `values (...)`; `draws (resamples, ...)`, of the standard deviation of `values`; `freedom` of that.
+    """
+
+    values: np.ndarray
+    draws: np.ndarray
+    freedom: int | float
+
+    def map(self, function: Callable[[np.ndarray], Any]) -> Sampled:
+        """A function of the numbers, applied to each resample alike."""
+        return Sampled(
+            np.asarray(function(self.values)), np.array([function(draw) for draw in self.draws]), self.freedom
+        )
+
+    @property
+    def errors(self) -> np.ndarray:
+        """Standard errors, of the shape of the values."""
+        return self.draws.std(axis=0, ddof=1)
+
+    def estimate(self, *index: int) -> Estimate:
+        """One of the numbers; the number itself where there is one."""
+        return Estimate(float(self.values[index]), float(self.errors[index]), self.freedom)
+
+
+def bootstrap(function: Callable[..., Any], *groups: np.ndarray, resamples: int = 400, seed: int = 0) -> Sampled:
+    """A function of independent groups of seeds, `(seeds, ...)` each, with resamples.
+
+    Every resample draws the seeds of every group with replacement. Deviations from the mean of the resamples are
+    multiplied by sqrt(S / (S - 1)), S the smallest number of seeds above one, which drawing from S seeds instead of all
+    leaves out. A group of one seed is a constant. Raises ValueError where no group has two seeds.
+    """
+    arrays = [np.asarray(group, dtype=np.float64) for group in groups]
+    counts = [len(array) for array in arrays if len(array) > 1]
+    if not counts:
+        raise ValueError("groups must have at least two seeds in one of them for a standard error")
+    rng, smallest = np.random.default_rng(seed), min(counts)
+    values = np.asarray(function(*arrays), dtype=np.float64)
+    picked = ([array[rng.integers(len(array), size=len(array))] for array in arrays] for _ in range(resamples))
+    draws = np.array([function(*chosen) for chosen in picked], dtype=np.float64)
+    spread = (draws - draws.mean(axis=0)) * math.sqrt(smallest / (smallest - 1))
+    return Sampled(values, values + spread, smallest - 1)
+
+
+def normal(
+    values: Any, errors: Any, *, freedom: int | float = math.inf, resamples: int = 400, seed: int = 1
+) -> Sampled:
+    """Numbers with known standard errors, as if resampled."""
+    values, errors = np.asarray(values, dtype=np.float64), np.asarray(errors, dtype=np.float64)
+    noise = np.random.default_rng(seed).standard_normal((resamples, *values.shape))
+    return Sampled(values, values + errors * noise, freedom)
+
+
+def stacked(parts: Sequence[Sampled]) -> Sampled:
+    """Independent numbers along a new first axis. Resamples of each are put in another order, so that those made with
+    one seed do not move together."""
+    count = min(len(part.draws) for part in parts)
+    orders = [np.random.default_rng(place).permutation(len(part.draws))[:count] for place, part in enumerate(parts)]
+    draws = np.stack([part.draws[order] for part, order in zip(parts, orders, strict=True)], axis=1)
+    return Sampled(np.stack([part.values for part in parts]), draws, min(part.freedom for part in parts))
+
+
+def combined(function: Callable[..., Any], *parts: Sampled) -> Sampled:
+    """A function of independent numbers, such as a difference."""
+    count = min(len(part.draws) for part in parts)
+    orders = [np.random.default_rng(place).permutation(len(part.draws))[:count] for place, part in enumerate(parts)]
+    rows = zip(*(part.draws[order] for part, order in zip(parts, orders, strict=True)), strict=True)
+    draws = np.array([function(*row) for row in rows], dtype=np.float64)
+    values = np.asarray(function(*(part.values for part in parts)), dtype=np.float64)
+    return Sampled(values, draws, min(part.freedom for part in parts))
+
+
+STEEPEST = 6.0  # exponents are searched between minus and plus this
+
+
+def fit_power(sizes: Sequence[float | int] | np.ndarray, found: Sampled, *, confidence: float = 0.95) -> Slope:
+    """The exponent p of `a * size ** p`, least squares weighted by the errors of the values `(sizes,)`.
+
+    Values may be of either sign: one that is zero within its error tells no more than that. The error is that of the
+    fit to every resample with the same weights. Raises ValueError for fewer than two sizes.
+    """
+    at = finite_array("sizes", sizes, (1,))
+    if np.any(at <= 0) or len(set(at.tolist())) < 2:
+        raise ValueError(f"sizes must be at least two different positive numbers, got {sizes!r}")
+    if found.values.shape != at.shape:
+        raise ValueError(f"values must have the shape {at.shape} of sizes, got {found.values.shape}")
+    finite_array("values", found.values, (1,))
+    weights = 1 / np.maximum(found.errors, 1e-12 * np.abs(found.values).max() + 1e-300) ** 2
+    middle = math.exp(float(np.average(np.log(at), weights=weights * found.values**2 + 1e-300)))
+    powers = np.linspace(-STEEPEST, STEEPEST, 2401)
+    basis = (at / middle) ** powers[:, None]
+    norm = basis**2 @ weights
+
+    def best(values: np.ndarray) -> tuple[float, float]:
+        along = basis @ (weights * values)
+        gain = along**2 / norm  # what the best amplitude at every power takes off the squares
+        top = int(np.argmax(gain))
+        power = powers[top]
+        if 0 < top < len(powers) - 1:
+            low, centre, high = gain[top - 1 : top + 2]
+            curvature = low - 2 * centre + high
+            power += 0.0 if curvature == 0 else 0.5 * (low - high) / curvature * (powers[1] - powers[0])
+        return float(power), float(along[top] / norm[top])
+
+    power, amplitude = best(found.values)
+    error = float(np.std([best(draw)[0] for draw in found.draws], ddof=1))
+    intercept = math.log(max(abs(amplitude), 1e-300)) - power * math.log(middle)
+    return Slope(power, error, found.freedom, confidence, intercept, -1 if amplitude < 0 else 1)

@@ -235,7 +235,7 @@ def train_step(
     targets: Array,
 ) -> tuple[TrainingState, loop.Record]:
     """One step: the loss gradient by autodiff, the rates of the parametrization, and the optimizer."""
-    del scales, step
+    del scales
 
     def objective(parameters: dict[str, PyTree]) -> tuple[Scalar, Array]:
         outputs = _with(state.network, parameters)(inputs)
@@ -243,14 +243,16 @@ def train_step(
 
     parameters = _trainable(settings.trained, state.network)
     (loss, outputs), gradients = jax.value_and_grad(objective, has_aux=True)(parameters)
-    observed = {} if settings.observe is None else settings.observe(_sweep(settings, state.network, inputs, targets))
+    observed = (
+        {} if settings.observe is None else settings.observe(_sweep(settings, state.network, step, inputs, targets))
+    )
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of integer counts
         updates, memory = _optimizer(settings, state.network).update(gradients, state.optimizer, parameters)
     parameters = optimizers.descend(parameters, updates, rate)
     return TrainingState(_with(state.network, parameters), memory), loop.Record(outputs, loss, observed)
 
 
-def _sweep(settings: loop.Settings, network: Network, inputs: Array, targets: Array) -> loop.Sweep:
+def _sweep(settings: loop.Settings, network: Network, step: Index, inputs: Array, targets: Array) -> loop.Sweep:
     """Features and gradients in the units of the explicit sweeps."""
     width, dimension = network.input.shape
     shifts = jnp.zeros((network.model.blocks + 1, len(inputs), width), inputs.dtype)
@@ -260,7 +262,7 @@ def _sweep(settings: loop.Settings, network: Network, inputs: Array, targets: Ar
     single = outputs.shape[1] == 1
     chi = jnp.ones_like(outputs) if single else per_output / width * loss_gradient(settings.loss, outputs, targets)
     (gradients,) = pull_back((chi, jnp.zeros_like(features)))
-    return loop.Sweep(features, per_output * gradients, outputs)
+    return loop.Sweep(features, per_output * gradients, outputs, network.model.structure, step)
 
 
 def evaluate(

@@ -1,0 +1,248 @@
+"""Study: a claim made runnable. What studies share is here: sizes, cells that are never run twice, and reports.
+
+A study is a grid of cells. `measure` turns the arguments of one cell into labelled arrays, which are kept on disk at
+once, under an address made of everything that decides them: the arguments, the version of the package and its code,
+the precision. A run that was killed, or is asked for more, measures only the cells that are missing; records of
+another configuration have other addresses, so nothing is ever mixed. `conclude` and `draw` see all cells of a run and
+nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
+from importlib.metadata import version
+from pathlib import Path
+from types import CodeType, FunctionType
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+import xarray as xr
+from tqdm import tqdm
+
+import nfd_jax
+from nfd_jax import records, sharding
+from nfd_jax._errors import one_of
+from nfd_jax.studies import findings as conclusions
+from nfd_jax.studies.findings import Finding, Verdict
+from nfd_jax.studies.panels import Map, Panel
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+SCALES = ("smoke", "laptop", "accelerator")
+PRESENTATION = ("plotting", "cli", "cluster", "comparison", "records", "statistics", "coordinates")  # decide no record
+
+Cell = Mapping[str, Any]  # arguments of `measure`, each of a type that JSON knows
+Arrays = Mapping[str, Any]  # by name, `(axes, values)` as xarray takes them, or a number
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """One claim.
+
+    Args:
+        name: On the command line, and of its folder.
+        number: Of the claim (theory section 7).
+        claim: What its source states.
+        source: Where.
+        setting: What is run here. Where the source's own setting is not fully known, it says so.
+        sizes: A frozen dataclass of sizes for each of `SCALES`.
+        cells: The grid of these sizes.
+        measure: The labelled arrays of one cell. Pure: what it returns depends on its arguments alone.
+        conclude: Findings of all cells.
+        draw: Panels of all cells.
+        cost: Of a cell, in any unit, for the time left.
+    """
+
+    name: str
+    number: int
+    claim: str
+    source: str
+    setting: str
+    sizes: Mapping[str, Any]
+    cells: Callable[[Any], Sequence[Cell]]
+    measure: Callable[..., Arrays]
+    conclude: Callable[[Results], Sequence[Finding]]
+    draw: Callable[[Results], Sequence[Panel | Map]]
+    cost: Callable[[Cell], float] = lambda cell: 1.0
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """The cells of a run with their records, in the order of the grid."""
+
+    sizes: Any
+    found: Sequence[tuple[Cell, xr.Dataset]]
+
+    def where(self, **arguments: Any) -> Results:
+        """The cells with these arguments."""
+        chosen = [(cell, kept) for cell, kept in self.found if arguments.items() <= dict(cell).items()]
+        return Results(self.sizes, chosen)
+
+    def one(self, **arguments: Any) -> xr.Dataset:
+        """The record of the only cell with these arguments."""
+        chosen = self.where(**arguments).found
+        if len(chosen) != 1:
+            raise LookupError(f"{len(chosen)} cells have the arguments {arguments}")
+        return chosen[0][1]
+
+    def along(self, argument: str) -> Iterator[tuple[Any, xr.Dataset]]:
+        """Every value of an argument with its record, in the order of the grid."""
+        return ((cell[argument], kept) for cell, kept in self.found)
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What a study found at one scale: `findings`, `results` of all cells, `table()`, `figure()`, `save(folder)`."""
+
+    study: Study
+    scale: str
+    results: Results
+    findings: tuple[Finding, ...]
+
+    def table(self) -> str:
+        """The claim, the setting, and every finding with its verdict."""
+        study = self.study
+        head = f"{study.number} {study.name} ({study.source}): {study.claim}\n{study.setting}"
+        return f"{head}\n{conclusions.table(self.findings)}"
+
+    def figure(self) -> Figure:
+        """What the reader of the source would look for."""
+        from nfd_jax import plotting  # a slow import, only needed here
+
+        title = f"{self.study.number} {self.study.name}: {self.study.claim}"
+        return plotting.panels(title, self.study.draw(self.results))
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write findings as netCDF with provenance, the table as text, and the figure as SVG and PNG."""
+        from nfd_jax import plotting
+
+        folder = records.output_folder(folder)
+        arguments = {"study": self.study.name, "scale": self.scale, "sizes": asdict(self.results.sizes)}
+        dataset = conclusions.to_dataset(self.findings).assign_attrs(
+            claim=self.study.claim, claim_source=self.study.source, setting=self.study.setting
+        )
+        text = folder / f"{self.study.name}.txt"
+        text.write_text(self.table() + "\n")
+        figure = self.figure()
+        pictures = [plotting.save(figure, folder / f"{self.study.name}.{kind}") for kind in ("svg", "png")]
+        return [records.save(dataset, folder / f"{self.study.name}.nc", arguments), text, *pictures]
+
+
+def run(
+    study: Study,
+    scale: str = "laptop",
+    *,
+    folder: str | Path = "results/studies",
+    sizes: Mapping[str, Any] | None = None,
+    progress: bool | None = None,
+) -> Report:
+    """Measure the cells that are missing from `folder`, and conclude from all of them.
+
+    `sizes`: changes to the sizes of the scale, by name. Raises ValueError or TypeError for names and values that do
+    not fit, before anything is measured.
+    """
+    chosen = sized(study, scale, sizes)
+    cells = study.cells(chosen)
+    kept_in = records.output_folder(Path(folder) / study.name / "cells")
+    costs = [study.cost(cell) for cell in cells]
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
+    disable = None if progress is None else not progress
+    with tqdm(total=sum(costs), desc=study.name, bar_format=form, leave=False, disable=disable) as bar:
+        found = []
+        for cell, cost in zip(cells, costs, strict=True):
+            bar.set_postfix_str(", ".join(f"{key} {value}" for key, value in cell.items()))
+            found.append((cell, _record(study, cell, kept_in)))
+            bar.update(cost)
+    results = Results(chosen, found)
+    return Report(study, scale, results, tuple(study.conclude(results)))
+
+
+def sized(study: Study, scale: str, changes: Mapping[str, Any] | None = None) -> Any:
+    """The sizes of a scale with changes; sequences become tuples."""
+    sizes = study.sizes[one_of("scale", scale, SCALES)]
+    known = {field.name for field in fields(sizes)}
+    for name in changes or {}:
+        one_of(f"size of study {study.name!r}", name, sorted(known))
+    changed = {name: tuple(value) if isinstance(value, list) else value for name, value in (changes or {}).items()}
+    for name, value in changed.items():
+        was = getattr(sizes, name)
+        if was is not None and isinstance(was, tuple) != isinstance(value, tuple):
+            raise TypeError(f"size {name!r} of study {study.name!r} must be like {was!r}, got {value!r}")
+    return replace(sizes, **changed)
+
+
+def _record(study: Study, cell: Cell, folder: Path) -> xr.Dataset:
+    """The record of a cell, measured if it is not there."""
+    description = {"study": study.name, **cell, **_provenance(study)}
+    address = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / f"{address}.nc"
+    if sharding.same(int(path.exists())) and path.exists():
+        return records.load(path)
+    dataset = xr.Dataset(dict(study.measure(**cell)))
+    if jax.process_index() == 0:
+        records.save(dataset, path, description)
+    return dataset
+
+
+def _provenance(study: Study) -> dict[str, str]:
+    """What decides the numbers of a record besides the arguments of its cell."""
+    return {
+        "version": version("nfd_jax"),
+        "code": _digest(study.measure),
+        "precision": "float64" if jax.config.read("jax_enable_x64") else "float32",
+    }
+
+
+@cache
+def _digest(measure: Callable) -> str:
+    """Of the source of the package's numerical modules, and of `measure` with the functions of its module it calls."""
+    folder = Path(nfd_jax.__file__).parent
+    modules = sorted(path for path in folder.glob("*.py") if path.stem not in PRESENTATION)
+    sources = [path.read_bytes() for path in modules] + [source.encode() for source in _sources(measure)]
+    return hashlib.sha256(b"".join(sources)).hexdigest()[:16]
+
+
+def _sources(function: Any) -> list[str]:
+    """The source of a function, and of everything of its own module that it names."""
+    module, seen, waiting = inspect.getmodule(function), {}, [function]
+    while waiting:
+        each = waiting.pop()
+        if each.__name__ in seen:
+            continue
+        seen[each.__name__] = inspect.getsource(each)
+        named = _names(each.__code__) if isinstance(each, FunctionType) else ()
+        for name in sorted(named):
+            value = getattr(module, name, None)
+            if inspect.getmodule(value) is module and (inspect.isfunction(value) or inspect.isclass(value)):
+                waiting.append(value)
+            elif name.isupper() and value is not None:
+                seen[name] = repr(value)
+    return [seen[name] for name in sorted(seen)]
+
+
+def _names(code: CodeType) -> set[str]:
+    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
+    return set(code.co_names).union(*inner)
+
+
+def summary(reports: Sequence[Report]) -> str:
+    """All findings of several studies as one table, and how many of each verdict there are."""
+    lines = [("claim", *conclusions.HEAD)]
+    for report in reports:
+        name = f"{report.study.number} {report.study.name}"
+        lines += [(name, *conclusions.line(finding)) for finding in report.findings]
+    verdicts = [finding.verdict for report in reports for finding in report.findings]
+    counts = ", ".join(f"{verdicts.count(verdict)} {verdict.value}" for verdict in Verdict)
+    return f"{conclusions.in_columns(lines)}\n{counts}"
+
+
+def mean_size(values: np.ndarray) -> np.ndarray:
+    """Root mean square over all axes but that of seeds, `(seeds,)`."""
+    return np.sqrt(np.mean(np.asarray(values) ** 2, axis=tuple(range(1, np.ndim(values)))))
