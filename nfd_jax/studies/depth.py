@@ -1,0 +1,146 @@
+"""Claim 2: the limit with L blocks approaches that of infinite depth as 1/L, in both closures.
+
+Solutions with L and 2L blocks follow one Brownian path, so that Monte-Carlo error nearly cancels in their difference.
+Where the distance from infinite depth falls as L^p, so does this difference.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import numpy as np
+
+import nfd_jax as nfd
+from nfd_jax import engine
+from nfd_jax.explicit import in_coordinates
+from nfd_jax.optimizers import Optimizer
+from nfd_jax.particles import System
+from nfd_jax.statistics import Sampled, bootstrap, fit_power, stacked
+from nfd_jax.studies.findings import Finding, about
+from nfd_jax.studies.panels import Line, Panel
+from nfd_jax.studies.study import Arrays, Cell, Results, Study
+
+CLOSURES = ("coupled", "decoupled")
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The grid: pairs of L and 2L blocks for every L of `depths`."""
+
+    depths: tuple[int, ...] = (4, 8, 16, 32, 64)
+    activations: tuple[str, ...] = ("relu", "tanh")
+    particles: int = 1024
+    seeds: int = 8
+    samples: int = 4
+    steps: int = 4
+    learning_rate: float = 1.0
+
+
+def cells(sizes: Sizes) -> list[Cell]:
+    """Every depth in both closures."""
+    shared = {
+        "room": 2 * max(sizes.depths),
+        "particles": sizes.particles,
+        "seeds": sizes.seeds,
+        "samples": sizes.samples,
+        "steps": sizes.steps,
+        "learning_rate": sizes.learning_rate,
+    }
+    return [
+        {"activation": activation, "closure": closure, "depth": depth, **shared}
+        for activation in sizes.activations
+        for closure in CLOSURES
+        for depth in sizes.depths
+    ]
+
+
+def measure(
+    activation: str,
+    closure: str,
+    depth: int,
+    room: int,
+    particles: int,
+    seeds: int,
+    samples: int,
+    steps: int,
+    learning_rate: float,
+) -> Arrays:
+    """Outputs and loss along training with L and 2L blocks on one path; `room` lets all depths share a program."""
+    task, model = nfd.datasets.digits(samples), nfd.ResNet(depth, activation)
+    problem = engine.prepare(
+        task,
+        model,
+        finite=False,
+        steps=steps,
+        learning_rate=learning_rate,
+        optimizer=Optimizer(),
+        train_input=False,
+        train_readout=False,
+        richness=1.0,
+    )
+    system = System(model, in_coordinates(problem), closure == "coupled", True, task.dimension)
+
+    def solve(seed: int, refinement: int) -> nfd.Trajectory:
+        blocks = 2 * depth // refinement
+        with engine.progress_bar("limit", steps + 1, show=False) as bar:
+            key = jax.random.fold_in(jax.random.key(seed), depth)  # depths are independent of each other
+            matched = system.matches(particles)
+            kept = system.solve(key, particles, blocks, matched=matched, refinement=refinement, room=room, progress=bar)
+        return kept.trajectory(task, system.problem.data, (seed,), {}, members=False)
+
+    runs = [[solve(seed, refinement) for refinement in (2, 1)] for seed in range(seeds)]
+    outputs = np.array([[run.outputs[:, :, 0] for run in pair] for pair in runs])
+    losses = np.array([[run.loss for run in pair] for pair in runs])
+    return {
+        "outputs": (("seed", "grid", "step", "sample"), outputs),
+        "loss": (("seed", "grid", "step"), losses),
+    }
+
+
+def _gaps(results: Results, activation: str, closure: str) -> tuple[list[int], Sampled]:
+    """Depths, and what doubling them changes in the final loss."""
+    found = list(results.where(activation=activation, closure=closure).along("depth"))
+    changes = [kept.loss.values[:, 0, -1] - kept.loss.values[:, 1, -1] for _, kept in found]
+    return [depth for depth, _ in found], stacked([bootstrap(np.mean, change) for change in changes])
+
+
+def conclude(results: Results) -> list[Finding]:
+    """The exponent in L of every activation and closure."""
+    found = []
+    for activation in results.sizes.activations:
+        for closure in CLOSURES:
+            slope = fit_power(*_gaps(results, activation, closure))
+            found.append(Finding(f"loss_L - loss_2L ~ L^p, {closure}, {activation}", "NFD", about(-1, 0.25), slope))
+    return found
+
+
+def draw(results: Results) -> list[Panel]:
+    """What doubling changes, against L."""
+    panels = []
+    for activation in results.sizes.activations:
+        lines = []
+        for closure in CLOSURES:
+            depths, gaps = _gaps(results, activation, closure)
+            lines.append(Line.of(closure, depths, gaps.map(abs), fit_power(depths, gaps.map(abs)), -1.0))
+        panels.append(Panel(activation, "depth L", "|loss at L - loss at 2L|", lines))
+    return panels
+
+
+STUDY = Study(
+    name="depth",
+    number=2,
+    claim="the limit with L blocks approaches that of infinite depth as 1/L, in both closures",
+    source="NFD",
+    setting="two classes of digits, depth-muP, hidden matrices trained by SGD, limits with L and 2L blocks on one path",
+    sizes={
+        "smoke": Sizes(depths=(2, 4), activations=("relu",), particles=256, seeds=2, steps=1),
+        "laptop": Sizes(),
+        "accelerator": Sizes(depths=(4, 8, 16, 32, 64, 128, 256), particles=16_384, samples=8, steps=8),
+    },
+    cells=cells,
+    measure=measure,
+    conclude=conclude,
+    draw=draw,
+    cost=lambda cell: 30 + cell["depth"],
+)
