@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
-from nfd_jax import comparison, datasets, plotting, records
+from nfd_jax import comparison, datasets, plotting, records, studies
 from nfd_jax.cluster import Cluster
 from nfd_jax.comparison import Comparison
 from nfd_jax.task import Task
@@ -53,6 +55,84 @@ def compare(
     arguments = {"data": data, "samples": samples, "classes": classes, **asdict(setup), "output": output}
     print("wrote", records.save(dataset, folder / "compare.nc", {"command": "compare", **arguments}))
     print("wrote", plotting.save(plotting.comparison(dataset), folder / "compare.png"))
+
+
+StudyName = Literal[tuple(studies.STUDIES)]  # type: ignore[valid-type]
+Scale = Literal["smoke", "laptop", "accelerator"]
+
+
+@app.command
+def study(
+    name: tyro.conf.Positional[StudyName],
+    scale: Scale = "laptop",
+    sizes: str = "{}",
+    output: Path = Path("results/studies"),
+    cluster: OptionalCluster = Cluster(),  # noqa: B008 (frozen)
+) -> None:
+    """Run one claim's study, or what is missing of it; print its table and draw its figure.
+
+    Writes NAME.nc (findings with provenance), NAME.txt, NAME.svg and NAME.png, and keeps finished cells in NAME/cells:
+    a study that was killed goes on from there.
+
+    Args:
+        name: The study.
+        scale: How far it goes.
+        sizes: Sizes to change, as JSON: '{"seeds": 16, "depths": [4, 16]}'. A wrong name lists those there are.
+        output: Folder for records, table and figure.
+        cluster: More than one process; the first prints and writes.
+    """
+    _studies([name], scale, _json(sizes), output, cluster)
+
+
+@app.command
+def claims(
+    names: tyro.conf.Positional[tuple[StudyName, ...]] = (),
+    scale: Scale = "laptop",
+    output: Path = Path("results/studies"),
+    cluster: OptionalCluster = Cluster(),  # noqa: B008 (frozen)
+) -> None:
+    """Run the studies of all claims, or of those named, and print one table: predicted, measured, verdict.
+
+    Everything that `study` writes, and claims.txt with the whole table. Cells that are there are not run again.
+
+    Args:
+        names: The studies; all of them by default.
+        scale: How far they go: smoke in seconds, laptop within 45 minutes on two cores, accelerator within ten minutes
+            a study on one device.
+        output: Folder for records, tables and figures.
+        cluster: More than one process; the first prints and writes.
+    """
+    reports = _studies(names or tuple(studies.STUDIES), scale, {}, output, cluster)
+    if reports:
+        text = studies.summary(reports)
+        print(text)
+        (output / "claims.txt").write_text(text + "\n")
+        print("wrote", output / "claims.txt")
+
+
+def _studies(
+    names: Sequence[str], scale: str, sizes: dict[str, Any], output: Path, cluster: Cluster
+) -> list[studies.Report]:
+    """The reports of studies, printed and written as they finish; none in any process but the first."""
+    folder, first, reports = records.output_folder(output), cluster.join(), []
+    for name in names:
+        report = studies.run(studies.STUDIES[name], scale, folder=folder, sizes=sizes, progress=None if first else False)
+        if first:
+            print(report.table(), end="\n\n")
+            written = report.save(folder)
+            print("wrote", ", ".join(map(str, written)), end="\n\n")
+            reports.append(report)
+    return reports
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--sizes must be JSON such as '{{\"seeds\": 16}}', got {text!r} ({error})") from error
+    if not isinstance(found, dict):
+        raise TypeError(f"--sizes must be a JSON object such as '{{\"seeds\": 16}}', got {text!r}")
+    return found
 
 
 def _task(data: str, samples: int, classes: tuple[int, ...]) -> Task:

@@ -212,7 +212,8 @@ def fit_power(sizes: Sequence[float | int] | np.ndarray, found: Sampled, *, conf
     """The exponent p of `a * size ** p`, least squares weighted by the errors of the values `(sizes,)`.
 
     Values may be of either sign: one that is zero within its error tells no more than that. The error is that of the
-    fit to every resample with the same weights. Raises ValueError for fewer than two sizes.
+    fit to every resample with the same weights, infinite where the best exponent is as far as the search goes.
+    Raises ValueError for fewer than two sizes.
     """
     at = finite_array("sizes", sizes, (1,))
     if np.any(at <= 0) or len(set(at.tolist())) < 2:
@@ -239,5 +240,7 @@ def fit_power(sizes: Sequence[float | int] | np.ndarray, found: Sampled, *, conf
 
     power, amplitude = best(found.values)
     error = float(np.std([best(draw)[0] for draw in found.draws], ddof=1))
+    if abs(power) >= STEEPEST:  # at the end of the search: no power law that could be told
+        error = math.inf
     intercept = math.log(max(abs(amplitude), 1e-300)) - power * math.log(middle)
     return Slope(power, error, found.freedom, confidence, intercept, -1 if amplitude < 0 else 1)

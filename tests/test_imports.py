@@ -12,7 +12,7 @@ import pytest
 import nfd_jax
 
 FOLDER = Path(nfd_jax.__file__).parent
-SHARED = ("__init__", "panels", "findings", "study")  # by all studies; these know nothing of each other
+SHARED = ("__init__", "panels", "findings", "study", "limits")  # by all studies; these know nothing of each other
 CLAIMS = tuple(f"studies.{path.stem}" for path in sorted((FOLDER / "studies").glob("*.py")) if path.stem not in SHARED)
 ORDER = (
     "_types",
@@ -51,6 +51,7 @@ ORDER = (
     "studies.panels",
     "studies.findings",
     "studies.study",
+    "studies.limits",
     *CLAIMS,
     "cluster",
     "cli",

@@ -3,9 +3,10 @@
 A study is a file: sizes, cells, what is measured in one, what follows from all. `STUDIES` lists them by name.
 """
 
-from nfd_jax.studies import width
+from nfd_jax.studies import degeneracy, depth, independence, reuse, width
 from nfd_jax.studies.study import SCALES, Report, Study, run, summary
 
-STUDIES: dict[str, Study] = {study.name: study for study in (width.STUDY,)}
+MODULES = (width, depth, reuse, independence, degeneracy)
+STUDIES: dict[str, Study] = {module.STUDY.name: module.STUDY for module in MODULES}
 
 __all__ = ["SCALES", "STUDIES", "Report", "Study", "run", "summary"]

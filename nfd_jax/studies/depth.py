@@ -8,16 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import jax
 import numpy as np
 
 import nfd_jax as nfd
-from nfd_jax import engine
-from nfd_jax.explicit import in_coordinates
-from nfd_jax.optimizers import Optimizer
-from nfd_jax.particles import System
 from nfd_jax.statistics import Sampled, bootstrap, fit_power, stacked
 from nfd_jax.studies.findings import Finding, about
+from nfd_jax.studies.limits import solutions
 from nfd_jax.studies.panels import Line, Panel
 from nfd_jax.studies.study import Arrays, Cell, Results, Study
 
@@ -67,29 +63,17 @@ def measure(
     learning_rate: float,
 ) -> Arrays:
     """Outputs and loss along training with L and 2L blocks on one path; `room` lets all depths share a program."""
-    task, model = nfd.datasets.digits(samples), nfd.ResNet(depth, activation)
-    problem = engine.prepare(
-        task,
-        model,
-        finite=False,
+    runs = solutions(
+        nfd.datasets.digits(samples),
+        nfd.ResNet(2 * depth, activation),
+        closure=closure,
+        seeds=range(seeds),
+        particles=particles,
+        room=room,
         steps=steps,
         learning_rate=learning_rate,
-        optimizer=Optimizer(),
-        train_input=False,
-        train_readout=False,
-        richness=1.0,
+        refinements=(2, 1),
     )
-    system = System(model, in_coordinates(problem), closure == "coupled", True, task.dimension)
-
-    def solve(seed: int, refinement: int) -> nfd.Trajectory:
-        blocks = 2 * depth // refinement
-        with engine.progress_bar("limit", steps + 1, show=False) as bar:
-            key = jax.random.fold_in(jax.random.key(seed), depth)  # depths are independent of each other
-            matched = system.matches(particles)
-            kept = system.solve(key, particles, blocks, matched=matched, refinement=refinement, room=room, progress=bar)
-        return kept.trajectory(task, system.problem.data, (seed,), {}, members=False)
-
-    runs = [[solve(seed, refinement) for refinement in (2, 1)] for seed in range(seeds)]
     outputs = np.array([[run.outputs[:, :, 0] for run in pair] for pair in runs])
     losses = np.array([[run.loss for run in pair] for pair in runs])
     return {

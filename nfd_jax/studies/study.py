@@ -205,6 +205,7 @@ def _digest(measure: Callable) -> str:
     """Of the source of the package's numerical modules, and of `measure` with the functions of its module it calls."""
     folder = Path(nfd_jax.__file__).parent
     modules = sorted(path for path in folder.glob("*.py") if path.stem not in PRESENTATION)
+    modules.append(folder / "studies" / "limits.py")
     sources = [path.read_bytes() for path in modules] + [source.encode() for source in _sources(measure)]
     return hashlib.sha256(b"".join(sources)).hexdigest()[:16]
 

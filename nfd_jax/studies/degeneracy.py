@@ -1,0 +1,167 @@
+"""Claim 5: the Gram matrices of features and gradients stay nondegenerate along training.
+
+The measure is the smallest eigenvalue of a Gram matrix over the mean of its diagonal: 1 for orthogonal vectors, 0 for
+dependent ones. With one output g_L = V for every sample, so gradients are taken below the last block.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+import nfd_jax as nfd
+from nfd_jax.statistics import Sampled, bootstrap, fit_power, stacked
+from nfd_jax.studies.findings import Finding, about, at_least
+from nfd_jax.studies.panels import Level, Line, Panel
+from nfd_jax.studies.study import Arrays, Cell, Results, Study
+
+PLACES = {  # kernel, and layer time t, by the name of the variable
+    "features_middle": ("feature_kernel", 0.5),
+    "features_end": ("feature_kernel", 1.0),
+    "gradients_start": ("gradient_kernel", 0.0),
+    "gradients_middle": ("gradient_kernel", 0.5),
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The grid: networks of all widths, and the coupled limit (`particles`)."""
+
+    widths: tuple[int, ...] = (64, 256, 1024, 4096)
+    activations: tuple[str, ...] = ("relu", "tanh")
+    particles: int = 4096
+    depth: int = 16
+    samples: int = 8
+    steps: int = 8
+    learning_rate: float = 1.0
+    seeds: int = 8
+
+
+def cells(sizes: Sizes) -> list[Cell]:
+    """Every width of every activation; `width=None` is the limit."""
+    shared = {
+        "particles": sizes.particles,
+        "depth": sizes.depth,
+        "samples": sizes.samples,
+        "steps": sizes.steps,
+        "learning_rate": sizes.learning_rate,
+        "seeds": sizes.seeds,
+    }
+    return [
+        {"activation": activation, "width": width, **shared}
+        for activation in sizes.activations
+        for width in (*sizes.widths, None)
+    ]
+
+
+def measure(
+    activation: str,
+    width: int | None,
+    particles: int,
+    depth: int,
+    samples: int,
+    steps: int,
+    learning_rate: float,
+    seeds: int,
+) -> Arrays:
+    """Smallest relative eigenvalues along training, and the loss."""
+    task, model = nfd.datasets.digits(samples), nfd.ResNet(depth, activation)
+    shared = {
+        "steps": steps,
+        "learning_rate": learning_rate,
+        "observe": nfd.observables.kernels,
+        "evaluate_at": [steps],
+        "progress": False,
+    }
+    if width is None:
+        runs = [nfd.solve_limit(task, model, particles=particles, seed=seed, **shared) for seed in range(seeds)]
+        kernels = {name: np.stack([run.observed[name] for run in runs]) for name in runs[0].observed}
+        loss = np.stack([run.loss for run in runs])
+    else:
+        run = nfd.train_networks(task, model, width=width, seeds=seeds, engine="auto", **shared)
+        kernels, loss = run.observed, run.loss
+    found = {}
+    for place, (name, time) in PLACES.items():
+        grams = np.asarray(kernels[name][:, :, round(time * depth)], np.float64)
+        smallest = np.linalg.eigvalsh(grams)[..., 0] / (np.trace(grams, axis1=-2, axis2=-1) / samples)
+        found[place] = (("seed", "update"), smallest)
+    return found | {"loss": (("seed", "step"), loss)}
+
+
+def _along_widths(results: Results, activation: str, place: str) -> Sampled:
+    """The mean smallest eigenvalue before the last step."""
+    found = []
+    for width in results.sizes.widths:
+        values = results.one(activation=activation, width=width)[place].values
+        found.append(bootstrap(np.mean, values[:, -1]))
+    return stacked(found)
+
+
+def _kept(results: Results, activation: str, place: str) -> Sampled:
+    """The lowest mean along training over the mean before it, in the limit."""
+    values = results.one(activation=activation, width=None)[place].values
+    return bootstrap(lambda x: x.mean(axis=0).min() / x.mean(axis=0)[0], values)
+
+
+def _title(place: str) -> str:
+    kernel, time = PLACES[place]
+    return f"{kernel.split('_')[0]}s, t = {time:g}"
+
+
+def conclude(results: Results) -> list[Finding]:
+    """What is kept along training in the limit, and the exponent in n of what is left at its end."""
+    found = []
+    for activation in results.sizes.activations:
+        for place in PLACES:
+            of = f"smallest eigenvalue of {_title(place)}, {activation}"
+            kept = _kept(results, activation, place).estimate()
+            found.append(Finding(f"{of}: lowest over initial", "NFD: stays above 0", at_least(0.1), kept))
+            slope = fit_power(results.sizes.widths, _along_widths(results, activation, place))
+            found.append(Finding(f"{of}: ~ n^p after training", "NFD: limit above 0", about(0, 0.25), slope))
+    return found
+
+
+def draw(results: Results) -> list[Panel]:
+    """Smallest eigenvalues along training at several widths, the limit as a thick line of its own."""
+    panels = []
+    for activation in results.sizes.activations:
+        for place in PLACES:
+            lines, sizes = [], results.sizes
+            for width in (*sizes.widths, None):
+                values = results.one(activation=activation, width=width)[place].values
+                error = 2 * values.std(axis=0, ddof=1) / len(values) ** 0.5
+                label = "coupled limit" if width is None else f"n = {width}"
+                lines.append(Line(label, np.arange(values.shape[1]), values.mean(axis=0), error))
+            panels.append(
+                Panel(
+                    f"{_title(place)}, {activation}",
+                    "training step",
+                    "smallest eigenvalue",
+                    lines,
+                    [Level("0", 0.0)],
+                    False,
+                    False,
+                )
+            )
+    return panels
+
+
+STUDY = Study(
+    name="degeneracy",
+    number=5,
+    claim="Gram matrices of features and gradients stay nondegenerate along training",
+    source="NFD",
+    setting="two classes of digits, depth-muP, L = 16, hidden matrices trained by SGD; eigenvalues over the mean of the"
+    " diagonal; a tenth of the initial one counts as kept",
+    sizes={
+        "smoke": Sizes(widths=(32, 64), activations=("relu",), particles=128, depth=4, samples=3, steps=2, seeds=2),
+        "laptop": Sizes(),
+        "accelerator": Sizes(widths=(64, 256, 1024, 4096, 16_384), particles=32_768, depth=64, steps=32, seeds=16),
+    },
+    cells=cells,
+    measure=measure,
+    conclude=conclude,
+    draw=draw,
+    cost=lambda cell: 1.0 if cell["width"] else 4.0,
+)

@@ -1,0 +1,206 @@
+"""Claim 4: training with an independent copy of the weights in the backward pass (the gradient independence
+assumption, GIA): where it changes what is learned, and where not.
+
+Tied and untied networks of three architectures, at the rate that is best for the tied ones. Rates are multiples of
+1 / K, K the tangent kernel of one sample at initialisation, which grows with depth but under depth-muP.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax.numpy as jnp
+import numpy as np
+
+import nfd_jax as nfd
+from nfd_jax.architecture import AbstractModel
+from nfd_jax.statistics import Sampled, bootstrap, fit_power, stacked
+from nfd_jax.studies.findings import Finding, about, at_least
+from nfd_jax.studies.panels import Line, Panel
+from nfd_jax.studies.study import Arrays, Cell, Results, Study
+
+ARCHITECTURES = {"plain": "plain deep net", "mup": "muP ResNet", "depth_mup": "depth-muP ResNet"}
+BACKWARDS = ("tied", "untied")
+NEGLIGIBLE = 0.02  # of the loss before training
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The grid. `cifar10`: a folder with the files of CIFAR-10, to run it beside digits."""
+
+    depths: tuple[int, ...] = (2, 4, 8, 16)
+    rates: tuple[float, ...] = (1.0, 2.0, 4.0)
+    width: int = 128
+    samples: int = 256
+    batch: int = 32
+    steps: int = 60
+    seeds: int = 8
+    cifar10: str = ""
+
+
+def cells(sizes: Sizes) -> list[Cell]:
+    """Tied and untied networks of every architecture and depth."""
+    shared = {
+        "rates": list(sizes.rates),
+        "width": sizes.width,
+        "samples": sizes.samples,
+        "batch": sizes.batch,
+        "steps": sizes.steps,
+        "seeds": sizes.seeds,
+    }
+    return [
+        {"data": data, "architecture": architecture, "depth": depth, "backward": backward, **shared}
+        for data in ("digits", *([sizes.cifar10] if sizes.cifar10 else []))
+        for architecture in ARCHITECTURES
+        for depth in sizes.depths
+        for backward in BACKWARDS
+    ]
+
+
+def measure(
+    data: str,
+    architecture: str,
+    depth: int,
+    backward: str,
+    rates: list[float],
+    width: int,
+    samples: int,
+    batch: int,
+    steps: int,
+    seeds: int,
+) -> Arrays:
+    """Losses on training and test samples along training, at every rate."""
+    splits = {}
+    for split in ("train", "test"):
+        options = {"classes": tuple(range(10)), "split": split}
+        draw = nfd.datasets.digits if data == "digits" else lambda *a, **k: nfd.datasets.cifar10(data, *a, **k)
+        splits[split] = draw(samples, **options)
+    task = splits["train"].holding_out(splits["test"]).minibatches(batch, seed=0)
+    model, kernel = _model(architecture, depth)
+    at = np.linspace(0, steps, 7).round().astype(int)
+    found = nfd.sweep(
+        task,
+        model,
+        widths=[width],
+        learning_rates=[rate / kernel for rate in rates],
+        seeds=seeds,  # both kinds start with the same forward weights
+        steps=steps,
+        parametrization="depth_mup" if architecture == "depth_mup" else "mup",
+        backward=backward,
+        evaluate_at=[int(step) for step in at],
+        progress=False,
+    ).isel(width=0, depth=0)
+    axes = ("rate", "seed", "evaluation")
+    return {
+        "train": (axes, found.loss.values),
+        "test": (axes, found.held_out_loss.values),
+        "diverged_at": (axes[:2], found.diverged_at.values),
+        "steps": (axes[2:], at),
+    }
+
+
+def _model(architecture: str, depth: int) -> tuple[AbstractModel, float]:
+    """An architecture with its tangent kernel K at initialisation, of one sample with <h_0, h_0> = 1."""
+    if architecture == "plain":
+        return nfd.MLP(depth + 1, _scaled_relu), float(depth)
+    branch = 1.0 if architecture == "mup" else 1 / depth
+    return nfd.ResNet(depth), branch * depth / 2 * (1 + branch / 2) ** (depth - 1)
+
+
+def _scaled_relu(x: jnp.ndarray) -> jnp.ndarray:
+    """ReLU times sqrt(2), which keeps the size of Gaussian features from layer to layer."""
+    return 2**0.5 * jnp.maximum(x, 0)
+
+
+def _final(
+    results: Results, data: str, architecture: str, depth: int, name: str
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Final losses of tied and untied networks at the best rate of tied ones, over the loss before training."""
+    pair = [results.one(data=data, architecture=architecture, depth=depth, backward=backward) for backward in BACKWARDS]
+    # a rate at which a member of either kind diverges is no candidate
+    usable = np.all([(kept.diverged_at.values < 0).all(axis=1) for kept in pair], axis=0)
+    if not usable.any():
+        raise ValueError(f"all rates diverge at {architecture}, L = {depth}: add smaller ones to sizes.rates")
+    loss = np.where(usable, np.mean(np.where(usable[:, None], pair[0].train.values[..., -1], np.inf), axis=1), np.inf)
+    best, start = int(np.argmin(loss)), float(np.mean([kept[name].values[0, :, 0].mean() for kept in pair]))
+    tied, untied = (kept[name].values[best, :, -1] / start for kept in pair)
+    return tied, untied, results.sizes.rates[best]
+
+
+def _gaps(results: Results, data: str, architecture: str, name: str) -> Sampled:
+    """Untied less tied loss at every depth."""
+    found = []
+    for depth in results.sizes.depths:
+        tied, untied, _ = _final(results, data, architecture, depth, name)
+        found.append(bootstrap(np.mean, untied - tied))
+    return stacked(found)
+
+
+def _data(results: Results) -> list[str]:
+    return ["digits", *([results.sizes.cifar10] if results.sizes.cifar10 else [])]
+
+
+def conclude(results: Results) -> list[Finding]:
+    """The gap as a number at the largest depth, and its exponent in L."""
+    found, depths = [], results.sizes.depths
+    for data in _data(results):
+        label = "digits" if data == "digits" else "CIFAR-10"
+        for architecture, name in ARCHITECTURES.items():
+            holds = architecture == "depth_mup"
+            expected = about(0, NEGLIGIBLE) if holds else at_least(NEGLIGIBLE)
+            for loss in ("train", "test"):
+                gap = _gaps(results, data, architecture, loss)
+                quantity = f"untied - tied {loss} loss over initial, {name}, L = {depths[-1]}, {label}"
+                found.append(Finding(quantity, "NFD", expected, gap.estimate(-1)))
+            slope = fit_power(depths, _gaps(results, data, architecture, "train"))
+            quantity = f"untied - tied train loss ~ L^p, {name}, {label}"
+            found.append(Finding(quantity, "NFD", about(-1, 0.4) if holds else at_least(-0.4), slope))
+            if holds:
+                found.append(Finding(quantity, "TP6, DHT", about(0, 0.4), slope))
+    return found
+
+
+def draw(results: Results) -> list[Panel]:
+    """Losses along training as in NFD's figure, and the gap against L."""
+    panels, depths = [], results.sizes.depths
+    for data in _data(results):
+        label = "digits" if data == "digits" else "CIFAR-10"
+        for loss in ("train", "test"):
+            for architecture, name in ARCHITECTURES.items():
+                lines = []
+                for depth in (depths[0], depths[-1]):
+                    _, _, rate = _final(results, data, architecture, depth, loss)
+                    for backward in BACKWARDS:
+                        kept = results.one(data=data, architecture=architecture, depth=depth, backward=backward)
+                        values = kept[loss].values[results.sizes.rates.index(rate)]
+                        error = 2 * values.std(axis=0, ddof=1) / len(values) ** 0.5
+                        lines.append(Line(f"{backward}, L = {depth}", kept.steps.values, values.mean(axis=0), error))
+                panels.append(Panel(f"{name}, {label}", "training step", f"{loss} loss", lines, log_x=False))
+        for loss in ("train", "test"):
+            lines = []
+            for architecture, name in ARCHITECTURES.items():
+                lines.append(Line.of(name, depths, _gaps(results, data, architecture, loss)))
+            title = f"untied - tied {loss} loss over initial, {label}"
+            panels.append(Panel(title, "depth L", "gap", lines, log_y=False))
+    return panels
+
+
+STUDY = Study(
+    name="independence",
+    number=4,
+    claim="tied and untied networks learn alike (GIA) in depth-muP ResNets as L grows, and do not in plain deep nets"
+    " and muP ResNets",
+    source="NFD",
+    setting="ten classes of digits, width 128, squared loss, mini-batches of SGD, hidden matrices trained, the rate"
+    " best for tied networks; NFD's data, steps and rates are not fully known",
+    sizes={
+        "smoke": Sizes(depths=(2, 4), rates=(2.0,), width=32, samples=20, batch=10, steps=6, seeds=2),
+        "laptop": Sizes(),
+        "accelerator": Sizes(rates=(0.5, 1.0, 2.0, 4.0), samples=1024, batch=64, steps=1000, seeds=32),
+    },
+    cells=cells,
+    measure=measure,
+    conclude=conclude,
+    draw=draw,
+    cost=lambda cell: cell["depth"] + 4,
+)
