@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from nfd_jax import comparison, datasets, plotting, records, studies
+from nfd_jax._errors import one_of
 from nfd_jax.cluster import Cluster
 from nfd_jax.comparison import Comparison
 from nfd_jax.task import Task
@@ -57,7 +58,7 @@ def compare(
     print("wrote", plotting.save(plotting.comparison(dataset), folder / "compare.png"))
 
 
-StudyName = Literal[tuple(studies.STUDIES)]  # type: ignore[valid-type]
+StudyName = Annotated[str, tyro.conf.arg(metavar="NAME", help=f"one of {', '.join(studies.STUDIES)}")]
 Scale = Literal["smoke", "laptop", "accelerator"]
 
 
@@ -81,7 +82,7 @@ def study(
         output: Folder for records, table and figure.
         cluster: More than one process; the first prints and writes.
     """
-    _studies([name], scale, _json(sizes), output, cluster)
+    _studies((name,), scale, _json(sizes), output, cluster)
 
 
 @app.command
@@ -114,9 +115,12 @@ def _studies(
     names: Sequence[str], scale: str, sizes: dict[str, Any], output: Path, cluster: Cluster
 ) -> list[studies.Report]:
     """The reports of studies, printed and written as they finish; none in any process but the first."""
+    chosen = [studies.STUDIES[one_of("study", name, studies.STUDIES)] for name in names]
     folder, first, reports = records.output_folder(output), cluster.join(), []
     for name in names:
-        report = studies.run(studies.STUDIES[name], scale, folder=folder, sizes=sizes, progress=None if first else False)
+        report = studies.run(
+            studies.STUDIES[name], scale, folder=folder, sizes=sizes, progress=None if first else False
+        )
         if first:
             print(report.table(), end="\n\n")
             written = report.save(folder)

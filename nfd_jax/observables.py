@@ -50,7 +50,7 @@ def effective_updates(sweep: Sweep) -> dict[str, Array]:
         along = product(learned, lax.dynamic_index_in_dim(sweep.handles, layer, keepdims=False))
         return _rms(bases.combination(along, _rows(matrices.sides[BACKWARD].queries, layer)))
 
-    return {"effective_update": lax.map(one_matrix, jnp.arange(len(matrices.trained.learned)))}
+    return {"effective_update": lax.map(one_matrix, jnp.arange(len(matrices.trained.learned), dtype=jnp.int32))}
 
 
 def reuse(sweep: Sweep) -> dict[str, Array]:
@@ -78,7 +78,7 @@ def reuse(sweep: Sweep) -> dict[str, Array]:
         return (carry[0] + forward, carry[1] + phi_prime(below) * backward), (up, down)
 
     nothing = jnp.zeros_like(sweep.features[0])
-    layers = jnp.arange(len(sweep.features) - 1)
+    layers = jnp.arange(len(sweep.features) - 1, dtype=jnp.int32)
     (forward, backward), (up, down) = lax.scan(one_block, (nothing, nothing), layers)
     return {
         "forward_reuse": up,
@@ -95,7 +95,7 @@ def _response(
     opposite = matrices.sides[1 - direction]
     _, _, batch, _ = opposite.queries.shape
     queries, images = _rows(opposite.queries, layer), _rows(opposite.images, layer)
-    known = jnp.arange(len(queries))[:, None] < filled * batch
+    known = jnp.arange(len(queries), dtype=jnp.int32)[:, None] < filled * batch
     coordinates = jnp.where(known, matrices.trained.initial[layer] * bases.inner(images, vectors), 0)
     return coordinates, bases.combination(coordinates, queries)
 

@@ -172,7 +172,7 @@ def _panel(axis: Axes, panel: Any) -> None:
         )
     for number, line in enumerate(panel.lines):
         _line(axis, line, number, len(panel.lines), panel.log_y)
-    sizes = sorted({float(x) for line in panel.lines for x in line.x})
+    sizes = sorted({float(x) for line in panel.lines if not line.curve for x in line.x})
     if panel.log_x and len(sizes) <= 9:
         axis.set_xticks(sizes, [f"{size:g}" for size in sizes])
         axis.xaxis.minorticks_off()
@@ -203,7 +203,7 @@ def _line(axis: Axes, line: Any, number: int, count: int, log_y: bool) -> None:
         bars,
         color=shade,
         linestyle=dash if joined else "none",
-        marker=MARKERS[number % len(MARKERS)],
+        marker="" if line.curve else MARKERS[number % len(MARKERS)],
         markerfacecolor="white" if number % 2 else shade,
         markersize=5,
         capsize=2,

@@ -151,7 +151,7 @@ class Sampled:
     @property
     def errors(self) -> np.ndarray:
         """Standard errors, of the shape of the values."""
-        return self.draws.std(axis=0, ddof=1)
+        return np.asarray(self.draws.std(axis=0, ddof=1))
 
     def estimate(self, *index: int) -> Estimate:
         """One of the numbers; the number itself where there is one."""

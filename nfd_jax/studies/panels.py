@@ -15,7 +15,8 @@ class Line:
     """Points with 95 % bars, `x` and `y` of one length.
 
     `slope`: a fitted power law, drawn through the points and printed in the legend. `predicted`: an exponent, drawn as
-    a dotted guide through the last point. `joined`: connect the points where there is no fit.
+    a dotted guide through the last point. `joined`: connect the points where there is no fit. `curve`: a known
+    function, without points.
     """
 
     label: str
@@ -25,6 +26,7 @@ class Line:
     slope: Slope | None = None
     predicted: float | None = None
     joined: bool = True
+    curve: bool = False
 
     @classmethod
     def of(

@@ -1,8 +1,8 @@
 """Claim 3: what remains of the reuse of forward weights in the backward pass: at initialisation, after training, as n
 grows, as L grows, and with T.
 
-Three kinds of cells: responses in tied networks, block by block and summed (`observables.reuse`); what reuse does to
-outputs and loss, the coupled limit less the decoupled one, and tied less untied networks; and the first step of one
+Three kinds of cells: networks, with the responses block by block and summed (`observables.reuse`) and, tied less
+untied, what reuse does to outputs and loss; limits, the coupled one less the decoupled one; and the first step of one
 sample, for which theory section 3 has the closed form delta(T).
 """
 
@@ -37,9 +37,11 @@ class Sizes:
     depth: int = 16
     width: int = 2048
     seeds: int = 6
+    neurons: int = 2**15  # of all networks of one width whose outputs are compared
     particles: int = 1024
     samples: int = 4
     learning_rate: float = 1.0
+    activations: tuple[str, ...] = ("identity", "relu")  # of the first step
     first_step_depth: int = 128
     first_step_particles: int = 8192
     first_step_seeds: int = 4
@@ -55,20 +57,18 @@ def cells(sizes: Sizes) -> list[Cell]:
     ]
     grid = []
     for depth, width, horizon in dict.fromkeys(places):
-        tied = {"kind": "networks", "backward": "tied", "depth": depth, "width": width, "horizon": horizon}
-        grid.append(tied | {"seeds": sizes.seeds} | shared)
-    for width in sizes.widths:
-        # outputs alone need more seeds where networks are narrow
-        pair = {"kind": "outputs", "depth": sizes.depth, "width": width, "horizon": 1.0}
-        seeds = max(sizes.seeds, 2**15 // width)
-        grid += [pair | {"backward": backward, "seeds": seeds} | shared for backward in ("tied", "untied")]
+        # outputs need more seeds where networks are narrow
+        network = {"kind": "networks", "depth": depth, "width": width, "horizon": horizon}
+        network |= {"seeds": max(sizes.seeds, sizes.neurons // width)} | shared
+        across = depth == sizes.depth and horizon == 1.0
+        grid += [network | {"backward": backward} for backward in (("tied", "untied") if across else ("tied",))]
     for depth, horizon in dict.fromkeys((depth, horizon) for depth, _, horizon in places):
         for closure in ("coupled", "decoupled"):
             limit = {"kind": "limits", "closure": closure, "depth": depth, "horizon": horizon}
             grid.append(
                 limit | {"room": max(sizes.depths), "particles": sizes.particles, "seeds": sizes.seeds} | shared
             )
-    for activation in RATES:
+    for activation in sizes.activations:
         for horizon in sizes.horizons:
             first = {
                 "kind": "first step",
@@ -82,12 +82,10 @@ def cells(sizes: Sizes) -> list[Cell]:
 
 def measure(kind: str, **arguments: object) -> Arrays:
     """One cell of any kind."""
-    return {"networks": _responses, "outputs": _outputs, "limits": _limits, "first step": _first_step}[kind](
-        **arguments
-    )
+    return {"networks": _networks, "limits": _limits, "first step": _first_step}[kind](**arguments)
 
 
-def _responses(
+def _networks(
     backward: str,
     depth: int,
     width: int,
@@ -97,20 +95,21 @@ def _responses(
     steps: list[int],
     learning_rate: float,
 ) -> Arrays:
-    """Inner products over pairs of seeds of the responses, mean over blocks and samples; their sums over blocks."""
+    """Inner products over pairs of seeds of the responses, mean over blocks and samples; their sums over blocks;
+    outputs and losses. Untied networks are of other seeds than tied ones."""
+    first = 0 if backward == "tied" else seeds
     run = nfd.solve_network(
         nfd.datasets.digits(samples),
         nfd.ResNet(depth, horizon=horizon),
         width=width,
         steps=max(steps) + 1,
         learning_rate=learning_rate,
-        seeds=seeds,
+        seeds=range(first, first + seeds),
         backward=backward,
         observe=nfd.observables.reuse,
-        evaluate_at=[max(steps) + 1],
         progress=False,
     )
-    branch, found = math.sqrt(horizon / depth), {}
+    branch, found = math.sqrt(horizon / depth), dict(_at(steps, run.outputs, run.loss))
     for direction in DIRECTIONS:
         responses = branch * run.observed[f"{direction}_reuse"][:, steps].astype(np.float64)
         pairs = np.einsum("sklmp,tklmp->kst", responses, responses) / (depth * samples)
@@ -118,31 +117,6 @@ def _responses(
         found[f"{direction}_pairs"] = (("step", "seed", "other"), pairs)
         found[f"{direction}_sum"] = (("seed", "step"), np.sqrt(np.mean(sums**2, axis=-1)))
     return found
-
-
-def _outputs(
-    backward: str,
-    depth: int,
-    width: int,
-    horizon: float,
-    seeds: int,
-    samples: int,
-    steps: list[int],
-    learning_rate: float,
-) -> Arrays:
-    """Outputs and losses of networks, untied ones of other seeds than tied ones."""
-    first = 0 if backward == "tied" else seeds
-    run = nfd.solve_network(
-        nfd.datasets.digits(samples),
-        nfd.ResNet(depth, horizon=horizon),
-        width=width,
-        steps=max(steps),
-        learning_rate=learning_rate,
-        seeds=range(first, first + seeds),
-        backward=backward,
-        progress=False,
-    )
-    return _at(steps, run.outputs, run.loss)
 
 
 def _limits(
@@ -203,7 +177,7 @@ def _per_block(pairs: np.ndarray) -> Sampled:
         index = chosen[:, 0].astype(int)
         different = index[:, None] != index[None, :]
         products = pairs[np.ix_(index, index)]
-        return np.mean(products[different]) if different.any() else np.mean(products)
+        return float(np.mean(products[different]) if different.any() else np.mean(products))
 
     square = bootstrap(size, np.arange(len(pairs))[:, None])
     return square.map(lambda value: np.sign(value) * np.sqrt(np.abs(value)))
@@ -238,7 +212,7 @@ def _along(results: Results, axis: str) -> list[tuple[float, dict[str, int | flo
 def _responses_along(results: Results, axis: str, what: str, direction: str, step: int) -> tuple[list, Sampled]:
     places, found = _along(results, axis), []
     for _, arguments in places:
-        kept, at = results.one(kind="networks", **arguments), results.sizes.steps.index(step)
+        kept, at = results.one(kind="networks", backward="tied", **arguments), results.sizes.steps.index(step)
         if what == "sum":
             found.append(bootstrap(np.mean, kept[f"{direction}_sum"].values[:, at]))
         else:
@@ -251,7 +225,7 @@ def _gaps_along(results: Results, axis: str, name: str, step: int) -> tuple[list
     places, found, at = _along(results, axis), [], results.sizes.steps.index(step)
     for _, arguments in places:
         if axis == "width":
-            pair = [results.one(kind="outputs", backward=backward, **arguments) for backward in ("tied", "untied")]
+            pair = [results.one(kind="networks", backward=backward, **arguments) for backward in ("tied", "untied")]
         else:
             where = {"depth": arguments["depth"], "horizon": arguments["horizon"]}
             pair = [results.one(kind="limits", closure=closure, **where) for closure in ("coupled", "decoupled")]
@@ -268,54 +242,76 @@ def _deficits(results: Results, activation: str) -> Sampled:
     return stacked(found)
 
 
-def _delta(horizon: float, rate: float) -> float:
+def _delta(horizon: float, activation: str) -> float:
     """The closed form of theory section 3."""
+    rate = RATES[activation]
     return 1 - (1 - math.exp(-rate * horizon)) / (rate * horizon)
 
 
 def conclude(results: Results) -> list[Finding]:
     """Exponents in L, n and T beside both published statements, and delta(T)."""
-    steps = results.sizes.steps
-    start, last, allowance, found = steps[0], steps[-1], 0.4, []
+    return [*_at_start(results), *_against_depth(results), *_against_width_and_time(results), *_closed_form(results)]
 
-    def add(quantity: str, source: str, value: float, measured: tuple[list, Sampled], allowance: float) -> None:
-        found.append(Finding(quantity, source, about(value, allowance), fit_power(*measured)))
 
-    initial = "share at init, mean square response"
-    add(f"{initial} ~ n^p", "NFD", -1, _responses_along(results, "width", "raw", "backward", start), 0.2)
-    per_vector = _responses_along(results, "depth", "raw", "backward", start)
-    depths = np.array(per_vector[0])
-    add(f"{initial} ~ L^p", "NFD", 0, (per_vector[0], per_vector[1].map(lambda x: x * depths)), 0.2)
-    for step in steps[1:]:
-        for direction in DIRECTIONS:
-            if direction == "forward" and step != last:
-                continue
-            block = _responses_along(results, "depth", "block", direction, step)
-            total = _responses_along(results, "depth", "sum", direction, step)
-            for source, exponent in ((SHRINKING, -2), (SURVIVING, -1)):
-                add(f"{direction} response per block ~ L^p, step {step}", source, exponent, block, allowance)
-                add(f"the same summed over blocks ~ L^p, step {step}", source, exponent + 1, total, allowance)
-        gap = _gaps_along(results, "depth", "outputs", step)
-        for source, exponent in ((SHRINKING, -1), (SURVIVING, 0)):
-            add(f"coupled - decoupled f ~ L^p, step {step}", source, exponent, gap, allowance)
-    gap = _gaps_along(results, "depth", "loss", last)
-    for source, exponent in ((SHRINKING, -1), (SURVIVING, 0)):
-        add(f"coupled - decoupled loss ~ L^p, step {last}", source, exponent, gap, allowance)
+def _exponent(
+    quantity: str, source: str, value: float, measured: tuple[list, Sampled], allowance: float = 0.4
+) -> Finding:
+    """`allowance`: less than half of what the published statements differ by."""
+    return Finding(quantity, source, about(value, allowance), fit_power(*measured))
+
+
+def _at_start(results: Results) -> list[Finding]:
+    start = results.sizes.steps[0]
+    depths, responses = _responses_along(results, "depth", "raw", "backward", start)
+    # per block: its share of h is T / L of this
+    per_image = depths, responses.map(lambda square: square * np.array(depths))
+    quantity = "share at init, mean square response"
+    across = _responses_along(results, "width", "raw", "backward", start)
+    return [
+        _exponent(f"{quantity} ~ n^p", "NFD", -1, across, 0.2),
+        _exponent(f"{quantity} ~ L^p", "NFD", 0, per_image, 0.2),
+    ]
+
+
+def _against_depth(results: Results) -> list[Finding]:
+    """Every quantity beside the exponents that the published statements give it."""
+    steps, measured = results.sizes.steps, []
+    directions = [("backward", step) for step in steps[1:]] + [("forward", steps[-1])]
+    for direction, step in directions:
+        block = _responses_along(results, "depth", "block", direction, step)
+        total = _responses_along(results, "depth", "sum", direction, step)
+        measured += [(f"{direction} response per block ~ L^p, step {step}", block, (-2, -1))]
+        measured += [(f"{direction} response summed ~ L^p, step {step}", total, (-1, 0))]
+    for name, label in (("outputs", "f"), ("loss", "loss")):
+        for step in steps[1:]:
+            gap = _gaps_along(results, "depth", name, step)
+            measured += [(f"coupled - decoupled {label} ~ L^p, step {step}", gap, (-1, 0))]
+    sources = (SHRINKING, SURVIVING)
+    return [
+        _exponent(quantity, source, exponent, found)
+        for quantity, found, exponents in measured
+        for source, exponent in zip(sources, exponents, strict=True)
+    ]
+
+
+def _against_width_and_time(results: Results) -> list[Finding]:
+    first, last, both = results.sizes.steps[1], results.sizes.steps[-1], "NFD, TP6: survives n"
     summed = _responses_along(results, "width", "sum", "backward", last)
-    add(f"backward response summed ~ n^p, step {last}", "NFD, TP6: survives n", 0, summed, 0.25)
-    add(
-        f"tied - untied f ~ n^p, step {last}",
-        "NFD, TP6: survives n",
-        0,
-        _gaps_along(results, "width", "outputs", last),
-        0.25,
-    )
-    in_time = _gaps_along(results, "horizon", "outputs", steps[1])
-    add(f"coupled - decoupled f ~ T^p, step {steps[1]}", "delta(T) K(T), small T", 2, in_time, 0.5)
-    for activation, rate in RATES.items():
+    gap = _gaps_along(results, "width", "outputs", last)
+    in_time = _gaps_along(results, "horizon", "outputs", first)
+    return [
+        _exponent(f"backward response summed ~ n^p, step {last}", both, 0, summed, 0.25),
+        _exponent(f"tied - untied f ~ n^p, step {last}", both, 0, gap, 0.25),
+        _exponent(f"coupled - decoupled f ~ T^p, step {first}", "delta(T) K(T), small T", 2, in_time, 0.5),
+    ]
+
+
+def _closed_form(results: Results) -> list[Finding]:
+    found = []
+    for activation in results.sizes.activations:
         deficits = _deficits(results, activation)
         for place, horizon in enumerate(results.sizes.horizons):
-            predicted = about(_delta(horizon, rate), 0.02)
+            predicted = about(_delta(horizon, activation), 0.02)
             quantity = f"relative deficit of the first step, {activation}, T = {horizon:g}"
             found.append(Finding(quantity, "delta(T), theory 3", predicted, deficits.estimate(place)))
     return found
@@ -357,9 +353,10 @@ def draw(results: Results) -> list[Panel]:
         )
     panels.append(Panel("against layer time", "horizon T", "", lines))
     lines, fine = [], np.linspace(min(horizons), max(horizons), 40)
-    for activation, rate in RATES.items():
-        lines.append(Line(f"delta(T), {activation}", fine, [_delta(time, rate) for time in fine]))
-        lines.append(Line.of(f"measured, {activation}", horizons, _deficits(results, activation)))
+    for activation in results.sizes.activations:
+        lines.append(Line(f"delta(T), {activation}", fine, [_delta(time, activation) for time in fine], curve=True))
+        found = _deficits(results, activation)
+        lines.append(Line(f"measured, {activation}", horizons, found.values, 2 * found.errors, joined=False))
     zero = Level("NFD at infinite depth", 0.0)
     panels.append(
         Panel("first step, one sample", "horizon T", "relative deficit of f_1 - f_0", lines, [zero], False, False)
@@ -377,16 +374,18 @@ STUDY = Study(
     " revealed matrices, gaps between the limits; delta(T) of one sample at a small rate",
     sizes={
         "smoke": Sizes(
-            depths=(4, 8),
-            widths=(64, 128),
+            depths=(2, 4),
+            widths=(32, 64),
             horizons=(0.5, 1.0),
             steps=(0, 1),
-            depth=4,
-            width=64,
+            depth=2,
+            width=32,
             seeds=3,
+            neurons=128,
             particles=256,
             samples=2,
-            first_step_depth=4,
+            activations=("identity",),
+            first_step_depth=64,
             first_step_particles=256,
             first_step_seeds=2,
         ),

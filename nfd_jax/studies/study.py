@@ -25,7 +25,6 @@ import numpy as np
 import xarray as xr
 from tqdm import tqdm
 
-import nfd_jax
 from nfd_jax import records, sharding
 from nfd_jax._errors import one_of
 from nfd_jax.studies import findings as conclusions
@@ -203,7 +202,7 @@ def _provenance(study: Study) -> dict[str, str]:
 @cache
 def _digest(measure: Callable) -> str:
     """Of the source of the package's numerical modules, and of `measure` with the functions of its module it calls."""
-    folder = Path(nfd_jax.__file__).parent
+    folder = Path(__file__).parents[1]
     modules = sorted(path for path in folder.glob("*.py") if path.stem not in PRESENTATION)
     modules.append(folder / "studies" / "limits.py")
     sources = [path.read_bytes() for path in modules] + [source.encode() for source in _sources(measure)]

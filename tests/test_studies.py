@@ -1,0 +1,196 @@
+"""Studies: verdicts follow from intervals, cells are measured once, and every study runs at the smallest scale."""
+
+import json
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from nfd_jax import cli, records, studies
+from nfd_jax.statistics import Estimate, bootstrap, fit_power, stacked
+from nfd_jax.studies import study as module
+from nfd_jax.studies.findings import Finding, Verdict, about, at_least, at_most
+from nfd_jax.studies.panels import Level, Line, Map, Panel
+
+
+@dataclass(frozen=True)
+class Sizes:
+    widths: tuple[int, ...] = (2, 4)
+    seeds: int = 4
+
+
+MEASURED = []
+
+
+def measure(width, seeds):
+    MEASURED.append(width)
+    return {"gap": (("seed",), helped(width) + np.random.default_rng(width).standard_normal(seeds) / 100)}
+
+
+def helped(width):
+    return OFFSET / width
+
+
+OFFSET = 3.0
+
+
+def gaps(results):
+    return stacked([bootstrap(np.mean, kept.gap.values) for _, kept in results.along("width")])
+
+
+def conclude(results):
+    return [Finding("gap ~ n^p", "a test", about(-1, 0.2), fit_power(results.sizes.widths, gaps(results)))]
+
+
+def draw(results):
+    widths, found = results.sizes.widths, gaps(results)
+    line = Line.of("gap", widths, found, fit_power(widths, found), -1.0)
+    curve = Line("law", widths, OFFSET / np.array(widths), curve=True)
+    grid = Map("map", "x", "y", [0, 1], [0, 1], np.eye(2), [["a", "b"], ["c", "d"]], [("border", [0, 1], [0, 1])])
+    return [Panel("gaps", "n", "gap", [line, curve], [Level("level", 0.5, 0.1)]), grid]
+
+
+@pytest.fixture
+def example():
+    MEASURED.clear()
+    return module.Study(
+        name="example",
+        number=0,
+        claim="gaps fall",
+        source="a test",
+        setting="numbers",
+        sizes={"smoke": Sizes(), "laptop": Sizes(seeds=8), "accelerator": Sizes(seeds=16)},
+        cells=lambda sizes: [{"width": width, "seeds": sizes.seeds} for width in sizes.widths],
+        measure=measure,
+        conclude=conclude,
+        draw=draw,
+    )
+
+
+@pytest.mark.parametrize(
+    ("predicted", "value", "error", "verdict"),
+    [
+        (about(-1, 0.25), -0.9, 0.05, Verdict.SUPPORTED),
+        (about(-1, 0.25), -0.5, 0.05, Verdict.CONTRADICTED),
+        (about(-1, 0.25), -0.8, 0.05, Verdict.UNDECIDED),  # its interval leaves the prediction on one side
+        (about(-1, 0.25), -1.0, 1.0, Verdict.UNDECIDED),  # it holds the prediction, and everything else
+        (at_least(0), 0.5, 0.1, Verdict.SUPPORTED),
+        (at_least(0), -0.5, 0.1, Verdict.CONTRADICTED),
+        (at_least(0), 0.1, 0.1, Verdict.UNDECIDED),
+        (at_most(1), 0.5, 0.1, Verdict.SUPPORTED),
+        (at_most(1), 1.5, 0.1, Verdict.CONTRADICTED),
+        (about(-1, 0.25), math.nan, 0.1, Verdict.UNDECIDED),
+        (about(-1, 0.25), -1.0, math.inf, Verdict.UNDECIDED),
+    ],
+)
+def test_verdicts_follow_from_intervals(predicted, value, error, verdict):
+    assert Finding("x", "y", predicted, Estimate(value, error, 50)).verdict is verdict
+
+
+def test_cells_are_measured_once(example, tmp_path):
+    first = studies.run(example, "smoke", folder=tmp_path)
+    assert MEASURED == [2, 4]
+    again = studies.run(example, "smoke", folder=tmp_path)
+    assert MEASURED == [2, 4]
+    assert again.findings[0].measured == first.findings[0].measured
+    assert first.findings[0].verdict is Verdict.SUPPORTED
+    more = studies.run(example, "smoke", folder=tmp_path, sizes={"widths": [2, 4, 8]})
+    assert MEASURED == [2, 4, 8]
+    assert more.results.sizes == Sizes((2, 4, 8))
+    studies.run(example, "laptop", folder=tmp_path)
+    assert MEASURED == [2, 4, 8, 2, 4]
+
+
+def test_a_kill_loses_the_cell_under_way(example, tmp_path):
+    def killed(width, seeds):
+        if width == 4:
+            raise KeyboardInterrupt
+        return measure(width, seeds)
+
+    with pytest.raises(KeyboardInterrupt):
+        studies.run(replace(example, measure=killed), "smoke", folder=tmp_path)
+    kept = list(tmp_path.rglob("*.nc"))
+    assert len(kept) == 1
+    # a file half written when the process was killed has another name, and is not taken for a record
+    (kept[0].parent / ".0123.nc.partial").write_bytes(b"half")
+    assert MEASURED == [2]
+
+
+def test_records_of_another_configuration_or_version_are_not_used(example, tmp_path, monkeypatch):
+    studies.run(example, "smoke", folder=tmp_path)
+    monkeypatch.setattr(module, "version", lambda name: "0.0.0")
+    studies.run(example, "smoke", folder=tmp_path)
+    assert MEASURED == [2, 4, 2, 4]
+    assert len(list(tmp_path.rglob("*.nc"))) == 4
+
+
+def test_address_follows_the_code_of_a_measurement(monkeypatch):
+    """Everything of its own module that `measure` names decides a record: functions and constants."""
+    sources = module._sources(measure)
+    assert any("def helped" in source for source in sources)
+    assert repr(OFFSET) in sources
+    monkeypatch.setattr("test_studies.OFFSET" if __name__ == "test_studies" else f"{__name__}.OFFSET", 4.0)
+    assert module._sources(measure) != sources
+
+
+def test_report(example, tmp_path):
+    report = studies.run(example, "smoke", folder=tmp_path)
+    written = {path.suffix for path in report.save(tmp_path)}
+    assert written == {".nc", ".txt", ".svg", ".png"}
+    assert "gaps fall" in report.table()
+    kept = records.load(tmp_path / "example.nc")
+    assert kept.verdict.item() == "supported"
+    assert kept.low.item() < kept.measured.item() < kept.high.item()
+    assert json.loads(kept.attrs["arguments"])["sizes"]["seeds"] == 4
+    assert "1 supported, 0 contradicted, 0 undecided" in studies.summary([report])
+
+
+@pytest.mark.parametrize(
+    ("scale", "sizes", "error", "message"),
+    [
+        ("huge", {}, ValueError, "unknown scale 'huge'"),
+        ("smoke", {"width": 3}, ValueError, "unknown size of study 'example' 'width'.*'seeds', 'widths'"),
+        ("smoke", {"widths": 3}, TypeError, r"'widths' of study 'example' must be like \(2, 4\), got 3"),
+    ],
+)
+def test_bad_sizes(example, tmp_path, scale, sizes, error, message):
+    with pytest.raises(error, match=message):
+        studies.run(example, scale, folder=tmp_path, sizes=sizes)
+    assert not MEASURED
+
+
+def test_names_and_numbers():
+    assert all(name == study.name for name, study in studies.STUDIES.items())
+    numbers = [study.number for study in studies.STUDIES.values()]
+    assert numbers == sorted(set(numbers))
+    assert all(set(study.sizes) == set(studies.SCALES) for study in studies.STUDIES.values())
+
+
+@pytest.mark.parametrize("name", studies.STUDIES)
+def test_every_study_runs_and_resumes(name, tmp_path):
+    """From nothing to a written report; a second run measures nothing, and finds the same."""
+    study = studies.STUDIES[name]
+    report = studies.run(study, "smoke", folder=tmp_path, progress=False)
+    assert report.findings
+    assert all(isinstance(finding.verdict, Verdict) for finding in report.findings)
+    assert all(np.isfinite(finding.measured.value) for finding in report.findings)
+    again = replace(study, measure=lambda **cell: pytest.fail(f"measured again: {cell}"))
+    found = [
+        (cell, module._record(study, cell, tmp_path / name / "cells")) for cell in again.cells(study.sizes["smoke"])
+    ]
+    assert tuple(again.conclude(module.Results(report.results.sizes, found))) == report.findings
+    assert all(path.stat().st_size for path in report.save(tmp_path))
+
+
+def test_command_line(tmp_path, capsys, monkeypatch):
+    arguments = ["claims", "degeneracy", "--scale", "smoke", "--output", str(tmp_path)]
+    monkeypatch.setattr("sys.argv", ["nfd-jax", *arguments])
+    cli.main()
+    printed = capsys.readouterr().out
+    assert "5 degeneracy" in printed
+    assert "undecided" in printed
+    assert (tmp_path / "claims.txt").read_text().splitlines()[0].startswith("claim")
+    monkeypatch.setattr("sys.argv", ["nfd-jax", "study", "degeneracy", "--sizes", "{", "--output", str(tmp_path)])
+    with pytest.raises(SystemExit, match="--sizes must be JSON"):
+        cli.main()
