@@ -7,12 +7,11 @@ import sys
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from nfd_jax import comparison, datasets, plotting, records, studies
-from nfd_jax._errors import one_of
 from nfd_jax.cluster import Cluster
 from nfd_jax.comparison import Comparison
 from nfd_jax.task import Task
@@ -58,7 +57,10 @@ def compare(
     print("wrote", plotting.save(plotting.comparison(dataset), folder / "compare.png"))
 
 
-StudyName = Annotated[str, tyro.conf.arg(metavar="NAME", help=f"one of {', '.join(studies.STUDIES)}")]
+if TYPE_CHECKING:
+    StudyName = str
+else:
+    StudyName = Literal[tuple(studies.STUDIES)]
 Scale = Literal["smoke", "laptop", "accelerator"]
 
 
@@ -115,7 +117,6 @@ def _studies(
     names: Sequence[str], scale: str, sizes: dict[str, Any], output: Path, cluster: Cluster
 ) -> list[studies.Report]:
     """The reports of studies, printed and written as they finish; none in any process but the first."""
-    chosen = [studies.STUDIES[one_of("study", name, studies.STUDIES)] for name in names]
     folder, first, reports = records.output_folder(output), cluster.join(), []
     for name in names:
         report = studies.run(

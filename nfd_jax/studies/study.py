@@ -32,7 +32,7 @@ from nfd_jax.studies.findings import Finding, Verdict
 from nfd_jax.studies.panels import Map, Panel
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+    from nfd_jax.plotting import Figure
 
 SCALES = ("smoke", "laptop", "accelerator")
 PRESENTATION = ("plotting", "cli", "cluster", "comparison", "records", "statistics", "coordinates")  # decide no record
