@@ -23,7 +23,8 @@ OptionalCluster = Annotated[Cluster, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCr
 
 @app.command
 def compare(
-    data: Literal["digits", "gaussian"] = "digits",
+    data: Literal["digits", "gaussian", "cifar10"] = "digits",
+    folder: Path | None = None,
     samples: int = 16,
     classes: tuple[int, ...] = (0, 1),
     setup: Annotated[Comparison, tyro.conf.OmitArgPrefixes] = Comparison(),  # noqa: B008 (frozen)
@@ -35,26 +36,35 @@ def compare(
     Prints a table; writes compare.png and compare.nc to the output folder.
 
     Args:
-        data: Handwritten digits, or Gaussian inputs with a teacher.
+        data: Handwritten digits, Gaussian inputs with a teacher, or CIFAR-10.
+        folder: Of the files of CIFAR-10.
         samples: Samples P; full-batch training.
-        classes: Digits to tell apart.
+        classes: Digits or classes of CIFAR-10 to tell apart.
         setup: Sizes.
         output: Folder for the figure and the dataset.
         cluster: More than one process; the first prints and writes.
     """
-    folder = records.output_folder(output)
+    written = records.output_folder(output)
     first = cluster.join()
-    task = _task(data, samples, classes)
+    task = _task(data, folder, samples, classes)
     dataset = comparison.compare(task, setup, progress=first)
     if not first:
         return
     dataset.attrs["title"] = (
-        f"{data}, P = {samples}, {setup.activation}, T = {setup.horizon:g}, eta = {setup.learning_rate:g}"
+        f"{data}, P = {samples}, {setup.activation}, block {setup.block}, T = {setup.horizon:g}, "
+        f"eta = {setup.learning_rate:g}"
     )
     print(comparison.table(dataset))
-    arguments = {"data": data, "samples": samples, "classes": classes, **asdict(setup), "output": output}
-    print("wrote", records.save(dataset, folder / "compare.nc", {"command": "compare", **arguments}))
-    print("wrote", plotting.save(plotting.comparison(dataset), folder / "compare.png"))
+    arguments = {
+        "data": data,
+        "folder": folder,
+        "samples": samples,
+        "classes": classes,
+        **asdict(setup),
+        "output": output,
+    }
+    print("wrote", records.save(dataset, written / "compare.nc", {"command": "compare", **arguments}))
+    print("wrote", plotting.save(plotting.comparison(dataset), written / "compare.png"))
 
 
 if TYPE_CHECKING:
@@ -140,7 +150,11 @@ def _json(text: str) -> dict[str, Any]:
     return found
 
 
-def _task(data: str, samples: int, classes: tuple[int, ...]) -> Task:
+def _task(data: str, folder: Path | None, samples: int, classes: tuple[int, ...]) -> Task:
+    if data == "cifar10":
+        if folder is None:
+            raise ValueError("--data cifar10 needs --folder, where its files are")
+        return datasets.cifar10(folder, samples, classes)
     return datasets.digits(samples, classes) if data == "digits" else datasets.gaussian(samples)
 
 

@@ -18,9 +18,9 @@ import numpy as np
 import xarray as xr
 from tqdm import tqdm
 
-from nfd_jax import sharding
+from nfd_jax import parametrization, sharding
 from nfd_jax._errors import finite_float, positive_int
-from nfd_jax.architecture import ResNet
+from nfd_jax.architecture import ResNet, Scales
 from nfd_jax.limit import CLOSURES, solve_limit
 from nfd_jax.network import BACKWARDS
 from nfd_jax.task import Task, check_task
@@ -39,6 +39,8 @@ class Comparison:
         widths: Widths n of the networks.
         activation: Activation phi.
         horizon: Layer time T of the residual stream.
+        block: Kind of residual block, as for `ResNet`.
+        parametrization: Row of the exponent table, one with a limit that learns features.
         steps: Full-batch training steps; hidden matrices train.
         learning_rate: The width- and depth-free rate eta.
         seeds: Networks of each kind, at least 2.
@@ -51,6 +53,8 @@ class Comparison:
     widths: tuple[int, ...] = (32, 64, 128, 256)
     activation: str = "relu"
     horizon: float = 1.0
+    block: str = "pre"
+    parametrization: str = "depth_mup"
     steps: int = 6
     learning_rate: float = 1.0
     seeds: int = 48
@@ -66,14 +70,19 @@ class Comparison:
                 raise ValueError(f"{name} must be at least one number, each given once, got {sizes!r}")
             for size in sizes:
                 positive_int(name, size)
+        row = parametrization.resolve(self.parametrization)
         for depth in self.depths:
-            ResNet(depth, self.activation, self.horizon)
+            Scales.of(self.model(depth), row, width=None, dimension=1)
         for name in ("seeds", "limit_seeds"):
             positive_int(f"{name} (a standard error needs two)", getattr(self, name), minimum=2)
         positive_int("steps", self.steps)
         positive_int("particles", self.particles)
         positive_int("seed", self.seed, minimum=0)
         finite_float("learning_rate", self.learning_rate)
+
+    def model(self, depth: int) -> ResNet:
+        """The network of one depth."""
+        return ResNet(depth, self.activation, self.horizon, self.block)
 
 
 def compare(task: Task, setup: Comparison | None = None, *, progress: bool | None = None) -> xr.Dataset:
@@ -133,12 +142,17 @@ def _solve(
     task: Task, setup: Comparison, limit_seeds: list[int], seeds: list[int], progress: bool | None
 ) -> tuple[dict, dict]:
     """Every limit by (closure, depth, seed), every ensemble by (backward, depth, width)."""
-    shared: dict[str, Any] = {"steps": setup.steps, "learning_rate": setup.learning_rate, "progress": False}
+    shared: dict[str, Any] = {
+        "steps": setup.steps,
+        "learning_rate": setup.learning_rate,
+        "parametrization": setup.parametrization,
+        "progress": False,
+    }
     total = len(setup.depths) * (len(CLOSURES) * len(limit_seeds) + len(BACKWARDS) * len(setup.widths))
     limits, networks = {}, {}
     with tqdm(total=total, unit="run", disable=None if progress is None else not progress) as bar:
         for depth in setup.depths:
-            model = ResNet(depth, setup.activation, setup.horizon)
+            model = setup.model(depth)
             for closure in CLOSURES:
                 bar.set_description(f"L = {depth}, {closure} limit")
                 for seed in limit_seeds:

@@ -104,6 +104,7 @@ def sweep(
     members = seed_sequence(seeds)
     shared = Plan(task, rates, members, schedule or 1.0, engine, backward, rule, folder, progress, options)
     across = tuple(positive_int("widths", width) for width in _listed("widths", widths))
+    check_model(model, finite=depths is None)
     models = [model] if depths is None else [replace(model, depth=depth) for depth in _listed("depths", depths)]
     grid = [(width, check_model(each, finite=True)) for width in across for each in models]
     prepared = [_prepare(shared, each, width) for width, each in grid]
