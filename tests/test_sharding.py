@@ -44,7 +44,8 @@ runs = dict(
 
 def numbers():
     found = {{name: run() for name, run in runs.items()}}
-    return {{f"{{name}} {{key}}": value for name, run in found.items()
+    swept = nfd.sweep(task, model, widths=[16], learning_rates=[0.1, 0.5, 0.9], seeds=3, **shared).loss.values
+    return {{"sweep loss": swept}} | {{f"{{name}} {{key}}": value for name, run in found.items()
             for key, value in dict(outputs=run.outputs, loss=run.loss, **run.observed).items()}}
 
 def split():

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import dataclass, replace
 
+import jax
 import numpy as np
 import pytest
 
@@ -167,6 +168,15 @@ def test_names_and_numbers():
     assert all(set(study.sizes) == set(studies.SCALES) for study in studies.STUDIES.values())
 
 
+@pytest.fixture
+def quick_compiler():
+    """Programs as they are written: no numbers are compared here, and their compilation is most of a smoke run."""
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", False)
+
+
+@pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize("name", studies.STUDIES)
 def test_every_study_runs_and_resumes(name, tmp_path):
     """From nothing to a written report; a second run measures nothing, and finds the same."""
