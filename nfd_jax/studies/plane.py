@@ -131,7 +131,7 @@ def _expected(sizes: Sizes) -> np.ndarray:
 def _share(results: Results) -> Sampled:
     """The share of points at which all classes are the theory's. What is nontrivial is asked where alpha >= 1/2: below,
     features grow without bounds, and outputs move with them at any gamma."""
-    sizes, expected = results.sizes, _expected(results.sizes)
+    expected = _expected(results.sizes)
     initial, outputs = _exponents(results, "initial"), _exponents(results, "outputs")
     both = Sampled(
         np.stack([initial.values, outputs.values]),
