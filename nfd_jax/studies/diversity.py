@@ -19,6 +19,7 @@ FIELDS = {"feature": "h", "gradient": "g"}
 # Lags e of the fit. Above, the curvature of h_t shows. Below, so do single blocks: under CompleteP the weights' initial
 # part adds (e / L)^1/2, which the learned part, of order e, exceeds for e L >> 1 only.
 SHORTEST, LONGEST = 1 / 32, 1 / 8
+RANGE = f"1/{1 / SHORTEST:g} <= e <= 1/{1 / LONGEST:g}"
 
 
 @dataclass(frozen=True)
@@ -127,7 +128,7 @@ def draw(results: Results) -> list[Panel]:
                 lags, found = _curve(results, row, max(depths), name, time)
                 slope = _exponent(results, row, max(depths), name, time)
                 lines.append(Line.of(f"{symbol}, {when}", lags.tolist(), found, slope, expected if time else None))
-        title = f"{NAMES[row]}, L = {max(depths)}, fitted for {SHORTEST:g} <= e <= {LONGEST:g}"
+        title = f"{NAMES[row]}, L = {max(depths)}, fitted for {RANGE}"
         panels.append(Panel(title, "lag e in layer time", "rms of h^(t+e)L - h^tL, and of g's", lines))
     lines = []
     for row in EXPONENTS:
@@ -145,7 +146,7 @@ STUDY = Study(
     claim="|h^(t+e)L - h^tL| ~ e^(1-kappa) in trained networks, kappa = 1/2 at (1/2, 1/2) and 0 at (1, 0)",
     source="TP6 sections 5 and 7",
     setting="two classes of digits, TP6's block (ReLU, mean subtracted), hidden matrices trained by SGD; finite L, "
-    f"lags {SHORTEST:g} <= e <= {LONGEST:g}, where TP6 takes L to infinity before e to 0",
+    f"lags {RANGE}, where TP6 takes L to infinity before e to 0",
     sizes={
         "smoke": Sizes(depths=(32, 64), width=32, seeds=3, samples=2, steps=3),
         "laptop": Sizes(),
