@@ -164,10 +164,11 @@ def draw(results: Results) -> list[Panel]:
     depths, small, learning = results.sizes.depths, min(results.sizes.learning_rates), max(results.sizes.learning_rates)
     last = results.sizes.steps - 1
     panels = []
-    for rate, update, title in ((small, 1, "first step"), (learning, last, f"{_count(last)}, eta = {learning:g}")):
+    learned = f"{_count(last)}, eta = {learning:g}"
+    for rate, update, title, matrices in ((small, 1, "first step", 2), (learning, last, learned, 1)):
         lines = []
         for row, name in ROWS.items():
-            for matrix, expected in (("inner", INNER[row]), ("outer", -0.5)):
+            for matrix, expected in (("inner", INNER[row]), ("outer", -0.5))[:matrices]:
                 at, found = _movement(results, rate, row, matrix, update)
                 lines.append(Line.of(f"{matrix}, {name}", at, found, fit_power(at, found), expected))
         panels.append(Panel(title, "depth L", "rms of (W - W^0) x / sqrt(n)", lines))

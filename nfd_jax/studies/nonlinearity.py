@@ -43,7 +43,7 @@ class Sizes:
     classes: int = 10
     samples: int = 256
     batch: int = 32
-    steps: int = 48
+    steps: int = 40
 
 
 def cells(sizes: Sizes) -> list[Cell]:
