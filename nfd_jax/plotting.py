@@ -218,10 +218,13 @@ def _map(axis: Axes, panel: Any) -> None:
     axis.figure.colorbar(image, ax=axis, shrink=0.8)
     for row, height in enumerate(y):
         for column, place in enumerate(x):
-            axis.text(place, height, panel.text[row][column], ha="center", va="center", fontsize=7)
+            text = axis.text(place, height, panel.text[row][column], ha="center", va="center", fontsize=7)
+            text.set(bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}, zorder=3)  # above borders
     for number, (label, xs, ys) in enumerate(panel.borders):
         axis.plot(xs, ys, color="black", linestyle=DASHES[number % len(DASHES)], linewidth=2, label=label)
-    axis.legend(fontsize=7, loc="upper right")
+    axis.set_xticks(x)
+    axis.set_yticks(y)
+    axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.12), ncols=max(1, len(panel.borders)))
 
 
 def save(figure: Figure, path: Path) -> Path:
