@@ -3,10 +3,20 @@
 A study is a file: sizes, cells, what is measured in one, what follows from all. `STUDIES` lists them by name.
 """
 
-from nfd_jax.studies import degeneracy, depth, independence, reuse, width
+from nfd_jax.studies import (
+    collapse,
+    degeneracy,
+    depth,
+    diversity,
+    independence,
+    nonlinearity,
+    plane,
+    reuse,
+    width,
+)
 from nfd_jax.studies.study import SCALES, Report, Study, run, summary
 
-MODULES = (width, depth, reuse, independence, degeneracy)
+MODULES = (width, depth, reuse, independence, degeneracy, collapse, plane, diversity, nonlinearity)
 STUDIES: dict[str, Study] = {module.STUDY.name: module.STUDY for module in MODULES}
 
 __all__ = ["SCALES", "STUDIES", "Report", "Study", "run", "summary"]
