@@ -147,7 +147,7 @@ def _power_laws(axis: Axes, rows: list[Any]) -> None:
 
 def panels(title: str, described: Sequence[Any]) -> Figure:
     """The panels of a study (`nfd_jax.studies.panels`), at most three a row."""
-    columns = min(3, len(described))
+    columns = 2 if len(described) == 4 else min(3, len(described))
     rows = -(-len(described) // columns)
     figure = Figure(figsize=(max(5.2 * columns, 7.0), 4.0 * rows + 0.6), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
