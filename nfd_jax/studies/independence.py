@@ -34,7 +34,7 @@ class Sizes:
     samples: int = 256
     batch: int = 32
     steps: int = 60
-    seeds: int = 8
+    seeds: int = 12
     cifar10: str = ""
 
 
