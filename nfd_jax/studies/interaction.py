@@ -164,7 +164,7 @@ def draw(results: Results) -> list[Panel]:
         Panel(
             "both updates together",
             "depth L",
-            "|sum b D2 dphi| / |sum b (W2 dphi + D2 phi(W1 x))|",
+            "|D2 dphi| / |W2 dphi + D2 phi(W1 x)|, summed",
             lines("together", "first_order", -0.5),
         ),
         Panel("inner pre-activations", "depth L", "|D1 x| / |W1 x|", lines("movement", None, -0.5)),

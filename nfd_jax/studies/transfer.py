@@ -37,7 +37,7 @@ class Sizes:
     lowest: float = 0.25
     ratio: float = 2**0.5
     rates: int = 11
-    seeds: int = 12
+    seeds: int = 24
     samples: int = 8
     steps: int = 4
     particles: int = 1024
@@ -250,26 +250,27 @@ def draw(results: Results) -> list[Panel]:
             lines.append(
                 (f"limit, L = {sizes.depths[-1]}", _sampled(results, block, row, sizes.depths[-1], limit=True))
             )
-        panels.append(Panel(name, "learning rate eta", "final loss", [_curve(*line, rates) for line in lines]))
+        curves = [_curve(*line, rates) for line in lines]
+        panels.append(Panel(name, "log2 eta", "mean log loss", curves, log_x=False, log_y=False))
         depths, optima = _optima(results, block, row)
         drift, _ = _drift(results, block, row)
         if depths:
-            slope = drift if isinstance(drift, Slope) else None
-            best.append(Line.of(name, depths, optima, slope))
+            best.append(Line.of(name, depths, optima, drift if isinstance(drift, Slope) else None))
         losses = stacked([_sampled(results, block, row, depth).map(np.min) for depth in sizes.depths])
-        bottom.append(Line.of(name, sizes.depths, losses.map(np.exp)))
+        bottom.append(Line.of(name, sizes.depths, losses))
     return [
         *panels,
         Panel("best learning rate", "depth L", "best eta", best),
-        Panel("loss at the best learning rate", "depth L", "final loss", bottom),
+        Panel("loss at the best learning rate", "depth L", "mean log loss", bottom, log_y=False),
     ]
 
 
 def _curve(label: str, logs: Sampled, rates: np.ndarray) -> Line:
-    """Geometric mean losses up to three times the loss of doing nothing, 1/2; beyond, the rate is far too large."""
-    shown = logs.values < np.log(1.5)
-    losses = Sampled(logs.values[shown], logs.draws[:, shown], logs.freedom).map(np.exp)
-    return Line.of(label, rates[shown], losses)
+    """Mean log losses up to that of doing nothing, 1/2; beyond, the rate is far too large."""
+    shown = logs.values < np.log(0.5)
+    return Line.of(
+        label, np.log2(rates[shown]).tolist(), Sampled(logs.values[shown], logs.draws[:, shown], logs.freedom)
+    )
 
 
 STUDY = Study(
