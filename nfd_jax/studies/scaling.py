@@ -98,15 +98,19 @@ def _arrival(sizes: list[int], excess: Sampled, goal: float) -> Estimate:
 
 
 def _doubling(symbol: str, sizes: list[int], excess: Sampled, limit: float, fraction: float) -> Finding:
-    """What doubling the first size at or past the point of arrival takes off the loss, as a share of the limit's."""
+    """What doubling the first size at or past the point of arrival takes off the loss, as a share of the limit's; not
+    a number where that point, or twice the size after it, lies outside the grid."""
     arrival = _arrival(sizes, excess, fraction * limit)
-    place = min(sum(size < arrival.value for size in sizes), len(sizes) - 2)
-    gain = excess.map(lambda values: (values[place] - values[place + 1]) / limit)
-    reached = math.isfinite(arrival.half_width())
-    start = f"{symbol} = {arrival.value:.0f} ± {arrival.half_width():.0f}" if reached else "no size that the law tells"
+    past = [place for place, size in enumerate(sizes[:-1]) if size >= arrival.value]
+    if not past or not math.isfinite(arrival.half_width()):
+        quantity = (
+            f"share of the loss that doubling {symbol} takes off within {fraction:.0%} of the limit: out of the grid"
+        )
+        return Finding(quantity, "NFD", at_most(fraction), Estimate(math.nan, math.nan, excess.freedom))
+    gain = excess.map(lambda values: (values[past[0]] - values[past[0] + 1]) / limit)
     quantity = (
-        f"share of the loss that doubling {symbol} = {sizes[place]} takes off; "
-        f"within {fraction:.0%} of the limit from {start}"
+        f"share of the loss that doubling {symbol} = {sizes[past[0]]} takes off; within {fraction:.0%} of the limit "
+        f"from {symbol} = {arrival.value:.0f} ± {arrival.half_width():.0f}"
     )
     return Finding(quantity, "NFD", at_most(fraction), gain.estimate())
 
