@@ -266,8 +266,8 @@ def draw(results: Results) -> list[Panel]:
 
 
 def _curve(label: str, logs: Sampled, rates: np.ndarray) -> Line:
-    """Mean log losses up to that of doing nothing, 1/2; beyond, the rate is far too large."""
-    shown = logs.values < np.log(0.5)
+    """Mean log losses up to four times the loss of doing nothing, 1/2; beyond, the rate is far too large."""
+    shown = logs.values < np.log(2)
     return Line.of(
         label, np.log2(rates[shown]).tolist(), Sampled(logs.values[shown], logs.draws[:, shown], logs.freedom)
     )
