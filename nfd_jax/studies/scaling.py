@@ -21,7 +21,7 @@ class Sizes:
 
     widths: tuple[int, ...] = (32, 64, 128, 256)
     depths: tuple[int, ...] = (8, 16, 32)
-    network_depths: tuple[int, ...] = (8, 16)
+    network_depths: tuple[int, ...] = (16,)
     neurons: int = 2**17
     samples: int = 8
     steps: int = 3
