@@ -1,0 +1,192 @@
+"""Claim 12: what the updates of both matrices of a block do together vanishes with depth under depth-muP."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+import nfd_jax as nfd
+from nfd_jax import architecture, engine, parametrization
+from nfd_jax.architecture import Layers, Scales
+from nfd_jax.basis import product
+from nfd_jax.explicit import start, train_step
+from nfd_jax.matrices import DenseMatrices
+from nfd_jax.statistics import Sampled, bootstrap, fit_power, stacked
+from nfd_jax.studies.findings import Finding, about, at_most
+from nfd_jax.studies.panels import Line, Panel
+from nfd_jax.studies.study import Arrays, Cell, Results, Study
+
+NAMES = {"depth_mup": "depth-muP", "complete_p": "CompleteP"}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The grid."""
+
+    depths: tuple[int, ...] = (4, 8, 16, 32, 64)
+    width: int = 128
+    seeds: int = 8
+    samples: int = 8
+    steps: int = 4
+    learning_rate: float = 1.0
+
+
+def cells(sizes: Sizes) -> list[Cell]:
+    """Both parametrizations at every depth."""
+    shared = {"width": sizes.width, "seeds": sizes.seeds, "samples": sizes.samples, "steps": sizes.steps}
+    shared |= {"learning_rate": sizes.learning_rate, "room": max(sizes.depths)}
+    return [{"row": row, "depth": depth, **shared} for row in NAMES for depth in sizes.depths]
+
+
+def measure(
+    row: str, depth: int, width: int, seeds: int, samples: int, steps: int, learning_rate: float, room: int
+) -> Arrays:
+    """Mean squares, a seed each, of what training has added to the sum of all branches: by one update at a time, and
+    by both together; of the movement of the inner pre-activations over their own; and the final loss."""
+    task, model = nfd.datasets.digits(samples), nfd.ResNet(depth, "relu", block="pre_inner")
+    scales = Scales.of(model, parametrization.resolve(row), width=width, dimension=task.dimension)
+    # all depths and rows share one program: matrices past the last block are there, and not used
+    settings = engine.Settings(model.structure, parametrization.resolve("depth_mup"), task.loss, ("hidden",))
+    dtype = jnp.zeros(()).dtype
+    inputs, targets = jnp.asarray(task.inputs / task.dimension**0.5, dtype), jnp.asarray(task.targets, dtype)
+    shape = (2 * room, width, steps)
+    found = [
+        _train(settings, shape, scales, jax.random.key(1000 * depth + seed), dtype.type(learning_rate), inputs, targets)
+        for seed in range(seeds)
+    ]
+    return {name: (("seed",), np.array([float(each[name]) for each in found])) for name in found[0]}
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _train(
+    settings: engine.Settings,
+    shape: tuple[int, int, int],
+    scales: Scales,
+    key: jax.Array,
+    rate: jax.Array,
+    inputs: jax.Array,
+    targets: jax.Array,
+) -> dict[str, jax.Array]:
+    """One network with dense matrices, trained, and compared with its initial matrices at its final features."""
+    matrices, width, steps = shape
+    rows = [(inputs.shape[1], width), (matrices, width, width), (targets.shape[1], width)]
+    keys = jax.random.split(key, 3)
+    first, initial, readout = (jax.random.normal(own, size, inputs.dtype) for own, size in zip(keys, rows, strict=True))
+    state = start(settings, Layers(first, DenseMatrices(initial), readout))
+    state = lax.fori_loop(
+        0, steps, lambda step, now: train_step(settings, scales, now, step, rate, inputs, targets)[0], state
+    )
+    now, _ = architecture.forward(settings.structure, scales, state.layers, inputs, jnp.asarray(steps), keep=True)
+    hidden = state.layers.hidden.parameters[0]
+    return _interaction(settings, scales, initial, hidden, now.features[:-1]) | {
+        "loss": jnp.mean(jnp.sum((now.outputs - targets) ** 2, axis=1)) / 2
+    }
+
+
+def _interaction(
+    settings: engine.Settings, scales: Scales, initial: jax.Array, trained: jax.Array, features: jax.Array
+) -> dict[str, jax.Array]:
+    """With a = W1 x, da = D1 x, dphi = phi(a + da) - phi(a) at x = phi(h_{l-1}), summed over blocks times b:
+
+    first order   W2 dphi + D2 phi(a)
+    together      D2 dphi
+
+    W are the initial matrices and W + D the trained ones. Blocks past the last one have h = 0 and add nothing.
+    """
+    phi, scale = settings.structure.phi, initial.shape[-1] ** -0.5
+
+    def image(vectors: jax.Array, matrices: jax.Array) -> jax.Array:
+        return scale * product(vectors, matrices.swapaxes(-1, -2))
+
+    x, moved = phi(features), trained - initial
+    a, da = image(x, initial[::2]), image(x, moved[::2])
+    dphi = phi(a + da) - phi(a)
+    along = scales.branch * jnp.sum(image(dphi, initial[1::2]) + image(phi(a), moved[1::2]), axis=0)
+    together = scales.branch * jnp.sum(image(dphi, moved[1::2]), axis=0)
+    return {
+        "first_order": jnp.mean(along**2),
+        "together": jnp.mean(together**2),
+        "movement": jnp.sum(da**2) / jnp.sum(a**2),
+    }
+
+
+def _shares(results: Results, row: str, over: str, under: str | None) -> tuple[list[int], Sampled]:
+    """Depths, and the root of one mean square over another."""
+    kept = list(results.where(row=row).along("depth"))
+
+    def ratio(squares: np.ndarray) -> np.ndarray:
+        mean = squares.mean(axis=0)
+        return np.sqrt(mean[0] / mean[1])
+
+    each = [
+        bootstrap(
+            ratio,
+            np.stack([own[over].values, np.ones(own.sizes["seed"]) if under is None else own[under].values], axis=1),
+            seed=place,
+        )
+        for place, (_, own) in enumerate(kept)
+    ]
+    return [depth for depth, _ in kept], stacked(each)
+
+
+def conclude(results: Results) -> list[Finding]:
+    """Exponents in L of the share of the interaction and of the movement of inner pre-activations."""
+    # half the distance between L^-1/2, the movement of a pre-activation under depth-muP, and L^0
+    share, movement = "share of D2 dphi in the change of the branches ~ L^p", "|D1 x| / |W1 x| ~ L^p"
+    predictions = (
+        (share, "together", "first_order", "depth_mup", "TP6", at_most(-0.25)),
+        (share, "together", "first_order", "complete_p", "CompleteP", about(0, 0.25)),
+        (movement, "movement", None, "depth_mup", "TP6, NFD v1", about(-0.5, 0.2)),
+        (movement, "movement", None, "complete_p", "CompleteP", about(0, 0.2)),
+    )
+    return [
+        Finding(f"{quantity}, {NAMES[row]}", source, predicted, fit_power(*_shares(results, row, over, under)))
+        for quantity, over, under, row, source, predicted in predictions
+    ]
+
+
+def draw(results: Results) -> list[Panel]:
+    """Both ratios against L."""
+
+    def lines(over: str, under: str | None, expected: float) -> list[Line]:
+        found = []
+        for row, exponent in (("depth_mup", expected), ("complete_p", 0.0)):
+            depths, values = _shares(results, row, over, under)
+            found.append(Line.of(NAMES[row], depths, values, fit_power(depths, values), exponent))
+        return found
+
+    return [
+        Panel(
+            "both updates together",
+            "depth L",
+            "|D2 dphi| / |W2 dphi + D2 phi(W1 x)|, summed",
+            lines("together", "first_order", -0.5),
+        ),
+        Panel("inner pre-activations", "depth L", "|D1 x| / |W1 x|", lines("movement", None, -0.5)),
+    ]
+
+
+STUDY = Study(
+    name="interaction",
+    number=12,
+    claim="in blocks of two matrices, what both updates do together vanishes with depth under depth-muP (at L^-1/2 or "
+    "faster), and stays under CompleteP",
+    source="TP6, CompleteP",
+    setting="two classes of digits, blocks W2 phi(W1 phi(h)), whose last image is linear, so that the interaction "
+    "is D2 dphi exactly; TP6's block has a further phi; a few full-batch steps of SGD; "
+    "the drift of this block's best rate is measured by study transfer",
+    sizes={
+        "smoke": Sizes(depths=(2, 4), width=16, seeds=4, samples=2, steps=2),
+        "laptop": Sizes(),
+        "accelerator": Sizes(depths=(4, 8, 16, 32, 64, 128), width=512, seeds=32, samples=16, steps=8),
+    },
+    cells=cells,
+    measure=measure,
+    conclude=conclude,
+    draw=draw,
+)

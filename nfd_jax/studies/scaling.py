@@ -1,0 +1,201 @@
+"""Claim 6: over width and depth the loss falls towards the limit's loss as a power law, with diminishing returns."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+
+import nfd_jax as nfd
+from nfd_jax.statistics import Estimate, Sampled, Slope, bootstrap, combined, fit_power, normal, stacked
+from nfd_jax.studies.findings import Finding, about, at_most
+from nfd_jax.studies.panels import Level, Line, Panel
+from nfd_jax.studies.study import Arrays, Cell, Results, Study
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The grid. `depths` are those of the limit, `network_depths` some of them, doubling like `widths`; a network of
+    width n is trained `neurons / n` times. `fraction`: of the limit's loss, within which a loss counts as arrived."""
+
+    widths: tuple[int, ...] = (32, 64, 128, 256)
+    depths: tuple[int, ...] = (8, 16, 32)
+    network_depths: tuple[int, ...] = (16,)
+    neurons: int = 2**17
+    samples: int = 8
+    steps: int = 3
+    learning_rate: float = 1.0
+    tolerance: float = 5e-3
+    particles: int = 2048
+    fraction: float = 0.05
+
+
+def cells(sizes: Sizes) -> list[Cell]:
+    """The coupled limit at every depth and at infinite depth, and networks of every width at some of the depths."""
+    shared = {"samples": sizes.samples, "steps": sizes.steps, "learning_rate": sizes.learning_rate}
+    limit = {"width": None, "count": sizes.particles, "tolerance": sizes.tolerance}
+    limits: list[Cell] = [{"depth": depth, **limit, **shared} for depth in (None, *sizes.depths)]
+    return limits + [
+        {"depth": depth, "width": width, "count": max(8, sizes.neurons // width), "tolerance": None, **shared}
+        for depth in sizes.network_depths
+        for width in sizes.widths
+    ]
+
+
+def measure(
+    depth: int | None,
+    width: int | None,
+    count: int,
+    tolerance: float | None,
+    samples: int,
+    steps: int,
+    learning_rate: float,
+) -> Arrays:
+    """Final losses of `count` networks; or of the limit (`width=None`), solved with `count` particles, with the half
+    width of its 95 % interval, which bounds the discretisation error at infinite depth (`depth=None`) too."""
+    task, model = nfd.datasets.digits(samples), nfd.ResNet(math.inf if depth is None else depth, "relu")
+    shared = {"steps": steps, "learning_rate": learning_rate, "progress": False}
+    if width is None:
+        limit = nfd.solve_limit(task, model, closure="coupled", particles=count, tolerance=tolerance, **shared)
+        return {"loss": limit.loss[-1], "half_width": limit.errors["loss"].half_width[-1]}
+    runs = nfd.train_networks(task, model, width=width, seeds=count, engine="auto", **shared)
+    return {"loss": (("seed",), runs.loss[:, -1])}
+
+
+def _limit(results: Results, depth: int | None) -> Sampled:
+    kept = results.one(depth=depth, width=None)
+    # a stream of resamples for every depth: they are independent estimates
+    return normal(kept.loss.item(), kept.half_width.item() / 1.96, seed=1 + (depth or 0))
+
+
+def _over_width(results: Results, depth: int) -> tuple[list[int], Sampled, Sampled]:
+    """Widths, mean losses, and their excess over the limit of the same depth."""
+    networks = [(width, kept) for width, kept in results.where(depth=depth).along("width") if width is not None]
+    # a diverged network makes the mean not finite, which the fit refuses: no seed is left out silently
+    losses = [bootstrap(np.mean, kept.loss.values, seed=place) for place, (_, kept) in enumerate(networks)]
+    means = stacked(losses)
+    return [width for width, _ in networks], means, combined(np.subtract, means, _limit(results, depth))
+
+
+def _over_depth(results: Results) -> tuple[list[int], Sampled, Sampled]:
+    """Depths, losses of the limit, and their excess over the loss at infinite depth."""
+    depths = list(results.sizes.depths)
+    losses = stacked([_limit(results, depth) for depth in depths])
+    return depths, losses, combined(np.subtract, losses, _limit(results, None))
+
+
+def _arrival(sizes: list[int], excess: Sampled, goal: float) -> Estimate:
+    """The size at which the fitted law of the excess falls to `goal`; not a number where it never does."""
+    spread = np.outer((1, -1), excess.errors) / math.sqrt(2)  # two rows of the right standard deviations: the weights
+
+    def reaches(values: np.ndarray) -> float:
+        law = fit_power(sizes, Sampled(values, values + spread, excess.freedom))
+        exponent = (math.log(goal) - law.intercept) / law.value if law.value < 0 else math.nan
+        return math.exp(exponent) if law.sign > 0 and abs(exponent) < 50 else math.nan
+
+    return excess.map(reaches).estimate()
+
+
+def _doubling(symbol: str, sizes: list[int], excess: Sampled, limit: float, fraction: float) -> Finding:
+    """What doubling the first size at or past the point of arrival takes off the loss, as a share of the limit's; not
+    a number where that point, or twice the size after it, lies outside the grid."""
+    arrival = _arrival(sizes, excess, fraction * limit)
+    past = [place for place, size in enumerate(sizes[:-1]) if size >= arrival.value]
+    if not past or not math.isfinite(arrival.half_width()):
+        quantity = (
+            f"share of the loss that doubling {symbol} takes off within {fraction:.0%} of the limit: out of the grid"
+        )
+        return Finding(quantity, "NFD", at_most(fraction), Estimate(math.nan, math.nan, excess.freedom))
+    gain = excess.map(lambda values: (values[past[0]] - values[past[0] + 1]) / limit)
+    quantity = (
+        f"share of the loss that doubling {symbol} = {sizes[past[0]]} takes off; within {fraction:.0%} of the limit "
+        f"from {symbol} = {arrival.value:.0f} ± {arrival.half_width():.0f}"
+    )
+    return Finding(quantity, "NFD", at_most(fraction), gain.estimate())
+
+
+def conclude(results: Results) -> list[Finding]:
+    """Exponents of the excess over the limit in n and in L, and what is gained past the point of arrival."""
+    sizes, found = results.sizes, []
+    for depth in sizes.network_depths:
+        widths, _, excess = _over_width(results, depth)
+        quantity = f"E loss(n, L) - loss(inf, L) ~ n^p, L = {depth}"
+        found.append(Finding(quantity, "NFD", about(-1, 0.25), fit_power(widths, excess)))  # n^-1/2 against 1/n
+    depths, _, deeper = _over_depth(results)
+    quantity = f"loss(inf, L) - loss(inf, inf) ~ L^p, L = {depths[0]} to {depths[-1]}"
+    found.append(Finding(quantity, "NFD", about(-1, 0.25), fit_power(depths, deeper)))  # L^-1/2 against 1/L
+    deepest = sizes.network_depths[-1]
+    widths, _, wider = _over_width(results, deepest)
+    losses = [float(_limit(results, depth).values) for depth in (deepest, None)]
+    return [
+        *found,
+        _doubling("n", widths, wider, losses[0], sizes.fraction),
+        _doubling("L", depths, deeper, losses[1], sizes.fraction),
+    ]
+
+
+def draw(results: Results) -> list[Panel]:
+    """Loss against width and depth, the limits as levels, and the excess over them with the fitted laws."""
+    infinite = _limit(results, None)
+    level = Level("n = inf, L = inf", float(infinite.values), 2 * float(infinite.errors))
+    losses, excesses = [], []
+    for depth in results.sizes.network_depths:
+        widths, means, excess = _over_width(results, depth)
+        law: Slope = fit_power(widths, excess)
+        losses.append(Line.of(f"networks, L = {depth}", widths, means))
+        excesses.append(Line.of(f"L = {depth}", widths, excess, law, -1.0))
+    levels = [
+        Level(f"n = inf, L = {depth}", float(limit.values), 2 * float(limit.errors))
+        for depth in results.sizes.network_depths
+        for limit in (_limit(results, depth),)
+    ]
+    depths, limits, deeper = _over_depth(results)
+    return [
+        Panel("loss against width", "width n", "final loss", losses, levels, log_y=False),
+        Panel("loss against depth", "depth L", "final loss", [Line.of("limit", depths, limits)], [level], log_y=False),
+        Panel("excess over the limit of the same depth", "width n", "E loss(n, L) - loss(inf, L)", excesses),
+        Panel(
+            "excess over infinite depth",
+            "depth L",
+            "loss(inf, L) - loss(inf, inf)",
+            [Line.of("coupled limit", depths, deeper, fit_power(depths, deeper), -1.0)],
+        ),
+    ]
+
+
+STUDY = Study(
+    name="scaling",
+    number=6,
+    claim="loss falls towards the limit's as 1/n and 1/L, and past some size a doubling buys less than a stated amount",
+    source="NFD",
+    setting="two classes of digits, one-matrix depth-muP, hidden matrices trained by a few full-batch steps of SGD, "
+    "training loss after the last; tied networks against the coupled limit; NFD's own tasks and sizes are larger",
+    sizes={
+        "smoke": Sizes(
+            widths=(8, 16),
+            depths=(2, 4),
+            network_depths=(4,),
+            neurons=512,
+            samples=2,
+            steps=2,
+            tolerance=1.0,
+            particles=32,
+        ),
+        "laptop": Sizes(),
+        "accelerator": Sizes(
+            widths=(32, 64, 128, 256, 512, 1024),
+            depths=(2, 4, 8, 16, 32, 64),
+            network_depths=(2, 8, 64),
+            neurons=2**19,
+            samples=16,
+            steps=5,
+            tolerance=2e-3,
+            particles=8192,
+        ),
+    },
+    cells=cells,
+    measure=measure,
+    conclude=conclude,
+    draw=draw,
+)

@@ -1,0 +1,297 @@
+"""Claim 8: under the right parametrization the best learning rate does not move with depth."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+
+import jax
+import numpy as np
+
+import nfd_jax as nfd
+from nfd_jax import engine
+from nfd_jax.architecture import Scales
+from nfd_jax.explicit import EXPLICIT, State, in_coordinates, start, with_scales
+from nfd_jax.network import Shape, plain_layers
+from nfd_jax.optimizers import Optimizer
+from nfd_jax.statistics import Estimate, Sampled, Slope, bootstrap, combined, fit_power, stacked
+from nfd_jax.studies.findings import Finding, about, at_least, at_most
+from nfd_jax.studies.panels import Line, Panel
+from nfd_jax.studies.study import Arrays, Cell, Results, Study
+
+# block and parametrization of every row, what it is called, and who states that its best rate stays
+ROWS = {
+    ("pre", "depth_mup"): ("one matrix, depth-muP", "TP6, NFD"),
+    ("pre_inner", "depth_mup"): ("two matrices, depth-muP", None),
+    ("pre_inner", "depth_mup_corrected"): ("two matrices, corrected", "NFD v1"),
+    ("pre_inner", "complete_p"): ("two matrices, CompleteP", "CompleteP"),
+}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The grid: eta = `lowest * ratio^i`, i below `rates`."""
+
+    depths: tuple[int, ...] = (2, 4, 8, 16, 32, 64)
+    width: int = 64
+    lowest: float = 0.25
+    ratio: float = 2**0.5
+    rates: int = 11
+    seeds: int = 16
+    samples: int = 8
+    steps: int = 4
+    particles: int = 1024
+    limit_seeds: int = 4
+
+
+def cells(sizes: Sizes) -> list[Cell]:
+    """Networks of every row and depth, and the limit of the first row at the last depth."""
+    shared = {"samples": sizes.samples, "steps": sizes.steps}
+    shared |= {"lowest": sizes.lowest, "ratio": sizes.ratio, "rates": sizes.rates}
+    of_networks = {"width": sizes.width, "seeds": sizes.seeds, "room": max(sizes.depths)}
+    networks = [
+        {"block": block, "parametrization": row, "depth": depth, **of_networks, **shared}
+        for block in ("pre", "pre_inner")
+        for depth in sizes.depths
+        for row in [row for own, row in ROWS if own == block]
+    ]
+    block, row = next(iter(ROWS))
+    limit = {"block": block, "parametrization": row, "depth": sizes.depths[-1], "width": None}
+    return [*networks, {**limit, "particles": sizes.particles, "seeds": sizes.limit_seeds, **shared}]
+
+
+def measure(
+    block: str,
+    parametrization: str,
+    depth: int,
+    width: int | None,
+    seeds: int,
+    samples: int,
+    steps: int,
+    lowest: float,
+    ratio: float,
+    rates: int,
+    room: int = 0,
+    particles: int = 0,
+) -> Arrays:
+    """Final losses at every rate, of networks, or of the limit (`width=None`) from independent sets of particles.
+
+    Depths have seeds of their own; rates share them.
+    """
+    task, model = nfd.datasets.digits(samples), nfd.ResNet(depth, "relu", block=block)
+    members, grid = range(1000 * depth, 1000 * depth + seeds), _grid(lowest, ratio, rates)
+    if width is not None:
+        loss = _networks(task, model, parametrization, width, steps, grid, members, room)
+    else:
+        loss = [
+            [
+                nfd.solve_limit(
+                    task,
+                    model,
+                    steps=steps,
+                    learning_rate=rate,
+                    particles=particles,
+                    parametrization=parametrization,
+                    seed=seed,
+                    progress=False,
+                ).loss[-1]
+                for seed in members
+            ]
+            for rate in grid
+        ]
+    return {"loss": (("rate", "seed"), np.array(loss))}
+
+
+def _networks(
+    task: nfd.Task,
+    model: nfd.ResNet,
+    parametrization: str,
+    width: int,
+    steps: int,
+    grid: list[float],
+    seeds: range,
+    room: int,
+) -> np.ndarray:
+    """Final losses `(rates, seeds)` of `solve_network`, all rates and seeds side by side, with room for `room` blocks:
+    all depths and parametrizations of a block share one compiled program, where a sweep would compile each."""
+    problem = engine.prepare(
+        task,
+        model,
+        steps=steps,
+        learning_rate=1.0,
+        parametrization_name=parametrization,
+        optimizer=Optimizer(),
+        train_input=False,
+        train_readout=False,
+        richness=1.0,
+    )
+    scales = Scales.of(model, problem.settings.row, width=width, dimension=task.dimension)
+    problem = with_scales(in_coordinates(problem), scales)
+    problem = problem._replace(rates=np.array(grid)[:, None].repeat(len(seeds), axis=0) * problem.rates)
+    shape = Shape.of(problem, width, room * model.structure.matrices)
+    members = tuple(seeds) * len(grid)
+    create = partial(_create, problem.settings, shape)
+    kept = engine.run_members(
+        EXPLICIT, problem, create, members, shape.basis_bytes, description="networks", progress=False
+    )
+    losses = kept.trajectory(task, problem.data, members, {}, members=True).loss[:, -1]
+    return losses.reshape(len(grid), len(seeds))
+
+
+@partial(jax.jit, static_argnums=(0, 1, 3))
+def _create(settings: engine.Settings, shape: Shape, keys: jax.Array, layout: None = None) -> State:
+    return jax.vmap(lambda key: start(settings, plain_layers(key, shape, True)))(keys)
+
+
+def _grid(lowest: float, ratio: float, rates: int) -> list[float]:
+    return [lowest * ratio**place for place in range(rates)]
+
+
+def _rates(sizes: Sizes) -> np.ndarray:
+    return np.array(_grid(sizes.lowest, sizes.ratio, sizes.rates))
+
+
+def _logs(losses: np.ndarray) -> np.ndarray:
+    """Mean log loss over seeds, `(rates,)`; infinite at a rate at which any member diverged: it is not usable."""
+    usable = np.isfinite(losses).all(axis=0)
+    return np.where(usable, np.log(np.where(np.isfinite(losses), losses, 1.0)).mean(axis=0), np.inf)
+
+
+def _sampled(results: Results, block: str, row: str, depth: int, *, limit: bool = False) -> Sampled:
+    """Mean log losses with resamples over seeds, `(rates,)`; all rates of a seed are drawn together."""
+    chosen = results.where(block=block, parametrization=row, depth=depth)
+    kept = next(kept for cell, kept in chosen.found if (cell["width"] is None) == limit)
+    losses = kept.loss.values.T.astype(np.float64)
+    usable = np.isfinite(losses).all(axis=0)
+    found = bootstrap(lambda x: np.where(usable, _logs(x), 0.0), losses, seed=depth)
+    return found.map(lambda x: np.where(usable, x, np.inf))
+
+
+def _optimum(logs: np.ndarray, rates: np.ndarray) -> float:
+    """The rate at the bottom of the parabola, in the logarithm of the rate, through the best mean log loss and its
+    neighbours; not a number where the best one is at an end of the grid or beside an unusable rate."""
+    best = int(np.argmin(logs))
+    if best in (0, len(logs) - 1) or not np.isfinite(logs[best - 1 : best + 2]).all():
+        return np.nan
+    low, middle, high = logs[best - 1 : best + 2]
+    shift = 0.5 * (low - high) / max(low - 2 * middle + high, 1e-12)
+    return float(np.exp(np.log(rates[best]) + shift * np.log(rates[1] / rates[0])))
+
+
+def _optima(results: Results, block: str, row: str) -> tuple[list[int], Sampled]:
+    """Best rates at every depth at which they are inside the grid, in the sample and in every resample."""
+    rates, depths, found = _rates(results.sizes), [], []
+    for depth in results.sizes.depths:
+        each = _sampled(results, block, row, depth).map(lambda logs: _optimum(logs, rates))
+        if np.isfinite(each.values) and np.isfinite(each.draws).all():
+            depths.append(depth)
+            found.append(each)
+    return depths, stacked(found) if found else Sampled(np.zeros(0), np.zeros((2, 0)), 1)
+
+
+def _drift(results: Results, block: str, row: str) -> tuple[Slope | Estimate, str]:
+    """The exponent in L of the best rate, and what was left out of it: depths whose optimum is not inside the grid."""
+    depths, optima = _optima(results, block, row)
+    outside = [depth for depth in results.sizes.depths if depth not in depths]
+    note = f", without L = {', '.join(map(str, outside))} (optimum not inside the grid)" if outside else ""
+    if len(depths) < 2:
+        return Estimate(np.nan, np.nan, 1), note
+    return fit_power(depths, optima), note
+
+
+def _diverged(results: Results, block: str, row: str) -> int:
+    kept = [kept for cell, kept in results.where(block=block, parametrization=row).found if cell["width"] is not None]
+    return sum(int(np.sum(~np.isfinite(each.loss.values))) for each in kept)
+
+
+def conclude(results: Results) -> list[Finding]:
+    """Drift of the best rate and gain of depth in every row; the rate that the limit alone predicts."""
+    depths, rates, found = results.sizes.depths, _rates(results.sizes), []
+    for (block, row), (name, source) in ROWS.items():
+        drift, note = _drift(results, block, row)
+        note += f" ({lost} diverged)" if (lost := _diverged(results, block, row)) else ""
+        if source is None:
+            size = Estimate(abs(drift.value), drift.standard_error, drift.freedom)
+            found.append(Finding(f"|p| of best eta ~ L^p, {name}{note}", "NFD v1, TP6", at_least(0.1), size))
+        else:
+            found.append(Finding(f"best eta ~ L^p, {name}{note}", source, about(0, 0.1), drift))
+    middle = depths[len(depths) // 2 - 1]
+    for (block, row), (name, source) in ROWS.items():
+        if source is not None:
+            ends = [_sampled(results, block, row, depth).map(np.min) for depth in (middle, depths[-1])]
+            ratio = combined(lambda shallow, deep: np.exp(deep - shallow), *ends).estimate()
+            quantity = f"loss at L = {depths[-1]} over that at L = {middle}, best eta each, {name}"
+            found.append(Finding(quantity, "TP6" if block == "pre" else source, at_most(1), ratio))
+    block, row = next(iter(ROWS))
+    limit = _sampled(results, block, row, depths[-1], limit=True).map(lambda logs: _optimum(logs, rates))
+    network = _sampled(results, block, row, depths[-1])
+    both = combined(lambda logs, rate: np.log2(_optimum(logs, rates) / rate), network, limit)
+    paid = combined(lambda logs, rate: np.exp(_between(logs, rates, rate) - np.min(logs)), network, limit)
+    at = f"n = {results.sizes.width}, L = {depths[-1]}, one matrix"
+    return [
+        *found,
+        Finding(f"log2 of best eta over the limit's, {at}", "TP6, NFD", about(0, 0.5), both.estimate()),
+        Finding(f"loss at the limit's eta over that at the best one, {at}", "TP6, NFD", at_most(1.1), paid.estimate()),
+    ]
+
+
+def _between(logs: np.ndarray, rates: np.ndarray, rate: float) -> float:
+    """Mean log loss at a rate between those of the grid, linear in the logarithm of the rate: above a convex curve."""
+    usable = np.isfinite(logs)
+    return float(np.interp(np.log(rate), np.log(rates[usable]), logs[usable], left=np.nan, right=np.nan))
+
+
+def draw(results: Results) -> list[Panel]:
+    """Loss against rate at every depth, a panel a row, and the best rate and its loss against depth."""
+    sizes, rates, panels, best, bottom = results.sizes, _rates(results.sizes), [], [], []
+    for (block, row), (name, _) in ROWS.items():
+        lines = [(f"L = {depth}", _sampled(results, block, row, depth)) for depth in sizes.depths]
+        if block == "pre":
+            lines.append(
+                (f"limit, L = {sizes.depths[-1]}", _sampled(results, block, row, sizes.depths[-1], limit=True))
+            )
+        curves = [_curve(*line, rates) for line in lines]
+        panels.append(Panel(name, "log2 eta", "mean log loss", curves, log_x=False, log_y=False))
+        depths, optima = _optima(results, block, row)
+        drift, _ = _drift(results, block, row)
+        if depths:
+            best.append(Line.of(name, depths, optima, drift if isinstance(drift, Slope) else None))
+        losses = stacked([_sampled(results, block, row, depth).map(np.min) for depth in sizes.depths])
+        bottom.append(Line.of(name, sizes.depths, losses))
+    return [
+        *panels,
+        Panel("best learning rate", "depth L", "best eta", best),
+        Panel("loss at the best learning rate", "depth L", "mean log loss", bottom, log_y=False),
+    ]
+
+
+def _curve(label: str, logs: Sampled, rates: np.ndarray) -> Line:
+    """Mean log losses up to four times the loss of doing nothing, 1/2; beyond, the rate is far too large."""
+    shown = logs.values < np.log(2)
+    return Line.of(
+        label, np.log2(rates[shown]).tolist(), Sampled(logs.values[shown], logs.draws[:, shown], logs.freedom)
+    )
+
+
+STUDY = Study(
+    name="transfer",
+    number=8,
+    claim="the best rate does not move with depth: one-matrix depth-muP (TP6, NFD), two-matrix corrected (NFD v1), "
+    "CompleteP; under two-matrix depth-muP it does",
+    source="TP6, NFD v1, CompleteP",
+    setting="two classes of digits, ReLU, hidden matrices trained by a few full-batch steps of SGD, blocks W phi(h), "
+    "W2 phi(W1 phi(h)), training loss after the last step; the sources train longer, TP6 and CompleteP by Adam",
+    sizes={
+        "smoke": Sizes(
+            depths=(2, 4), width=16, lowest=0.5, ratio=2.0, rates=5, seeds=4, samples=2, steps=2, particles=32
+        ),
+        "laptop": Sizes(),
+        "accelerator": Sizes(
+            depths=(2, 4, 8, 16, 32, 64, 128), width=512, rates=13, seeds=32, samples=16, steps=10, particles=8192
+        ),
+    },
+    cells=cells,
+    measure=measure,
+    conclude=conclude,
+    draw=draw,
+)
