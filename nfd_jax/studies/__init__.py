@@ -9,14 +9,30 @@ from nfd_jax.studies import (
     depth,
     diversity,
     independence,
+    interaction,
     nonlinearity,
     plane,
     reuse,
+    scaling,
+    transfer,
     width,
 )
 from nfd_jax.studies.study import SCALES, Report, Study, run, summary
 
-MODULES = (width, depth, reuse, independence, degeneracy, collapse, plane, diversity, nonlinearity)
+MODULES = (
+    width,
+    depth,
+    reuse,
+    independence,
+    degeneracy,
+    scaling,
+    collapse,
+    transfer,
+    plane,
+    diversity,
+    nonlinearity,
+    interaction,
+)
 STUDIES: dict[str, Study] = {module.STUDY.name: module.STUDY for module in MODULES}
 
 __all__ = ["SCALES", "STUDIES", "Report", "Study", "run", "summary"]
