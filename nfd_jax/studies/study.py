@@ -21,7 +21,6 @@ from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 import jax
-import numpy as np
 import xarray as xr
 from tqdm import tqdm
 
@@ -241,8 +240,3 @@ def summary(reports: Sequence[Report]) -> str:
     verdicts = [finding.verdict for report in reports for finding in report.findings]
     counts = ", ".join(f"{verdicts.count(verdict)} {verdict.value}" for verdict in Verdict)
     return f"{conclusions.in_columns(lines)}\n{counts}"
-
-
-def mean_size(values: np.ndarray) -> np.ndarray:
-    """Root mean square over all axes but that of seeds, `(seeds,)`."""
-    return np.sqrt(np.mean(np.asarray(values) ** 2, axis=tuple(range(1, np.ndim(values)))))
