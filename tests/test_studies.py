@@ -63,7 +63,7 @@ def example():
         source="a test",
         setting="numbers",
         sizes={"smoke": Sizes(), "laptop": Sizes(seeds=8), "accelerator": Sizes(seeds=16)},
-        cells=lambda sizes: [{"width": width, "seeds": sizes.seeds} for width in sizes.widths],
+        cells=lambda sizes: [{"width": width} for width in sizes.widths],
         measure=measure,
         conclude=conclude,
         draw=draw,
@@ -110,6 +110,7 @@ def test_a_kill_loses_the_cell_under_way(example, tmp_path):
             raise KeyboardInterrupt
         return measure(width, seeds)
 
+    assert module.grid(example, Sizes()) == [{"width": 2, "seeds": 4}, {"width": 4, "seeds": 4}]
     with pytest.raises(KeyboardInterrupt):
         studies.run(replace(example, measure=killed), "smoke", folder=tmp_path)
     kept = list(tmp_path.rglob("*.nc"))
@@ -179,7 +180,7 @@ def quick_compiler():
 
 @pytest.mark.usefixtures("quick_compiler")
 @pytest.mark.parametrize("name", studies.STUDIES)
-def test_every_study_runs_and_resumes(name, tmp_path):
+def test_every_study_runs_and_resumes(name, tmp_path, monkeypatch):
     """From nothing to a written report; a second run measures nothing, and finds the same."""
     study = studies.STUDIES[name]
     report = studies.run(study, "smoke", folder=tmp_path, progress=False)
@@ -187,12 +188,14 @@ def test_every_study_runs_and_resumes(name, tmp_path):
     assert all(isinstance(finding.verdict, Verdict) for finding in report.findings)
     decided = [finding for finding in report.findings if finding.verdict is not Verdict.UNDECIDED]
     assert all(np.isfinite(finding.measured.value) for finding in decided)
-    again = replace(study, measure=lambda **cell: pytest.fail(f"measured again: {cell}"))
+    monkeypatch.setattr(module.records, "save", lambda *_: pytest.fail("measured again"))
     found = [
-        (cell, module._record(study, cell, tmp_path / name / "cells")) for cell in again.cells(study.sizes["smoke"])
+        (cell, module._record(study, cell, tmp_path / name / "cells"))
+        for cell in module.grid(study, study.sizes["smoke"])
     ]
-    concluded = again.conclude(module.Results(report.results.sizes, found))
+    concluded = study.conclude(module.Results(report.results.sizes, found))
     assert repr(tuple(concluded)) == repr(report.findings)  # where some are not a number
+    monkeypatch.undo()
     assert all(path.stat().st_size for path in report.save(tmp_path))
 
 
@@ -204,7 +207,7 @@ def test_independence_on_cifar(tmp_path):
         labels = np.arange(20, dtype=np.uint8)[:, None] % 10
         (tmp_path / f"{name}.bin").write_bytes(np.concatenate([labels, pixels], axis=1).tobytes())
     sizes = replace(independence.STUDY.sizes["smoke"], cifar10=str(tmp_path))
-    grid = independence.cells(sizes)
+    grid = module.grid(independence.STUDY, sizes)
     assert [cell["data"] for cell in grid] == ["digits"] * (len(grid) // 2) + [str(tmp_path)] * (len(grid) // 2)
     found = independence.measure(**grid[-1])
     assert all(np.isfinite(found[name][1]).all() for name in ("train", "test"))

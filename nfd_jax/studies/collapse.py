@@ -33,15 +33,8 @@ class Sizes:
 
 def cells(sizes: Sizes) -> list[Cell]:
     """Both rows and all rates of a depth share a program."""
-    shared = {
-        "width": sizes.width,
-        "seeds": sizes.seeds,
-        "activation": sizes.activation,
-        "samples": sizes.samples,
-        "steps": sizes.steps,
-    }
     return [
-        {"depth": depth, "learning_rate": rate, "parametrization": row, **shared}
+        {"depth": depth, "learning_rate": rate, "parametrization": row}
         for depth in sizes.depths
         for rate in sizes.learning_rates
         for row in ROWS

@@ -40,16 +40,8 @@ class Sizes:
 
 def cells(sizes: Sizes) -> list[Cell]:
     """Every width of every activation; `width=None` is the limit."""
-    shared = {
-        "particles": sizes.particles,
-        "depth": sizes.depth,
-        "samples": sizes.samples,
-        "steps": sizes.steps,
-        "learning_rate": sizes.learning_rate,
-        "seeds": sizes.seeds,
-    }
     return [
-        {"activation": activation, "width": width, **shared}
+        {"activation": activation, "width": width}
         for activation in sizes.activations
         for width in (*sizes.widths, None)
     ]

@@ -35,16 +35,8 @@ class Sizes:
 
 def cells(sizes: Sizes) -> list[Cell]:
     """Every depth in both closures."""
-    shared = {
-        "room": 2 * max(sizes.depths),
-        "particles": sizes.particles,
-        "seeds": sizes.seeds,
-        "samples": sizes.samples,
-        "steps": sizes.steps,
-        "learning_rate": sizes.learning_rate,
-    }
     return [
-        {"activation": activation, "closure": closure, "depth": depth, **shared}
+        {"activation": activation, "closure": closure, "depth": depth, "room": 2 * max(sizes.depths)}
         for activation in sizes.activations
         for closure in CLOSURES
         for depth in sizes.depths

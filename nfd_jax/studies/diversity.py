@@ -37,15 +37,7 @@ class Sizes:
 
 def cells(sizes: Sizes) -> list[Cell]:
     """Both rows at every depth, one program a depth."""
-    shared = {
-        "width": sizes.width,
-        "seeds": sizes.seeds,
-        "activation": sizes.activation,
-        "samples": sizes.samples,
-        "steps": sizes.steps,
-        "learning_rate": sizes.learning_rate,
-    }
-    return [{"parametrization": row, "depth": depth, **shared} for depth in sizes.depths for row in EXPONENTS]
+    return [{"parametrization": row, "depth": depth} for depth in sizes.depths for row in EXPONENTS]
 
 
 def measure(

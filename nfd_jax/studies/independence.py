@@ -7,6 +7,7 @@ Tied and untied networks of three architectures, at the rate that is best for th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax.numpy as jnp
@@ -34,22 +35,14 @@ class Sizes:
     samples: int = 256
     batch: int = 32
     steps: int = 60
-    seeds: int = 12
+    seeds: int = 36
     cifar10: str = ""
 
 
 def cells(sizes: Sizes) -> list[Cell]:
     """Tied and untied networks of every architecture and depth."""
-    shared = {
-        "rates": list(sizes.rates),
-        "width": sizes.width,
-        "samples": sizes.samples,
-        "batch": sizes.batch,
-        "steps": sizes.steps,
-        "seeds": sizes.seeds,
-    }
     return [
-        {"data": data, "architecture": architecture, "depth": depth, "backward": backward, **shared}
+        {"data": data, "architecture": architecture, "depth": depth, "backward": backward}
         for data in ("digits", *([sizes.cifar10] if sizes.cifar10 else []))
         for architecture in ARCHITECTURES
         for depth in sizes.depths
@@ -62,7 +55,7 @@ def measure(
     architecture: str,
     depth: int,
     backward: str,
-    rates: list[float],
+    rates: Sequence[float],
     width: int,
     samples: int,
     batch: int,

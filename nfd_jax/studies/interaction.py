@@ -38,9 +38,7 @@ class Sizes:
 
 def cells(sizes: Sizes) -> list[Cell]:
     """Both parametrizations at every depth."""
-    shared = {"width": sizes.width, "seeds": sizes.seeds, "samples": sizes.samples, "steps": sizes.steps}
-    shared |= {"learning_rate": sizes.learning_rate, "room": max(sizes.depths)}
-    return [{"row": row, "depth": depth, **shared} for row in NAMES for depth in sizes.depths]
+    return [{"row": row, "depth": depth, "room": max(sizes.depths)} for row in NAMES for depth in sizes.depths]
 
 
 def measure(

@@ -49,17 +49,7 @@ class Sizes:
 
 def cells(sizes: Sizes) -> list[Cell]:
     """All rates and seeds of an activation side by side."""
-    shared = {
-        "learning_rates": sizes.learning_rates,
-        "width": sizes.width,
-        "depth": sizes.depth,
-        "seeds": sizes.seeds,
-        "classes": sizes.classes,
-        "samples": sizes.samples,
-        "batch": sizes.batch,
-        "steps": sizes.steps,
-    }
-    return [{"activation": activation, **shared} for activation in sizes.activations]
+    return [{"activation": activation} for activation in sizes.activations]
 
 
 def measure(

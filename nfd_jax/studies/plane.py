@@ -36,16 +36,7 @@ class Sizes:
 
 def cells(sizes: Sizes) -> list[Cell]:
     """The whole plane at one depth: its points share a compiled program."""
-    shared = {
-        "alphas": sizes.alphas,
-        "gammas": sizes.gammas,
-        "width": sizes.width,
-        "seeds": sizes.seeds,
-        "activation": sizes.activation,
-        "samples": sizes.samples,
-        "learning_rate": sizes.learning_rate,
-    }
-    return [{"depth": depth, **shared} for depth in sizes.depths]
+    return [{"depth": depth} for depth in sizes.depths]
 
 
 def measure(

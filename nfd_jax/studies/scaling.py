@@ -33,11 +33,10 @@ class Sizes:
 
 def cells(sizes: Sizes) -> list[Cell]:
     """The coupled limit at every depth and at infinite depth, and networks of every width at some of the depths."""
-    shared = {"samples": sizes.samples, "steps": sizes.steps, "learning_rate": sizes.learning_rate}
     limit = {"width": None, "count": sizes.particles, "tolerance": sizes.tolerance}
-    limits: list[Cell] = [{"depth": depth, **limit, **shared} for depth in (None, *sizes.depths)]
+    limits: list[Cell] = [{"depth": depth, **limit} for depth in (None, *sizes.depths)]
     return limits + [
-        {"depth": depth, "width": width, "count": max(8, sizes.neurons // width), "tolerance": None, **shared}
+        {"depth": depth, "width": width, "count": max(8, sizes.neurons // width), "tolerance": None}
         for depth in sizes.network_depths
         for width in sizes.widths
     ]

@@ -51,8 +51,9 @@ class Study:
         source: Where.
         setting: What is run here. Where the source's own setting is not fully known, it says so.
         sizes: A frozen dataclass of sizes for each of `SCALES`.
-        cells: The grid of these sizes.
-        measure: The labelled arrays of one cell. Pure: what it returns depends on its arguments alone.
+        cells: The grid of these sizes: what differs from cell to cell.
+        measure: The labelled arrays of one cell. Pure: what it returns depends on its arguments alone. Arguments that a
+            cell leaves out are the sizes of the same name.
         conclude: Findings of all cells.
         draw: Panels of all cells.
         cost: Of a cell, in any unit, for the time left.
@@ -147,7 +148,7 @@ def run(
     not fit, before anything is measured.
     """
     chosen = sized(study, scale, sizes)
-    cells = study.cells(chosen)
+    cells = grid(study, chosen)
     kept_in = records.output_folder(Path(folder) / study.name / "cells")
     costs = [study.cost(cell) for cell in cells]
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
@@ -174,6 +175,18 @@ def sized(study: Study, scale: str, changes: Mapping[str, Any] | None = None) ->
         if was is not None and isinstance(was, tuple) != isinstance(value, tuple):
             raise TypeError(f"size {name!r} of study {study.name!r} must be like {was!r}, got {value!r}")
     return replace(sizes, **changed)
+
+
+def grid(study: Study, sizes: Any) -> list[Cell]:
+    """The cells of these sizes, each with all arguments of `measure` that have no default."""
+    parameters = inspect.signature(study.measure).parameters.values()
+    required = [
+        each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD and each.default is each.empty
+    ]
+    return [
+        {name: getattr(sizes, name) for name in required if name not in cell} | dict(cell)
+        for cell in study.cells(sizes)
+    ]
 
 
 def _record(study: Study, cell: Cell, folder: Path) -> xr.Dataset:

@@ -37,7 +37,7 @@ class Sizes:
     lowest: float = 0.25
     ratio: float = 2**0.5
     rates: int = 11
-    seeds: int = 16
+    seeds: int = 32
     samples: int = 8
     steps: int = 4
     particles: int = 1024
@@ -46,18 +46,15 @@ class Sizes:
 
 def cells(sizes: Sizes) -> list[Cell]:
     """Networks of every row and depth, and the limit of the first row at the last depth."""
-    shared = {"samples": sizes.samples, "steps": sizes.steps}
-    shared |= {"lowest": sizes.lowest, "ratio": sizes.ratio, "rates": sizes.rates}
-    of_networks = {"width": sizes.width, "seeds": sizes.seeds, "room": max(sizes.depths)}
     networks = [
-        {"block": block, "parametrization": row, "depth": depth, **of_networks, **shared}
+        {"block": block, "parametrization": row, "depth": depth, "room": max(sizes.depths)}
         for block in ("pre", "pre_inner")
         for depth in sizes.depths
         for row in [row for own, row in ROWS if own == block]
     ]
     block, row = next(iter(ROWS))
     limit = {"block": block, "parametrization": row, "depth": sizes.depths[-1], "width": None}
-    return [*networks, {**limit, "particles": sizes.particles, "seeds": sizes.limit_seeds, **shared}]
+    return [*networks, {**limit, "particles": sizes.particles, "seeds": sizes.limit_seeds}]
 
 
 def measure(

@@ -20,9 +20,9 @@ class Sizes:
     """The grid. A network of width n is trained `neurons / n` times."""
 
     widths: tuple[int, ...] = (32, 64, 128, 256, 512)
-    neurons: int = 2**17
+    neurons: int = 2**19
     activation: str = "relu"
-    depth: int = 8
+    depth: int = 4
     samples: int = 4
     steps: int = 4
     learning_rate: float = 1.0
@@ -31,15 +31,8 @@ class Sizes:
 
 def cells(sizes: Sizes) -> list[Cell]:
     """Both limits, and networks of every width."""
-    shared = {
-        "activation": sizes.activation,
-        "depth": sizes.depth,
-        "samples": sizes.samples,
-        "steps": sizes.steps,
-        "learning_rate": sizes.learning_rate,
-    }
     return [
-        {"backward": backward, "width": width, "seeds": seeds, "tolerance": tolerance, **shared}
+        {"backward": backward, "width": width, "seeds": seeds, "tolerance": tolerance}
         for backward in CLOSURE_OF
         for width, seeds, tolerance in (
             (None, 1, sizes.tolerance),
