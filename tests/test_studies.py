@@ -221,7 +221,7 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     printed = capsys.readouterr().out
     assert "5 degeneracy" in printed
     assert "undecided" in printed
-    assert (tmp_path / "claims.txt").read_text().splitlines()[0].startswith("claim")
+    assert (tmp_path / "claims.txt").read_text().splitlines()[0].startswith("quantity")
     monkeypatch.setattr("sys.argv", ["nfd-jax", "study", "degeneracy", "--sizes", "{", "--output", str(tmp_path)])
     with pytest.raises(SystemExit, match="--sizes must be JSON"):
         cli.main()

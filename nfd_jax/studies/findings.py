@@ -80,12 +80,9 @@ class Finding:
 HEAD = ("quantity", "source", "predicted", "measured (95 %)", "verdict")
 
 
-def table(findings: Sequence[Finding], claim: str | None = None) -> str:
-    """Findings as text, one line each; `claim` fills a first column where given."""
-    lead = () if claim is None else (claim,)
-    lines = [("claim", *HEAD)[-len(HEAD) - len(lead) :]]
-    lines += [(*lead, *line(finding)) for finding in findings]
-    return in_columns(lines)
+def table(findings: Sequence[Finding]) -> str:
+    """Findings as text, one line each."""
+    return in_columns([HEAD, *map(line, findings)])
 
 
 def line(finding: Finding) -> tuple[str, ...]:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import hashlib
 import inspect
 import json
+import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
@@ -107,9 +108,15 @@ class Report:
 
     def table(self) -> str:
         """The claim, the setting, and every finding with its verdict."""
+        lines = conclusions.table(self.findings).splitlines()
+        return "\n".join([*self.heading(len(lines[0])), *lines])
+
+    def heading(self, width: int) -> list[str]:
+        """The claim as its source states it, and the setting in which it was run, in lines of this width."""
         study = self.study
-        head = f"{study.number} {study.name} ({study.source}): {study.claim}\n{study.setting}"
-        return f"{head}\n{conclusions.table(self.findings)}"
+        claim = f"{study.number} {study.name} ({study.source}): {study.claim}"
+        parts = textwrap.wrap(claim, width), textwrap.wrap(f"run here: {study.setting}", width - 2)
+        return [*parts[0], *(f"  {line}" for line in parts[1])]
 
     def figure(self) -> Figure:
         """What the reader of the source would look for."""
@@ -245,11 +252,14 @@ def _names(code: CodeType) -> set[str]:
 
 
 def summary(reports: Sequence[Report]) -> str:
-    """All findings of several studies as one table, and how many of each verdict there are."""
-    lines = [("claim", *conclusions.HEAD)]
+    """All findings of several studies as one table under the claims and settings that they belong to, and how many of
+    each verdict there are."""
+    rows = [conclusions.line(finding) for report in reports for finding in report.findings]
+    head, *lines = conclusions.in_columns([conclusions.HEAD, *rows]).splitlines()
+    text = [head, "-" * len(head)]
     for report in reports:
-        name = f"{report.study.number} {report.study.name}"
-        lines += [(name, *conclusions.line(finding)) for finding in report.findings]
+        own, lines = lines[: len(report.findings)], lines[len(report.findings) :]
+        text += [*report.heading(len(head)), *own, ""]
     verdicts = [finding.verdict for report in reports for finding in report.findings]
     counts = ", ".join(f"{verdicts.count(verdict)} {verdict.value}" for verdict in Verdict)
-    return f"{conclusions.in_columns(lines)}\n{counts}"
+    return "\n".join([*text, counts])
