@@ -340,7 +340,7 @@ def run_members(
     runs = []
     with progress_bar(description, chunks * (rates.shape[1] + 1), progress) as bar:
         for start in range(0, len(filled), together):
-            state = create(jnp.stack([jax.random.key(seed) for seed in filled[start : start + together]]), layout)
+            state = create(_keys(filled[start : start + together]), layout)
             kept_in = {"layout": layout, "checkpoint": checkpoint, "name": f"members-{start}"}
             own = rates[start : start + together]
             if together > 1:
@@ -350,6 +350,12 @@ def run_members(
                 found = run(method, problem._replace(rates=own[0]), only, members=False, progress=bar, **kept_in)
                 runs.append(jax.tree.map(lambda x: x[None], found))
     return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(seeds)], *runs)
+
+
+def _keys(seeds: Sequence[int]) -> Array:
+    """A key a seed, put together on the host: a program that stacked thousands would take minutes to compile."""
+    numbers = [np.asarray(jax.random.key_data(jax.random.key(seed))) for seed in seeds]
+    return jax.random.wrap_key_data(jnp.asarray(np.stack(numbers)))
 
 
 def progress_bar(description: str, total: int, show: bool | None) -> tqdm:

@@ -58,7 +58,8 @@ def reuse(sweep: Sweep) -> dict[str, Array]:
     span of the backward queries, Qs <Z, x>, and of W^0T g / sqrt(n) in that of the forward ones, Qx <Y, g>.
 
     - `forward_reuse`, `backward_reuse`: the coordinates in the orthonormal bases Qs and Qx, `(L, M, P)`. Their mean
-      over seeds is the response A or B; in one network, chance adds to each a variance of 1/n.
+      over seeds is sqrt(T/L) times the response, A or B, in these bases; in one network, chance adds to each a variance
+      of order 1/n.
     - `forward_reuse_sum`, `backward_reuse_sum`: root mean square entries of the sum over blocks of these vectors,
       backward ones times phi'(h_{l-1}), `(P,)`: sqrt(T/L) times this is what reuse adds to h_L and to g_0 directly.
 

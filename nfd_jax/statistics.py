@@ -153,6 +153,11 @@ class Sampled:
         """Standard errors, of the shape of the values."""
         return np.asarray(self.draws.std(axis=0, ddof=1))
 
+    @property
+    def half_widths(self) -> np.ndarray:
+        """Half the widths of 95 % intervals."""
+        return float(student.isf(0.025, self.freedom)) * self.errors
+
     def estimate(self, *index: int) -> Estimate:
         """One of the numbers; the number itself where there is one."""
         return Estimate(float(self.values[index]), float(self.errors[index]), self.freedom)

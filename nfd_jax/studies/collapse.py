@@ -86,6 +86,10 @@ def _movement(results: Results, rate: float, row: str, name: str, update: int) -
         for depth, record in results.where(learning_rate=rate, parametrization=row).along("depth")
         if np.all(np.isfinite(record[name].values[:, update]))
     ]
+    if len(kept) < 2:
+        raise ValueError(
+            f"networks of {ROWS[row]} diverge at eta = {rate:g} at all depths but {len(kept)}: lower the rates"
+        )
     values = np.stack([column for _, column in kept], axis=1)
     return [depth for depth, _ in kept], bootstrap(lambda x: np.sqrt(np.mean(x**2, axis=0)), values)
 

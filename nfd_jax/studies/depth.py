@@ -6,14 +6,14 @@ Where the distance from infinite depth falls as L^p, so does this difference.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 import nfd_jax as nfd
 from nfd_jax.statistics import Sampled, bootstrap, fit_power, stacked
 from nfd_jax.studies.findings import Finding, about
-from nfd_jax.studies.limits import solutions
+from nfd_jax.studies.limits import own_seeds, solutions
 from nfd_jax.studies.panels import Line, Panel
 from nfd_jax.studies.study import Arrays, Cell, Results, Study
 
@@ -59,7 +59,7 @@ def measure(
         nfd.datasets.digits(samples),
         nfd.ResNet(2 * depth, activation),
         closure=closure,
-        seeds=range(seeds),
+        seeds=own_seeds(seeds, activation, closure, depth),
         particles=particles,
         room=room,
         steps=steps,
@@ -98,7 +98,7 @@ def draw(results: Results) -> list[Panel]:
         lines = []
         for closure in CLOSURES:
             depths, gaps = _gaps(results, activation, closure)
-            lines.append(Line.of(closure, depths, gaps.map(abs), fit_power(depths, gaps.map(abs)), -1.0))
+            lines.append(Line.of(closure, depths, gaps.map(abs), replace(fit_power(depths, gaps), sign=1), -1.0))
         panels.append(Panel(activation, "depth L", "|loss at L - loss at 2L|", lines))
     return panels
 

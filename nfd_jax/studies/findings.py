@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from nfd_jax.scaling import in_columns
-from nfd_jax.statistics import Estimate
+from nfd_jax.statistics import Estimate, Slope
 
 
 class Verdict(enum.Enum):
@@ -77,6 +77,11 @@ class Finding:
         return Verdict.UNDECIDED
 
 
+def falling(law: Slope) -> Estimate:
+    """The exponent of a law that a claim has positive: nothing is said about one of the other sign."""
+    return law if law.sign > 0 else Estimate(math.nan, math.nan, law.freedom)
+
+
 HEAD = ("quantity", "source", "predicted", "measured (95 %)", "verdict")
 
 
@@ -88,7 +93,7 @@ def table(findings: Sequence[Finding]) -> str:
 def line(finding: Finding) -> tuple[str, ...]:
     """The columns of `HEAD`."""
     measured = finding.measured
-    shown = f"{measured.value:+.3g} ± {measured.half_width():.2g}" if math.isfinite(measured.value) else "not finite"
+    shown = f"{measured.value:+.3g} ± {measured.half_width():.2g}" if math.isfinite(measured.value) else "none"
     return finding.quantity, finding.source, finding.predicted.text, shown, finding.verdict.value
 
 

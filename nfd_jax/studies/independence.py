@@ -16,7 +16,8 @@ import numpy as np
 import nfd_jax as nfd
 from nfd_jax.architecture import AbstractModel
 from nfd_jax.statistics import Sampled, bootstrap, fit_power, stacked
-from nfd_jax.studies.findings import Finding, about, at_least
+from nfd_jax.studies.findings import Finding, about, at_least, falling
+from nfd_jax.studies.limits import own_seeds
 from nfd_jax.studies.panels import Line, Panel
 from nfd_jax.studies.study import Arrays, Cell, Results, Study
 
@@ -76,7 +77,7 @@ def measure(
         model,
         widths=[width],
         learning_rates=[rate / kernel for rate in rates],
-        seeds=seeds,  # both kinds start with the same forward weights
+        seeds=own_seeds(seeds, data, architecture, depth),  # both kinds start with the same forward weights
         steps=steps,
         parametrization="depth_mup" if architecture == "depth_mup" else "mup",
         backward=backward,
@@ -108,15 +109,19 @@ def _scaled_relu(x: jnp.ndarray) -> jnp.ndarray:
 def _final(
     results: Results, data: str, architecture: str, depth: int, name: str
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Final losses of tied and untied networks at the best rate of tied ones, over the loss before training."""
+    """Final losses of tied and untied networks at the best rate of tied ones, over the loss before training, and the
+    rate. Every other seed chooses the rate; the rest are compared."""
     pair = [results.one(data=data, architecture=architecture, depth=depth, backward=backward) for backward in BACKWARDS]
     # a rate at which a member of either kind diverges is no candidate
     usable = np.all([(kept.diverged_at.values < 0).all(axis=1) for kept in pair], axis=0)
     if not usable.any():
         raise ValueError(f"all rates diverge at {architecture}, L = {depth}: add smaller ones to sizes.rates")
-    loss = np.where(usable, np.mean(np.where(usable[:, None], pair[0].train.values[..., -1], np.inf), axis=1), np.inf)
-    best, start = int(np.argmin(loss)), float(np.mean([kept[name].values[0, :, 0].mean() for kept in pair]))
-    tied, untied = (kept[name].values[best, :, -1] / start for kept in pair)
+    choosing = np.where(usable[:, None], pair[0].train.values[:, ::2, -1], np.inf)
+    best, start = (
+        int(np.argmin(choosing.mean(axis=1))),
+        float(np.mean([kept[name].values[0, :, 0].mean() for kept in pair])),
+    )
+    tied, untied = (kept[name].values[best, 1::2, -1] / start for kept in pair)
     return tied, untied, results.sizes.rates[best]
 
 
@@ -145,7 +150,7 @@ def conclude(results: Results) -> list[Finding]:
                 gap = _gaps(results, data, architecture, loss)
                 quantity = f"untied - tied {loss} loss over initial, {name}, L = {depths[-1]}, {label}"
                 found.append(Finding(quantity, "NFD", expected, gap.estimate(-1)))
-            slope = fit_power(depths, _gaps(results, data, architecture, "train"))
+            slope = falling(fit_power(depths, _gaps(results, data, architecture, "train")))
             quantity = f"untied - tied train loss ~ L^p, {name}, {label}"
             found.append(Finding(quantity, "NFD", about(-1, 0.4) if holds else at_least(-0.4), slope))
             if holds:
@@ -185,7 +190,8 @@ STUDY = Study(
     " and muP ResNets",
     source="NFD",
     setting="ten classes of digits, width 128, squared loss, mini-batches of SGD, hidden matrices trained, the rate"
-    " best for tied networks; NFD's data, steps and rates are not fully known",
+    " best for tied networks (chosen on other seeds); a gap of 0.02 of the initial loss counts; NFD's data, steps and"
+    " rates are not fully known",
     sizes={
         "smoke": Sizes(depths=(1, 2), rates=(2.0,), width=32, samples=20, batch=10, steps=6, seeds=2),
         "laptop": Sizes(),

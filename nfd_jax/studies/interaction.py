@@ -72,9 +72,12 @@ def _train(
 ) -> dict[str, jax.Array]:
     """One network with dense matrices, trained, and compared with its initial matrices at its final features."""
     matrices, width, steps = shape
-    rows = [(inputs.shape[1], width), (matrices, width, width), (targets.shape[1], width)]
-    keys = jax.random.split(key, 3)
-    first, initial, readout = (jax.random.normal(own, size, inputs.dtype) for own, size in zip(keys, rows, strict=True))
+    ends, inner = jax.random.split(key)
+    rows = jax.random.normal(ends, (inputs.shape[1] + targets.shape[1], width), inputs.dtype)
+    first, readout = rows[: inputs.shape[1]], rows[inputs.shape[1] :]
+    # a key a matrix, so that room for more of them leaves the first ones as they are
+    keys = jax.vmap(partial(jax.random.fold_in, inner))(jnp.arange(matrices))
+    initial = jax.vmap(lambda own: jax.random.normal(own, (width, width), inputs.dtype))(keys)
     state = start(settings, Layers(first, DenseMatrices(initial), readout))
     state = lax.fori_loop(
         0, steps, lambda step, now: train_step(settings, scales, now, step, rate, inputs, targets)[0], state
@@ -94,14 +97,15 @@ def _interaction(
     first order   W2 dphi + D2 phi(a)
     together      D2 dphi
 
-    W are the initial matrices and W + D the trained ones. Blocks past the last one have h = 0 and add nothing.
+    W are the initial matrices and W + D the trained ones. Blocks past the last one add nothing: x is 0 there.
     """
     phi, scale = settings.structure.phi, initial.shape[-1] ** -0.5
 
     def image(vectors: jax.Array, matrices: jax.Array) -> jax.Array:
         return scale * product(vectors, matrices.swapaxes(-1, -2))
 
-    x, moved = phi(features), trained - initial
+    there = jnp.arange(len(features), dtype=jnp.int32)[:, None, None] < scales.blocks
+    x, moved = jnp.where(there, phi(features), 0), trained - initial
     a, da = image(x, initial[::2]), image(x, moved[::2])
     dphi = phi(a + da) - phi(a)
     along = scales.branch * jnp.sum(image(dphi, initial[1::2]) + image(phi(a), moved[1::2]), axis=0)
@@ -135,7 +139,7 @@ def _shares(results: Results, row: str, over: str, under: str | None) -> tuple[l
 def conclude(results: Results) -> list[Finding]:
     """Exponents in L of the share of the interaction and of the movement of inner pre-activations."""
     # half the distance between L^-1/2, the movement of a pre-activation under depth-muP, and L^0
-    share, movement = "share of D2 dphi in the change of the branches ~ L^p", "|D1 x| / |W1 x| ~ L^p"
+    share, movement = "|D2 dphi| / |W2 dphi + D2 phi(W1 x)|, summed over blocks ~ L^p", "|D1 x| / |W1 x| ~ L^p"
     predictions = (
         (share, "together", "first_order", "depth_mup", "TP6", at_most(-0.25)),
         (share, "together", "first_order", "complete_p", "CompleteP", about(0, 0.25)),

@@ -1,7 +1,8 @@
-"""Many solutions of a limit from one compiled program, whatever their depth: what grids over L need."""
+"""What the grids of studies need: seeds of their own for every cell, and limits of all depths by one program."""
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 import jax
@@ -13,6 +14,12 @@ from nfd_jax.optimizers import Optimizer
 from nfd_jax.particles import System
 from nfd_jax.task import Task
 from nfd_jax.trajectory import Trajectory
+
+
+def own_seeds(count: int, *place: object) -> range:
+    """Seeds of one place of a grid, so that no two places share random numbers and their errors are independent."""
+    first = zlib.crc32(repr(place).encode()) >> 2  # of 30 bits: places overlap once in a million
+    return range(first, first + count)
 
 
 def solutions(
@@ -30,7 +37,7 @@ def solutions(
     """Solutions with matched noise, for every seed one at each refinement of its path.
 
     At refinement r the model's depth is divided by r, and its noise is that of the r times finer grid. All depths up to
-    `room` share a program. Seeds of different depths are independent of each other.
+    `room` share a program.
     """
     problem = engine.prepare(
         task,
@@ -47,10 +54,9 @@ def solutions(
     depth, matched = int(model.depth), system.matches(particles)
 
     def solve(seed: int, refinement: int) -> Trajectory:
-        key = jax.random.fold_in(jax.random.key(seed), depth)
         with engine.progress_bar(f"{closure} limit", steps + 1, show=False) as bar:
             kept = system.solve(
-                key,
+                jax.random.key(seed),
                 particles,
                 depth // refinement,
                 matched=matched,

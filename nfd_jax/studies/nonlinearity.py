@@ -186,7 +186,7 @@ STUDY = Study(
     source="TP6",
     setting="digits of ten classes, cross-entropy, TP6's block (mean subtracted), depth-muP, all weights trained by "
     "mini-batch SGD, rates falling linearly to 0; TP6 trained on its own data with Adam; tanh is not homogeneous; "
-    "definitions of diversity are ours",
+    "definitions of diversity are ours; rates are chosen and judged on the same seeds",
     sizes={
         "smoke": Sizes(activations=("abs", "relu"), learning_rates=(0.25, 0.5), width=32, depth=16, seeds=3, steps=8),
         "laptop": Sizes(),

@@ -32,8 +32,8 @@ class Line:
     def of(
         cls, label: str, x: Sequence[float], found: Sampled, slope: Slope | None = None, predicted: float | None = None
     ) -> Line:
-        """From resampled numbers: bars of two standard errors."""
-        return cls(label, x, found.values, 2 * found.errors, slope, predicted)
+        """From resampled numbers."""
+        return cls(label, x, found.values, found.half_widths, slope, predicted)
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,9 +1,9 @@
 """Claim 3: what remains of the reuse of forward weights in the backward pass: at initialisation, after training, as n
 grows, as L grows, and with T.
 
-Three kinds of cells: networks, with the responses block by block and summed (`observables.reuse`) and, tied less
-untied, what reuse does to outputs and loss; limits, the coupled one less the decoupled one; and the first step of one
-sample, for which theory section 3 has the closed form delta(T).
+Three kinds of cells: networks, with the responses block by block and summed (`observables.reuse`; chance, which is all
+that untied networks have, is taken off) and, tied less untied, what reuse does to outputs and loss; limits, the coupled
+one less the decoupled one; and the first step of one sample, for which theory section 3 has the closed form delta(T).
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import nfd_jax as nfd
 from nfd_jax.statistics import Sampled, bootstrap, fit_power, stacked
 from nfd_jax.studies.findings import Finding, about
-from nfd_jax.studies.limits import solutions
+from nfd_jax.studies.limits import own_seeds, solutions
 from nfd_jax.studies.panels import Level, Line, Panel
 from nfd_jax.studies.study import Arrays, Cell, Results, Study
 
@@ -49,6 +49,8 @@ class Sizes:
 
 def cells(sizes: Sizes) -> list[Cell]:
     """Networks along L, n and T; limits along L and T; first steps along T."""
+    if sizes.steps[0] != 0:
+        raise ValueError(f"steps of study 'reuse' must start at 0, before training, got {sizes.steps}")
     shared = {"samples": sizes.samples, "steps": list(sizes.steps), "learning_rate": sizes.learning_rate}
     places = [
         *((depth, sizes.width, 1.0) for depth in sizes.depths),
@@ -60,8 +62,7 @@ def cells(sizes: Sizes) -> list[Cell]:
         # outputs need more seeds where networks are narrow
         network = {"kind": "networks", "depth": depth, "width": width, "horizon": horizon}
         network |= {"seeds": max(sizes.seeds, sizes.neurons // width)} | shared
-        across = depth == sizes.depth and horizon == 1.0
-        grid += [network | {"backward": backward} for backward in (("tied", "untied") if across else ("tied",))]
+        grid += [network | {"backward": backward} for backward in ("tied", "untied")]
     for depth, horizon in dict.fromkeys((depth, horizon) for depth, _, horizon in places):
         for closure in ("coupled", "decoupled"):
             limit = {"kind": "limits", "closure": closure, "depth": depth, "horizon": horizon}
@@ -96,15 +97,14 @@ def _networks(
     learning_rate: float,
 ) -> Arrays:
     """Inner products over pairs of seeds of the responses, mean over blocks and samples; their sums over blocks;
-    outputs and losses. Untied networks are of other seeds than tied ones."""
-    first = 0 if backward == "tied" else seeds
+    outputs and losses."""
     run = nfd.solve_network(
         nfd.datasets.digits(samples),
         nfd.ResNet(depth, horizon=horizon),
         width=width,
         steps=max(steps) + 1,
         learning_rate=learning_rate,
-        seeds=range(first, first + seeds),
+        seeds=own_seeds(seeds, backward, depth, width, horizon),
         backward=backward,
         observe=nfd.observables.reuse,
         progress=False,
@@ -135,7 +135,7 @@ def _limits(
         nfd.datasets.digits(samples),
         nfd.ResNet(depth, horizon=horizon),
         closure=closure,
-        seeds=range(seeds),
+        seeds=own_seeds(seeds, closure, depth, horizon),
         particles=particles,
         room=room,
         steps=max(steps),
@@ -160,7 +160,7 @@ def _first_step(activation: str, horizon: float, depth: int, particles: int, see
             task,
             nfd.ResNet(depth, activation, horizon),
             closure=closure,
-            seeds=range(seeds),
+            seeds=own_seeds(seeds, activation, horizon),
             particles=particles,
             room=depth,
             steps=1,
@@ -214,10 +214,18 @@ def _responses_along(results: Results, axis: str, what: str, direction: str, ste
     for _, arguments in places:
         kept, at = results.one(kind="networks", backward="tied", **arguments), results.sizes.steps.index(step)
         if what == "sum":
-            found.append(bootstrap(np.mean, kept[f"{direction}_sum"].values[:, at]))
+            chance = results.one(kind="networks", backward="untied", **arguments)
+            sums = (record[f"{direction}_sum"].values[:, at] for record in (kept, chance))
+            found.append(bootstrap(_beyond, *sums))
         else:
             found.append((_per_block if what == "block" else _raw)(kept[f"{direction}_pairs"].values[at]))
     return [size for size, _ in places], stacked(found)
+
+
+def _beyond(tied: np.ndarray, untied: np.ndarray) -> float:
+    """Size of what tied networks have beyond chance, which is all that untied ones have."""
+    square = np.mean(tied**2) - np.mean(untied**2)
+    return float(np.sign(square) * np.sqrt(np.abs(square)))
 
 
 def _gaps_along(results: Results, axis: str, name: str, step: int) -> tuple[list, Sampled]:
@@ -238,7 +246,8 @@ def _deficits(results: Results, activation: str) -> Sampled:
     found = []
     for horizon in results.sizes.horizons:
         coupled, decoupled = results.one(kind="first step", activation=activation, horizon=horizon).change.values
-        found.append(bootstrap(lambda a, b: 1 - b.mean() / a.mean(), coupled, decoupled))
+        pairs = np.stack([coupled, decoupled], axis=1)  # of one noise
+        found.append(bootstrap(lambda pairs: 1 - pairs[:, 1].mean() / pairs[:, 0].mean(), pairs))
     return stacked(found)
 
 

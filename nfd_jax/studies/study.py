@@ -1,10 +1,10 @@
 """Study: a claim made runnable. What studies share is here: sizes, cells that are never run twice, and reports.
 
 A study is a grid of cells. `measure` turns the arguments of one cell into labelled arrays, which are kept on disk at
-once, under an address made of everything that decides them: the arguments, the version of the package and its code,
-the precision. A run that was killed, or is asked for more, measures only the cells that are missing; records of
-another configuration have other addresses, so nothing is ever mixed. `conclude` and `draw` see all cells of a run and
-nothing else.
+once, under an address made of what decides them: the arguments, the version of the package and its code, that of jax,
+the platform, the precision. A run that was killed, or is asked for more, measures only the cells that are missing;
+records of another configuration have other addresses, so nothing is ever mixed. `conclude` and `draw` see all cells of
+a run and nothing else.
 """
 
 from __future__ import annotations
@@ -14,11 +14,9 @@ import inspect
 import json
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from functools import cache
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib.metadata import version
 from pathlib import Path
-from types import CodeType, FunctionType
 from typing import TYPE_CHECKING, Any
 
 import jax
@@ -36,6 +34,8 @@ if TYPE_CHECKING:
 
 SCALES = ("smoke", "laptop", "accelerator")
 PRESENTATION = ("plotting", "cli", "cluster", "comparison", "records", "statistics", "coordinates")  # decide no record
+
+PADDING = ("room",)  # arguments for which compiled programs are larger, and numbers the same
 
 Cell = Mapping[str, Any]  # arguments of `measure`, each of a type that JSON knows
 Arrays = Mapping[str, Any]  # by name, `(axes, values)` as xarray takes them, or a number
@@ -71,6 +71,10 @@ class Study:
     conclude: Callable[[Results], Sequence[Finding]]
     draw: Callable[[Results], Sequence[Panel | Map]]
     cost: Callable[[Cell], float] = lambda cell: 1.0
+    code: str = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "code", _digest(Path(inspect.getfile(self.measure))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -167,7 +171,10 @@ def run(
             found.append((cell, _record(study, cell, kept_in)))
             bar.update(cost)
     results = Results(chosen, found)
-    return Report(study, scale, results, tuple(study.conclude(results)))
+    try:
+        return Report(study, scale, results, tuple(study.conclude(results)))
+    except (ValueError, LookupError, RuntimeError) as error:
+        raise ValueError(f"study {study.name!r} can't conclude from these cells: {error}") from error
 
 
 def sized(study: Study, scale: str, changes: Mapping[str, Any] | None = None) -> Any:
@@ -181,7 +188,19 @@ def sized(study: Study, scale: str, changes: Mapping[str, Any] | None = None) ->
         was = getattr(sizes, name)
         if was is not None and isinstance(was, tuple) != isinstance(value, tuple):
             raise TypeError(f"size {name!r} of study {study.name!r} must be like {was!r}, got {value!r}")
+        for old, new in zip(_items(was)[:1] * len(_items(value)), _items(value), strict=True):
+            kinds = (int, float) if isinstance(old, float) else (type(old),)
+            if isinstance(new, bool) or not isinstance(new, kinds):
+                raise TypeError(f"size {name!r} of study {study.name!r} must be like {was!r}, got {value!r}")
+        if "seeds" in name and isinstance(value, int) and value < 2:
+            raise ValueError(
+                f"size {name!r} of study {study.name!r} must be at least 2 for standard errors, got {value}"
+            )
     return replace(sizes, **changed)
+
+
+def _items(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, tuple) else [value]
 
 
 def grid(study: Study, sizes: Any) -> list[Cell]:
@@ -198,7 +217,7 @@ def grid(study: Study, sizes: Any) -> list[Cell]:
 
 def _record(study: Study, cell: Cell, folder: Path) -> xr.Dataset:
     """The record of a cell, measured if it is not there."""
-    description = {"study": study.name, **cell, **_provenance(study)}
+    description = _address(study, cell)
     address = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"{address}.nc"
     if sharding.same(int(path.exists())) and path.exists():
@@ -209,46 +228,27 @@ def _record(study: Study, cell: Cell, folder: Path) -> xr.Dataset:
     return dataset
 
 
-def _provenance(study: Study) -> dict[str, str]:
-    """What decides the numbers of a record besides the arguments of its cell."""
+def _address(study: Study, cell: Cell) -> dict[str, Any]:
+    """Everything that decides the numbers of a record. Padding does not."""
     return {
+        "study": study.name,
+        **{name: value for name, value in cell.items() if name not in PADDING},
         "version": version("nfd_jax"),
-        "code": _digest(study.measure),
+        "code": CODE + study.code,
+        "jax": jax.__version__,
+        "platform": jax.devices()[0].platform,
         "precision": "float64" if jax.config.read("jax_enable_x64") else "float32",
     }
 
 
-@cache
-def _digest(measure: Callable) -> str:
-    """Of the source of the package's numerical modules, and of `measure` with the functions of its module it calls."""
-    folder = Path(__file__).parents[1]
-    modules = sorted(path for path in folder.glob("*.py") if path.stem not in PRESENTATION)
-    modules.append(folder / "studies" / "limits.py")
-    sources = [path.read_bytes() for path in modules] + [source.encode() for source in _sources(measure)]
-    return hashlib.sha256(b"".join(sources)).hexdigest()[:16]
+def _digest(*paths: Path) -> str:
+    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
 
 
-def _sources(function: Any) -> list[str]:
-    """The source of a function, and of everything of its own module that it names."""
-    module, seen, waiting = inspect.getmodule(function), {}, [function]
-    while waiting:
-        each = waiting.pop()
-        if each.__name__ in seen:
-            continue
-        seen[each.__name__] = inspect.getsource(each)
-        named = _names(each.__code__) if isinstance(each, FunctionType) else ()
-        for name in sorted(named):
-            value = getattr(module, name, None)
-            if inspect.getmodule(value) is module and (inspect.isfunction(value) or inspect.isclass(value)):
-                waiting.append(value)
-            elif name.isupper() and value is not None:
-                seen[name] = repr(value)
-    return [seen[name] for name in sorted(seen)]
-
-
-def _names(code: CodeType) -> set[str]:
-    inner = [_names(constant) for constant in code.co_consts if isinstance(constant, CodeType)]
-    return set(code.co_names).union(*inner)
+FOLDER = Path(__file__).parents[1]
+NUMERICAL = sorted(path for path in FOLDER.glob("*.py") if path.stem not in PRESENTATION)
+# read with the code itself: a file that is changed during a long run does not decide what that run does
+CODE = _digest(*NUMERICAL, FOLDER / "studies" / "limits.py")
 
 
 def summary(reports: Sequence[Report]) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 import nfd_jax as nfd
 from nfd_jax.statistics import Sampled, bootstrap, combined, fit_power, normal, stacked
 from nfd_jax.studies.findings import Finding, about
+from nfd_jax.studies.limits import own_seeds
 from nfd_jax.studies.panels import Line, Panel
 from nfd_jax.studies.study import Arrays, Cell, Results, Study
 
@@ -20,7 +21,7 @@ class Sizes:
     """The grid. A network of width n is trained `neurons / n` times."""
 
     widths: tuple[int, ...] = (32, 64, 128, 256, 512)
-    neurons: int = 2**19
+    neurons: int = 2**18
     activation: str = "relu"
     depth: int = 4
     samples: int = 4
@@ -56,11 +57,12 @@ def measure(
     task, model = nfd.datasets.digits(samples), nfd.ResNet(depth, activation)
     shared = {"steps": steps, "learning_rate": learning_rate, "progress": False}
     if width is None:
-        limit = nfd.solve_limit(task, model, closure=CLOSURE_OF[backward], tolerance=tolerance, **shared)
+        options = {"closure": CLOSURE_OF[backward], "tolerance": tolerance, "budget": 1e4}
+        limit = nfd.solve_limit(task, model, **options, **shared)
         errors = limit.errors["outputs"].standard_error[-1, :, 0]
         return {"outputs": (("sample",), limit.outputs[-1, :, 0]), "errors": (("sample",), errors)}
-    # outputs of many small networks: bases of a run longer than they are wide save nothing
-    runs = nfd.solve_network(task, model, width=width, seeds=seeds, backward=backward, **shared)
+    members = own_seeds(seeds, backward, width)
+    runs = nfd.solve_network(task, model, width=width, seeds=members, backward=backward, **shared)
     return {"outputs": (("seed", "sample"), runs.outputs[:, -1, :, 0])}
 
 
@@ -68,15 +70,25 @@ def _gaps(results: Results, backward: str) -> tuple[list[int], Sampled, Sampled]
     """Widths; mean distances (rms over samples and seeds); signed distances of the means, along the targets."""
     networks = [(width, kept) for width, kept in results.where(backward=backward).along("width") if width is not None]
     kept = results.one(backward=backward, width=None)
-    limit = normal(kept.outputs.values, kept.errors.values)
+    # one error for all samples, at its full size: outputs of one solution move together
+    end, error = kept.outputs.values, kept.errors.values
+    limit = normal(0.0, 1.0)
     signs = np.sign(nfd.datasets.digits(results.sizes.samples).targets[:, 0])
-    each, mean = [], []
-    for place, (_, ensemble) in enumerate(networks):
-        outputs = ensemble.outputs.values
-        squares = bootstrap(lambda x: np.stack([x.mean(0), (x**2).mean(0)]), outputs, seed=place)
-        each.append(combined(lambda m, f: np.sqrt(np.mean(m[1] - 2 * m[0] * f + f**2)), squares, limit))
-        mean.append(combined(lambda m, f: np.mean(signs * (m[0] - f)), squares, limit))
-    return [width for width, _ in networks], stacked(each), stacked(mean)
+
+    def moments(outputs: np.ndarray) -> np.ndarray:
+        return np.stack([outputs.mean(axis=0), (outputs**2).mean(axis=0)])
+
+    found = stacked([bootstrap(moments, kept.outputs.values) for _, kept in networks])  # (widths, 2, samples)
+
+    def distance(moments: np.ndarray, shift: np.ndarray) -> np.ndarray:
+        f = end + shift * error
+        return np.sqrt(np.mean(moments[:, 1] - 2 * moments[:, 0] * f + f**2, axis=1))
+
+    def bias(moments: np.ndarray, shift: np.ndarray) -> np.ndarray:
+        return np.mean(signs * (moments[:, 0] - end), axis=1) - shift * np.mean(error)
+
+    widths = [width for width, _ in networks]
+    return widths, combined(distance, found, limit), combined(bias, found, limit)
 
 
 def conclude(results: Results) -> list[Finding]:
@@ -99,7 +111,7 @@ def draw(results: Results) -> list[Panel]:
         widths, each, mean = _gaps(results, backward)
         label = f"{backward} to {closure}"
         single.append(Line.of(label, widths, each, fit_power(widths, each), -0.5))
-        average.append(Line.of(label, widths, mean.map(abs), fit_power(widths, mean.map(abs)), -1.0))
+        average.append(Line.of(label, widths, mean.map(abs), replace(fit_power(widths, mean), sign=1), -1.0))
     return [
         Panel("one network", "width n", "rms of f_n - f", single),
         Panel("mean over networks", "width n", "|E f_n - f| along the targets", average),
