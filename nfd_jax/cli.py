@@ -94,7 +94,9 @@ def study(
         output: Folder for records, table and figure.
         cluster: More than one process; the first prints and writes.
     """
-    _studies((name,), scale, _json(sizes), output, cluster)
+    _, failures = _studies((name,), scale, _json(sizes), output, cluster)
+    if failures:
+        raise ValueError(failures[0])
 
 
 @app.command
@@ -115,29 +117,36 @@ def claims(
         output: Folder for records, tables and figures.
         cluster: More than one process; the first prints and writes.
     """
-    reports = _studies(names or tuple(studies.STUDIES), scale, {}, output, cluster)
+    reports, failures = _studies(names or tuple(studies.STUDIES), scale, {}, output, cluster)
     if reports:
         text = studies.summary(reports)
         print(text)
         (output / "claims.txt").write_text(text + "\n")
         print("wrote", output / "claims.txt")
+    if failures:
+        raise ValueError("\n".join(failures))
 
 
 def _studies(
     names: Sequence[str], scale: str, sizes: dict[str, Any], output: Path, cluster: Cluster
-) -> list[studies.Report]:
-    """The reports of studies, printed and written as they finish; none in any process but the first."""
-    folder, first, reports = records.output_folder(output), cluster.join(), []
+) -> tuple[list[studies.Report], list[str]]:
+    """The reports of studies, printed and written as they finish (none in any process but the first), and why others
+    have none: one that fails does not keep the rest from running."""
+    folder, first = records.output_folder(output), cluster.join()
+    reports, failures = [], []
     for name in names:
-        report = studies.run(
-            studies.STUDIES[name], scale, folder=folder, sizes=sizes, progress=None if first else False
-        )
+        try:
+            progress = None if first else False
+            report = studies.run(studies.STUDIES[name], scale, folder=folder, sizes=sizes, progress=progress)
+        except (ValueError, TypeError, RuntimeError) as error:
+            failures.append(f"study {name!r}: {error}")
+            continue
         if first:
             print(report.table(), end="\n\n")
             written = report.save(folder)
             print("wrote", ", ".join(map(str, written)), end="\n\n")
             reports.append(report)
-    return reports
+    return reports, failures
 
 
 def _json(text: str) -> dict[str, Any]:

@@ -261,6 +261,10 @@ def test_independence_on_cifar(tmp_path):
     assert not np.allclose(found["train"][1], independence.measure(**grid[len(grid) // 2 - 1])["train"][1])
 
 
+def _fails(**cell):
+    raise RuntimeError("too large")
+
+
 def test_command_line(tmp_path, capsys, monkeypatch):
     arguments = ["claims", "degeneracy", "--scale", "smoke", "--output", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["nfd-jax", *arguments])
@@ -269,6 +273,11 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert "5 degeneracy" in printed
     assert printed.count("undecided") > 1  # in a line, and in the count of them
     assert (tmp_path / "claims.txt").read_text().splitlines()[0].startswith("quantity")
+    monkeypatch.setitem(studies.STUDIES, "plane", replace(studies.STUDIES["plane"], measure=_fails))
+    monkeypatch.setattr("sys.argv", ["nfd-jax", "claims", "plane", *arguments[1:]])
+    with pytest.raises(SystemExit, match="study 'plane': too large"):
+        cli.main()
+    assert "5 degeneracy" in capsys.readouterr().out  # the rest has run all the same
     monkeypatch.setattr("sys.argv", ["nfd-jax", "study", "degeneracy", "--sizes", "{", "--output", str(tmp_path)])
     with pytest.raises(SystemExit, match="--sizes must be JSON"):
         cli.main()
