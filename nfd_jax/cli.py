@@ -9,6 +9,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
+import jax
 import tyro
 
 from nfd_jax import comparison, datasets, plotting, records, studies
@@ -146,6 +147,7 @@ def _studies(
             written = report.save(folder)
             print("wrote", ", ".join(map(str, written)), end="\n\n")
             reports.append(report)
+        jax.clear_caches()  # programs of one study serve no other, and a process has room for so many
     return reports, failures
 
 

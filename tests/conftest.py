@@ -14,6 +14,13 @@ with install_import_hook("nfd_jax", "beartype.beartype"):
     import nfd_jax as nfd
 
 
+@pytest.fixture(autouse=True, scope="module")
+def free_programs():
+    """Compiled programs are kept as memory maps, of which a process may have 65,530: too few for all tests in one."""
+    yield
+    jax.clear_caches()
+
+
 @pytest.fixture
 def task() -> nfd.Task:
     """Four handwritten digits of two classes."""

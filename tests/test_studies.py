@@ -223,6 +223,7 @@ def quick_compiler():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", False)
+    jax.clear_caches()
 
 
 @pytest.mark.usefixtures("quick_compiler")
