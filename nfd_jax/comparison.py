@@ -70,9 +70,9 @@ class Comparison:
                 raise ValueError(f"{name} must be at least one number, each given once, got {sizes!r}")
             for size in sizes:
                 positive_int(name, size)
-        row = parametrization.resolve(self.parametrization)
+        parametrization.resolve(self.parametrization)
         for depth in self.depths:
-            Scales.of(self.model(depth), row, width=None, dimension=1)
+            self.model(depth)
         for name in ("seeds", "limit_seeds"):
             positive_int(f"{name} (a standard error needs two)", getattr(self, name), minimum=2)
         positive_int("steps", self.steps)
@@ -98,7 +98,9 @@ def compare(task: Task, setup: Comparison | None = None, *, progress: bool | Non
     check_task(task)
     setup = setup or Comparison()
     depths, widths = list(setup.depths), list(setup.widths)
-    sharding.particles("particles", setup.particles)  # refuses now what a solver would refuse later
+    # refuse now what a solver would refuse later
+    Scales.of(setup.model(depths[0]), parametrization.resolve(setup.parametrization), width=None, dimension=1)
+    sharding.particles("particles", setup.particles)
     for width in widths:
         if is_revealed("auto", task, width, setup.steps):
             sharding.particles("widths", width)
