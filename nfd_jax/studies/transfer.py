@@ -37,7 +37,7 @@ class Sizes:
     lowest: float = 0.25
     ratio: float = 2**0.5
     rates: int = 11
-    seeds: int = 32
+    seeds: int = 16
     samples: int = 8
     steps: int = 4
     particles: int = 1024
