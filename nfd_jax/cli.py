@@ -69,10 +69,9 @@ def compare(
 
 
 if TYPE_CHECKING:
-    StudyName = str
+    StudyName = Scale = str
 else:
-    StudyName = Literal[tuple(studies.STUDIES)]
-Scale = Literal["smoke", "laptop", "accelerator"]
+    StudyName, Scale = Literal[tuple(studies.STUDIES)], Literal[studies.SCALES]
 
 
 @app.command
@@ -136,6 +135,7 @@ def _studies(
     folder, first = records.output_folder(output), cluster.join()
     reports, failures = [], []
     for name in names:
+        jax.clear_caches()  # programs of one study serve no other, and a process has room for so many
         try:
             progress = None if first else False
             report = studies.run(studies.STUDIES[name], scale, folder=folder, sizes=sizes, progress=progress)
@@ -147,7 +147,6 @@ def _studies(
             written = report.save(folder)
             print("wrote", ", ".join(map(str, written)), end="\n\n")
             reports.append(report)
-        jax.clear_caches()  # programs of one study serve no other, and a process has room for so many
     return reports, failures
 
 
