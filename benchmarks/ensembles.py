@@ -60,8 +60,6 @@ class Sizes:
         batch: Samples of a step.
         repeats: Timed repeats of each side, in turn; medians are reported.
         seconds: Budget of one run of one side, at 20 GFLOP/s; fewer members where it is exceeded, at least 2.
-        devices: CPU devices of jax, over which members are handed out: more of them keep more cores busy with small
-            networks, and fewer with large ones.
         output: A JSON file for the results.
     """
 
@@ -73,7 +71,6 @@ class Sizes:
     batch: int = 32
     repeats: int = 2
     seconds: float = 4.0
-    devices: int = 1
     output: Path | None = None
 
 
@@ -289,7 +286,6 @@ def main(sizes: Sizes) -> None:
     """Print one row a side of every cell."""
     threads = os.cpu_count() or 1
     torch.set_num_threads(threads)
-    jax.config.update("jax_num_cpu_devices", sizes.devices)
     print(
         f"{sizes.seeds} seeds x {len(sizes.rates)} rates, batch {sizes.batch}, {sizes.steps} steps, {threads} threads, "
         f"jax {jax.__version__}, torch {torch.__version__}; times of a member and step"

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from nfd_jax import optimizers, parametrization, sharding
+from nfd_jax import optimizers, parametrization, sharding, threads
 from nfd_jax._errors import finite_float, positive_int
 from nfd_jax._types import Array, Float, Index, PyTree, Scalar
 from nfd_jax.architecture import AbstractModel, Scales, Structure, check_model
@@ -26,6 +26,7 @@ from nfd_jax.optimizers import Optimizer
 from nfd_jax.parametrization import PARAMETRIZATIONS, Parametrization
 from nfd_jax.sharding import Layout
 from nfd_jax.task import Task, check_task, loss_value
+from nfd_jax.threads import Bar
 from nfd_jax.trajectory import HeldOut, Trajectory
 
 MEMORY_BUDGET = 2**29  # bytes that members trained side by side may take; more is slower, caches being small
@@ -337,18 +338,21 @@ def run_members(
     filled = [*seeds, *(seeds[-1:] * (chunks * together - len(seeds)))]
     rates = np.broadcast_to(problem.rates, (len(seeds), problem.rates.shape[-1]))
     rates = np.concatenate([rates, rates[-1:].repeat(len(filled) - len(seeds), axis=0)])
-    runs = []
+
+    def chunk(start: int) -> Kept:
+        state = create(_keys(filled[start : start + together]), layout)
+        kept_in = {"layout": layout, "checkpoint": checkpoint, "name": f"members-{start}"}
+        own = rates[start : start + together]
+        if together > 1:
+            return run(method, problem._replace(rates=own), state, members=True, progress=bar, **kept_in)
+        # a batch of one compiles and runs slower, and copies what is updated in place without it
+        only = _only_member(state)
+        found = run(method, problem._replace(rates=own[0]), only, members=False, progress=bar, **kept_in)
+        return jax.tree.map(lambda x: x[None], found)
+
+    at_once = 1 if layout else min(threads.count(), chunks, max(1, MEMORY_BUDGET // (together * member_bytes)))
     with progress_bar(description, chunks * (rates.shape[1] + 1), progress) as bar:
-        for start in range(0, len(filled), together):
-            state = create(_keys(filled[start : start + together]), layout)
-            kept_in = {"layout": layout, "checkpoint": checkpoint, "name": f"members-{start}"}
-            own = rates[start : start + together]
-            if together > 1:
-                runs.append(run(method, problem._replace(rates=own), state, members=True, progress=bar, **kept_in))
-            else:  # a batch of one compiles and runs slower, and copies what is updated in place without it
-                only = _only_member(state)
-                found = run(method, problem._replace(rates=own[0]), only, members=False, progress=bar, **kept_in)
-                runs.append(jax.tree.map(lambda x: x[None], found))
+        runs = threads.each(chunk, range(0, len(filled), together), at_once, bar)
     return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(seeds)], *runs)
 
 
@@ -358,12 +362,12 @@ def _keys(seeds: Sequence[int]) -> Array:
     return jax.random.wrap_key_data(jnp.asarray(np.stack(numbers)))
 
 
-def progress_bar(description: str, total: int, show: bool | None) -> tqdm:
+def progress_bar(description: str, total: int, show: bool | None) -> Bar:
     """A bar that appears after two seconds; `show=None` leaves it out where output is not a terminal. Of several
     processes, the first shows it."""
     show = show if jax.process_index() == 0 else False
     disable = None if show is None else not show
-    return tqdm(total=total, desc=description, unit="step", delay=2, leave=False, disable=disable)
+    return Bar(total=total, desc=description, unit="step", delay=2, leave=False, disable=disable)
 
 
 def prepare(

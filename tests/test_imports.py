@@ -35,6 +35,7 @@ ORDER = (
     "sharding",
     "checkpoint",
     "memory",
+    "threads",
     "engine",
     "explicit",
     "network",
