@@ -1,5 +1,8 @@
 """coordinate_check: right networks pass, others fail, and the table's slopes are those that are measured."""
 
+import dataclasses
+from functools import partial
+
 import equinox as eqx
 import jax
 import jax.numpy as jnp
@@ -9,7 +12,9 @@ import pytest
 from own_model import ROLES, Network
 
 import nfd_jax as nfd
+from nfd_jax import engine, finite, training
 from nfd_jax.coordinates import CHANGE, SIZE, UPDATE
+from nfd_jax.optimizers import Optimizer
 from nfd_jax.parametrization import ONE, L, N, Role, alpha_gamma, resolve
 
 KINDS = {"up": "inner", "stream": "stream", "outputs": "output"}
@@ -71,6 +76,66 @@ def test_right_networks_pass(parametrization, optimizer):
     """By the noise of seeds, less than once in 10,000: a line has a tolerance of Student's quantile at 1/100 over all
     lines, and 0.2 on top, of which finite sizes take 0.1."""
     found = check(parametrization, optimizer=optimizer, allowance=0.2)
+    assert found.passed, str(found)
+
+
+@pytest.mark.parametrize(
+    ("name", "model", "optimizer"),
+    [
+        ("depth_mup", nfd.ResNet(1, "relu"), "sgd"),
+        ("complete_p", nfd.ResNet(1, "relu", block="post", centred=True), "adam"),
+        ("depth_mup_corrected", nfd.ResNet(1, "tanh", block="inner"), "adam"),
+        ("mup", nfd.MLP(2, "tanh"), "adam"),
+    ],
+)
+def test_networks_of_this_package(name, model, optimizer):
+    """Those that `train_networks` trains, seen from outside: each has the slopes of its row."""
+    row, task = resolve(name), nfd.datasets.digits(4)
+    structure, is_resnet = model.structure, isinstance(model, nfd.ResNet)
+
+    def build(key, width, depth):
+        deep = dataclasses.replace(model, depth=depth) if is_resnet else model
+        network = finite.create_network(key, deep, row, finite.Shape(width, task.dimension, task.outputs))
+        rule = Optimizer.create(optimizer, 0.0, 0.0)
+        roles = partial(training._trainable, ("input", "hidden", "readout"))
+        settings = engine.Settings(structure, row, task.loss, tuple(roles(network)), rule)
+        by_role = optax.chain(training._optimizer(settings, network), optax.scale_by_learning_rate(RATES[optimizer]))
+
+        def update(gradient, state, parameters):
+            updates, state = by_role.update(roles(gradient), state, roles(parameters))
+            return training._with(gradient, updates), state
+
+        return network, optax.GradientTransformation(lambda network: by_role.init(roles(network)), update)
+
+    def features(network, inputs):
+        """The image of the last matrix of the first block is read off the stream, before a last activation."""
+        outputs, stream = network.sweep(inputs)
+        found = {"embedded": stream[0], "stream": stream[-1], "outputs": outputs}
+        first, (hidden, _) = stream[0], network.hidden[0]
+        if structure.matrices == 2:
+            found["inner"] = network.multiplier(Role.INNER) * first @ network.inner[0][0][0].T
+            first = jnp.tanh(found["inner"])
+        elif structure.activated[0]:
+            first = structure.phi(first)
+        return found | {"hidden": network.multiplier(Role.HIDDEN) * first @ hidden[0].T}
+
+    inner = {"inner": "inner"} if structure.matrices == 2 else {}
+    images = {".input": "embedded", ".hidden[0][0]": "hidden", ".readout": "outputs"}
+    found = nfd.coordinate_check(
+        build,
+        features,
+        jnp.asarray(task.inputs),
+        jnp.asarray(task.targets),
+        parametrization=row,
+        roles={f".{role}*": role for role in ("input", *inner, "hidden", "readout")},
+        kinds={"stream": "stream", "outputs": "output"} | inner,
+        images=images | {".inner[0][0]": role for role in inner},
+        optimizer=optimizer,
+        widths=(32, 128),
+        depths=(2, 8) if is_resnet else (1,),
+        seeds=64 if optimizer == "sgd" else 10,  # squared losses scatter SGD's updates, not Adam's
+        allowance=0.2,
+    )
     assert found.passed, str(found)
 
 
