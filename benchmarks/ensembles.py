@@ -105,7 +105,7 @@ class Work:
     def train(self) -> np.ndarray:
         """Our side: the members' losses on all samples after training."""
         kept = training.train_members(
-            self.problem, self.task, self.model, self.width, self.seeds, untied=False, progress=False
+            self.problem, self.task, self.model, self.width, self.seeds, backward="tied", progress=False
         )
         return np.asarray(kept.train[-1].loss)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import platform
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -60,16 +61,16 @@ class Checkpoint:
             "precision": "float64" if jax.config.read("jax_enable_x64") else "float32",
             "devices": f"{sharding.device_count()} x {device.device_kind} in {jax.process_count()} processes",
         }
-        return cls(path, every, json.loads(json.dumps(everything, default=_name)))
+        return cls(path, every, json.loads(json.dumps(everything, default=str)))
 
-    def is_due(self, done: int) -> bool:
-        """Whether so many steps done call for writing."""
-        return done % self.every == 0
+    def is_due(self, done: int, more: int = 1) -> bool:
+        """Whether so many steps done, the last `more` of them at once, call for writing."""
+        return done // self.every > (done - more) // self.every
 
     def write(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Replace one archive, whole or not at all."""
         path = self._path(name)
-        partial = path.with_name(f".{path.name}.partial")
+        partial = partial_of(path)
         with open(partial, "wb") as file:
             np.savez(file, allow_pickle=False, **{ARGUMENTS: np.array(json.dumps(self.arguments))}, **arrays)
             file.flush()
@@ -102,6 +103,11 @@ class Checkpoint:
         return self.folder / f"{name}{part}.npz"
 
 
+def partial_of(path: Path) -> Path:
+    """Where a file is written before it takes its place: of this process alone."""
+    return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.partial")
+
+
 def _fingerprint(task: Task) -> str:
     """Of all arrays of a task."""
     parts = [task, *([task.held_out] if task.held_out else [])]
@@ -110,11 +116,6 @@ def _fingerprint(task: Task) -> str:
         for array in (part.inputs, part.targets):
             digest.update(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()[:16]
-
-
-def _name(value: Any) -> str:
-    """Of a function: the same in every process."""
-    return getattr(value, "__qualname__", None) or str(value)
 
 
 def arrays_of(state: PyTree) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
-from nfd_jax import optimizers, parametrization, sharding, threads
+from nfd_jax import functions, memory, optimizers, parametrization, sharding, threads
 from nfd_jax._errors import finite_float, positive_int
 from nfd_jax._types import Array, Float, Index, PyTree, Scalar
 from nfd_jax.architecture import AbstractModel, Scales, Structure, check_model
@@ -28,8 +28,6 @@ from nfd_jax.sharding import Layout
 from nfd_jax.task import Task, check_task, loss_value
 from nfd_jax.threads import Bar
 from nfd_jax.trajectory import HeldOut, Trajectory
-
-MEMORY_BUDGET = 2**29  # bytes that members trained side by side may take; more is slower, caches being small
 
 
 class Sweep(NamedTuple):
@@ -52,6 +50,20 @@ class Sweep(NamedTuple):
 
 
 Observe = Callable[[Sweep], dict[str, Array]]
+VARIABLES = "outputs", "loss", "batch_loss", "held_out_outputs", "held_out_loss", "diverged_at", "targets"
+AXES = (
+    "width",
+    "depth",
+    "learning_rate",
+    "seed",
+    "step",
+    "update",
+    "held_out_step",
+    "sample",
+    "held_out_sample",
+    "output",
+)
+RESERVED = frozenset((*VARIABLES, *AXES))  # names in datasets
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,17 @@ class Settings:
     optimizer: Optimizer = Optimizer()  # noqa: RUF009 - frozen
     richness: float = 1.0
     observe: Observe | None = None
+
+
+def observation(observe: Observe, sweep: Sweep) -> dict[str, Array]:
+    """What an observe function makes of a sweep; refused while tracing, before anything is trained."""
+    found = observe(sweep)
+    if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
+        raise TypeError(f"observe must return arrays by name, a dict, got {found!r}")
+    taken = sorted(set(found) & RESERVED)
+    if taken:
+        raise ValueError(f"observe must return names that no result has already, got {', '.join(taken)}")
+    return {name: jnp.asarray(values) for name, values in found.items()}
 
 
 class Samples(NamedTuple):
@@ -318,19 +341,19 @@ def run_members(
     progress: bool | None,
     layout: Layout | None = None,
     checkpoint: Checkpoint | None = None,
-    budget: int | None = None,
+    most: int | None = None,
 ) -> Kept:
-    """Train one member a seed, as many side by side as `MEMORY_BUDGET` (or a smaller `budget`, in bytes) has room for;
-    `create` makes them from keys. Rates `(members, K)` of the problem are those of each.
+    """Train one member a seed, as many side by side as `memory.BUDGET` has room for, at `member_bytes` each, or `most`
+    a device; `create` makes them from keys. Rates `(members, K)` of the problem are those of each.
 
-    Several devices share the particles of every member as `layout` says, or else the members. Chunks are of one size,
-    so that they share a compiled program; the last is filled up with members thrown away.
+    Several devices share the particles of every member as `layout` says, or else the members; the threads of one CPU
+    share the chunks. These are of one size, so that they share a compiled program; the last is filled up with members
+    thrown away.
     """
-    budget = min(MEMORY_BUDGET, budget or MEMORY_BUDGET)
     if layout is None:  # a device has room for whole members
-        room = max(1, budget // member_bytes) * sharding.device_count()
+        room = max(1, min(memory.BUDGET // member_bytes, most or len(seeds))) * sharding.device_count()
     else:  # for its part of each
-        room = max(1, budget * layout.devices // member_bytes)
+        room = max(1, memory.BUDGET * layout.devices // member_bytes)
     together = -(-len(seeds) // -(-len(seeds) // room))
     if layout is None:
         together, layout = sharding.members(together)
@@ -350,9 +373,9 @@ def run_members(
         found = run(method, problem._replace(rates=own[0]), only, members=False, progress=bar, **kept_in)
         return jax.tree.map(lambda x: x[None], found)
 
-    at_once = 1 if layout else min(threads.count(), chunks, max(1, MEMORY_BUDGET // (together * member_bytes)))
     with progress_bar(description, chunks * (rates.shape[1] + 1), progress) as bar:
-        runs = threads.each(chunk, range(0, len(filled), together), at_once, bar)
+        at_once = min(chunks, threads.at_once(together * member_bytes))
+        runs = threads.each(chunk, range(0, len(filled), together), at_once)
     return jax.tree.map(lambda *arrays: np.concatenate(arrays)[: len(seeds)], *runs)
 
 
@@ -388,6 +411,8 @@ def prepare(
     """Check the arguments of a run before anything is compiled."""
     check_task(task)
     check_model(model, finite=finite)
+    if observe is not None and not callable(observe):
+        raise TypeError(f"observe must be a function of a Sweep that returns arrays by name, got {observe!r}")
     row = parametrization.resolve(parametrization_name)
     rates = optimizers.rates(learning_rate, positive_int("steps", steps))
     trained = {"input": train_input, "hidden": True, "readout": train_readout}
@@ -402,7 +427,7 @@ def prepare(
     )
     arguments = {
         "model": type(model).__name__,
-        **{field.name: getattr(model, field.name) for field in fields(model)},
+        **{field.name: _plain(getattr(model, field.name)) for field in fields(model)},
         "parametrization": row.name if PARAMETRIZATIONS.get(row.name) == row else repr(row),
         "steps": steps,
         "learning_rate": rates.tolist(),
@@ -415,9 +440,14 @@ def prepare(
         "batch_size": task.batch_size,
         "replacement": task.replacement,
         "batch_seed": task.batch_seed,
-        "observe": observe and getattr(observe, "__qualname__", str(observe)),
+        "observe": _plain(observe),
     }
     return Problem(settings, _data(task, steps, evaluate_at), rates, arguments)
+
+
+def _plain(argument: Any) -> Any:
+    """As a record keeps it."""
+    return functions.described(argument) if callable(argument) else argument
 
 
 def _data(task: Task, steps: int, evaluate_at: Sequence[int] | None) -> Data:

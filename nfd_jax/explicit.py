@@ -11,7 +11,7 @@ import numpy as np
 from nfd_jax import architecture, optimizers
 from nfd_jax._types import Array, Index, PyTree, Scalar
 from nfd_jax.architecture import Layers, Scales
-from nfd_jax.engine import Evaluated, Method, Problem, Record, Samples, Settings, Sweep, evaluated
+from nfd_jax.engine import Evaluated, Method, Problem, Record, Samples, Settings, Sweep, evaluated, observation
 from nfd_jax.parametrization import PARAMETRIZATIONS
 from nfd_jax.task import loss_gradient, loss_value
 
@@ -49,7 +49,8 @@ def train_step(
     observed = {}
     if settings.observe is not None and gradients.sweep is not None:
         seen = (found.features, gradients.sweep, found.outputs)
-        observed = settings.observe(Sweep(*seen, settings.structure, step, layers.hidden, found.handles))
+        sweep = Sweep(*seen, settings.structure, step, layers.hidden, found.handles)
+        observed = observation(settings.observe, sweep)
 
     parameters = _trainable(settings, layers)
     wanted = {role: gradients.parameters[role] for role in settings.trained}

@@ -12,6 +12,7 @@ import numpy as np
 from nfd_jax._types import PyTree
 
 GIB = 2**30
+BUDGET = 2**29  # bytes that solutions side by side may take; more is slower, caches being small
 
 
 def per_device() -> int | None:

@@ -26,7 +26,7 @@ import numpy as np
 from scipy.stats import t as student
 from tqdm import tqdm
 
-from nfd_jax import engine, memory, sharding
+from nfd_jax import engine, memory, sharding, threads
 from nfd_jax._types import Key
 from nfd_jax.checkpoint import Checkpoint
 from nfd_jax.particles import System
@@ -145,18 +145,22 @@ class Replicates:
             for part, value in zip(parts, values, strict=True):
                 part[name] = value
 
-    def draw(self, term: Term, room: int) -> None:
-        """One more replicate of a mean."""
+    def draw(self, term: Term, room: int, count: int) -> None:
+        """So many more replicates of a mean, all at once."""
         found = self.found.setdefault(term, [])
-        key = jax.random.key(self.seed)
-        for address in (term.particles, term.depth, len(found)):
-            key = jax.random.fold_in(key, address)
-        parts = self._solve(key, term.particles, term.depth, 1, room)
-        if term.difference:
+
+        def replicate(number: int) -> Parts:
+            key = jax.random.key(self.seed)
+            for address in (term.particles, term.depth, number):
+                key = jax.random.fold_in(key, address)
+            parts = self._solve(key, term.particles, term.depth, 1, room)
+            if not term.difference:
+                return parts
             coarse = self._solve(key, term.particles, term.depth // 2, 2, room)
-            parts = {name: part - coarse[name] for name, part in parts.items()}
-        found.append(parts)
-        if self.checkpoint is not None and self.checkpoint.is_due(sum(map(len, self.found.values()))):
+            return {name: part - coarse[name] for name, part in parts.items()}
+
+        found.extend(threads.each(replicate, range(len(found), len(found) + count), count))
+        if self.checkpoint is not None and self.checkpoint.is_due(sum(map(len, self.found.values())), count):
             self.write()
 
     def _solve(self, key: Key, particles: int, depth: int, refinement: int, room: int) -> Parts:
@@ -298,11 +302,13 @@ def _draw(replicates: Replicates, counts: Counts, room: int, deadline: float, ba
     """
     bar.total = sum(max(count, len(replicates.found.get(term, []))) for term, count in counts.items())
     for term in sorted(counts, key=lambda term: term.cost):
+        at_once = threads.at_once(replicates.system.needed(term.particles, room)[0])
         while (have := len(replicates.found.get(term, []))) < counts[term]:
             if have >= FEWEST and _is_over(deadline):
                 break
-            replicates.draw(term, room)
-            bar.update()
+            count = min(at_once, counts[term] - have)
+            replicates.draw(term, room, count)
+            bar.update(count)
     return {term: min(count, len(replicates.found[term])) for term, count in counts.items()}
 
 

@@ -60,48 +60,83 @@ def solve_network(
     width = positive_int("width", width)
     members = seed_sequence(seeds)
     one_of("backward", backward, BACKWARDS)
-    rule = Optimizer.create(optimizer, momentum, weight_decay)
-    if not rule.is_linear:
-        raise ValueError(
-            f"optimizer {optimizer!r} does not keep the learned part of a matrix low rank, which revealed matrices "
-            "need; use optimizer='sgd' (momentum and weight_decay are allowed), or train_networks"
-        )
     problem = engine.prepare(
         task,
         model,
         steps=steps,
         learning_rate=learning_rate,
         parametrization_name=parametrization,
-        optimizer=rule,
+        optimizer=Optimizer.create(optimizer, momentum, weight_decay),
         train_input=train_input,
         train_readout=train_readout,
         richness=richness,
         observe=observe,
         evaluate_at=evaluate_at,
     )
-    layout = sharding.particles("width", width)
-    scales = Scales.of(model, problem.settings.row, width=width, dimension=task.dimension, richness=richness)
-    problem = with_scales(in_coordinates(problem), scales)
-    shape = Shape.of(problem, width, model.matrices)
     arguments = problem.arguments | {"solver": "network", "width": width, "backward": backward}
-    create = partial(_create, problem.settings, shape, backward == "tied")
-    memory.check(
-        memory.size_of(create, jax.random.key(0)[None]) + shape.sweep_bytes,
-        layout.devices if layout else 1,
-        "use a smaller width, fewer steps or a smaller batch, or more devices",
-    )
-    kept = engine.run_members(
-        EXPLICIT,
+    kept = solve_members(
         problem,
-        create,
+        task,
+        model,
+        width,
         members,
-        shape.basis_bytes,
-        description=f"{backward} networks, width {width}",
+        backward=backward,
         progress=progress,
-        layout=layout,
         checkpoint=Checkpoint.create(checkpoint, checkpoint_every, task, arguments | {"seeds": members}),
     )
     return kept.trajectory(task, problem.data, members, arguments, members=True)
+
+
+def solve_members(
+    problem: engine.Problem,
+    task: Task,
+    model: AbstractModel,
+    width: int,
+    seeds: tuple[int, ...],
+    *,
+    backward: str,
+    room: int | None = None,
+    progress: bool | None,
+    checkpoint: Checkpoint | None = None,
+) -> engine.Kept:
+    """Networks of these seeds side by side, at the rates of the problem: `(K,)`, or `(members, K)` for each its own.
+
+    Depths with the same `room`, in blocks, share a compiled program; by default it is the model's own depth.
+    """
+    problem, shape = in_shape(problem, task, model, width, backward, room)
+    return engine.run_members(
+        EXPLICIT,
+        problem,
+        partial(_create, problem.settings, shape, backward == "tied"),
+        seeds,
+        shape.basis_bytes + shape.sweep_bytes,
+        description=f"{backward} networks, width {width}",
+        progress=progress,
+        layout=sharding.particles("width", width),
+        checkpoint=checkpoint,
+    )
+
+
+def in_shape(
+    problem: engine.Problem, task: Task, model: AbstractModel, width: int, backward: str, room: int | None = None
+) -> tuple[engine.Problem, Shape]:
+    """The problem of explicit sweeps at this width and its shapes; ValueError where revealed matrices can't solve it:
+    for an optimizer, for the number of devices, or for their memory."""
+    settings = problem.settings
+    if not settings.optimizer.is_linear:
+        raise ValueError(
+            f"optimizer {settings.optimizer.name!r} does not keep the learned part of a matrix low rank, which "
+            "revealed matrices need; use optimizer='sgd' (momentum and weight_decay are allowed), or train_networks"
+        )
+    layout = sharding.particles("width", width)
+    scales = Scales.of(model, settings.row, width=width, dimension=task.dimension, richness=settings.richness)
+    problem = with_scales(in_coordinates(problem), scales)
+    shape = Shape.of(problem, width, (room or model.blocks) * model.structure.matrices)
+    create = partial(_create, problem.settings, shape, backward == "tied")
+    needed = memory.size_of(create, jax.random.key(0)[None])
+    ways_out = "use a smaller width, fewer steps or a smaller batch, or more devices"
+    memory.check(needed + shape.sweep_bytes, layout.devices if layout else 1, ways_out)
+    return problem, shape
 
 
 class Shape(NamedTuple):

@@ -14,6 +14,8 @@ from typing import Any
 import jax
 import xarray as xr
 
+from nfd_jax.checkpoint import partial_of
+
 PACKAGES = ("nfd_jax", "jax", "jaxlib", "equinox", "optax", "numpy", "xarray")
 
 
@@ -50,7 +52,7 @@ def output_folder(path: str | Path) -> Path:
 def save(dataset: xr.Dataset, path: Path, arguments: Mapping[str, Any]) -> Path:
     """Write the dataset with its provenance as netCDF; the file appears whole or not at all."""
     complete = dataset.assign_attrs(provenance(arguments))
-    partial = path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.partial")  # of this process alone
+    partial = partial_of(path)
     complete.to_netcdf(partial, engine="h5netcdf")
     partial.replace(path)
     return path

@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
+import jax
 import numpy as np
 
 from nfd_jax import engine as loop
@@ -15,11 +16,11 @@ from nfd_jax import optimizers, sharding
 from nfd_jax._errors import finite_float, one_of, positive_int, seed_sequence
 from nfd_jax.architecture import AbstractModel, check_model
 from nfd_jax.checkpoint import Checkpoint
-from nfd_jax.network import BACKWARDS, solve_network
+from nfd_jax.network import BACKWARDS, in_shape, solve_members
 from nfd_jax.optimizers import Optimizer
 from nfd_jax.parametrization import Parametrization
 from nfd_jax.task import Task, check_task
-from nfd_jax.training import ENGINES, is_revealed, train_members
+from nfd_jax.training import ENGINES, is_revealed, member_bytes, train_members
 from nfd_jax.trajectory import Trajectory
 
 if TYPE_CHECKING:
@@ -42,6 +43,18 @@ class Plan:
     folder: str | Path | None
     progress: bool | None
     options: dict[str, Any]  # as `engine.prepare` takes them
+
+
+class Cell(NamedTuple):
+    """One width and depth."""
+
+    model: AbstractModel
+    width: int
+    revealed: bool
+    problem: loop.Problem  # every member with its rate
+    arguments: dict[str, Any]  # what its archive belongs to
+    archive: Checkpoint | None
+    found: dict[str, np.ndarray] | None  # in the archive
 
 
 def sweep(
@@ -78,7 +91,7 @@ def sweep(
     - `widths`, `depths`: n and L of the cells; `depths=None` takes that of the model.
     - `learning_rates`: eta of the members of every cell, times `schedule(step)` where one is given.
     - `seeds`: every seed is trained at every rate.
-    - `engine`: `"revealed"`, or `"auto"` where that is faster, trains cells with revealed matrices, a rate at a time.
+    - `engine`: `"revealed"`, or `"auto"` where that is faster, trains cells with revealed matrices.
     - `folder`: where finished cells are kept. A sweep that was killed, or is asked for more cells, trains only those
       that are missing; cells of other arguments are refused by name.
 
@@ -106,27 +119,27 @@ def sweep(
     across = tuple(positive_int("widths", width) for width in _listed("widths", widths))
     check_model(model, finite=depths is None)
     models = [model] if depths is None else [replace(model, depth=depth) for depth in _listed("depths", depths)]
-    grid = [(width, check_model(each, finite=True)) for width in across for each in models]
-    prepared = [_prepare(shared, each, width) for width, each in grid]
-    with loop.progress_bar("sweep", len(grid), progress) as bar:
+    cells = [_prepare(shared, check_model(each, finite=True), width) for width in across for each in models]
+    found = []
+    with loop.progress_bar("sweep", len(cells), progress) as bar:
         bar.unit = "cell"
-        cells = []
-        for (width, each), (problem, arguments) in zip(grid, prepared, strict=True):
-            cells.append(_cell(shared, each, width, problem, arguments))
+        for cell in cells:
+            found.append(_train(shared, cell))
             bar.update()
-    return _dataset(prepared[0][1], across, [int(each.depth) for each in models], cells)
+    return _dataset(cells[0].arguments, across, [int(each.depth) for each in models], found)
 
 
 def _listed(name: str, values: Any) -> list[Any]:
-    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray):
+    values = np.asarray(values) if isinstance(values, jax.Array) else values
+    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray) or np.ndim(values) != 1:
         raise TypeError(f"{name} must be a sequence of numbers, got {values!r}")
     if len(values) == 0 or len(set(values)) != len(values):
         raise ValueError(f"{name} must be at least one number, all distinct, got {values!r}")
     return list(values)
 
 
-def _prepare(plan: Plan, model: AbstractModel, width: int) -> tuple[loop.Problem, dict[str, Any]]:
-    """The problem of a cell, every member with its rate, and what its archive belongs to."""
+def _prepare(plan: Plan, model: AbstractModel, width: int) -> Cell:
+    """A cell, every member with its rate, checked; with what its archive has."""
     problem = loop.prepare(plan.task, model, learning_rate=plan.schedule, optimizer=plan.optimizer, **plan.options)
     revealed = is_revealed(plan.engine, plan.task, width, problem.rates.shape[-1], plan.optimizer)
     arguments = problem.arguments | {
@@ -137,51 +150,33 @@ def _prepare(plan: Plan, model: AbstractModel, width: int) -> tuple[loop.Problem
         "seeds": plan.seeds,
         "evaluate_at": problem.data.evaluate_at,
     }
-    rates = np.array(plan.rates)[:, None] * problem.rates
-    return problem._replace(rates=rates.repeat(len(plan.seeds), axis=0)), arguments
-
-
-def _cell(
-    plan: Plan, model: AbstractModel, width: int, problem: loop.Problem, arguments: dict[str, Any]
-) -> dict[str, np.ndarray]:
-    """Everything kept of one cell, `(rates, seeds, ...)`; from its archive where there is one."""
     archive = Checkpoint.create(plan.folder, 1, plan.task, arguments)
-    name = f"width-{width}-depth-{model.depth}"
-    found = None if archive is None else archive.read(name)
-    if sharding.same(int(found is not None)) and found is not None:
-        return found
-    members = plan.seeds * len(plan.rates)
-    if arguments["solver"] == "network":
-        runs = [_revealed(plan, model, width, rate) for rate in plan.rates]
+    found = None if archive is None else archive.read(f"width-{width}-depth-{model.depth}")
+    if not sharding.same(int(found is not None)):
+        found = None  # processes were killed between their writes
+    rates = (np.array(plan.rates)[:, None] * problem.rates).repeat(len(plan.seeds), axis=0)
+    cell = Cell(model, width, revealed, problem._replace(rates=rates), arguments, archive, found)
+    if revealed:
+        in_shape(cell.problem, plan.task, model, width, plan.backward)
     else:
-        untied = plan.backward == "untied"
-        kept = train_members(problem, plan.task, model, width, members, untied=untied, progress=plan.progress)
-        runs = [kept.trajectory(plan.task, problem.data, members, arguments, members=True)]
-    parts = [_kept(run) for run in runs]
-    shape = (len(plan.rates), len(plan.seeds))
-    values = {key: np.concatenate([part[key] for part in parts]) for key in parts[0]}
-    cell = {key: value.reshape(*shape, *value.shape[1:]) for key, value in values.items()}
-    if archive is not None:
-        archive.write(name, cell)
+        member_bytes(cell.problem, plan.task, model, width, plan.backward)
     return cell
 
 
-def _revealed(plan: Plan, model: AbstractModel, width: int, rate: float) -> Trajectory:
-    schedule = plan.schedule
-    options = {name: value for name, value in plan.options.items() if name != "parametrization_name"}
-    return solve_network(
-        plan.task,
-        model,
-        width=width,
-        learning_rate=(lambda step: rate * schedule(step)) if callable(schedule) else rate * schedule,
-        seeds=plan.seeds,
-        parametrization=plan.options["parametrization_name"],
-        backward=plan.backward,
-        momentum=plan.optimizer.momentum,
-        weight_decay=plan.optimizer.weight_decay,
-        progress=plan.progress,
-        **options,
-    )
+def _train(plan: Plan, cell: Cell) -> dict[str, np.ndarray]:
+    """Everything kept of one cell, `(rates, seeds, ...)`; from its archive where there is one."""
+    if cell.found is not None:
+        return cell.found
+    members = plan.seeds * len(plan.rates)
+    train = solve_members if cell.revealed else train_members
+    options = {"backward": plan.backward, "progress": plan.progress}
+    kept = train(cell.problem, plan.task, cell.model, cell.width, members, **options)
+    run = kept.trajectory(plan.task, cell.problem.data, members, cell.arguments, members=True)
+    shape = (len(plan.rates), len(plan.seeds))
+    parts = {name: values.reshape(*shape, *values.shape[1:]) for name, values in _kept(run).items()}
+    if cell.archive is not None:
+        cell.archive.write(f"width-{cell.width}-depth-{cell.model.depth}", parts)
+    return parts
 
 
 def _kept(run: Trajectory) -> dict[str, np.ndarray]:

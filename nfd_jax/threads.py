@@ -1,8 +1,9 @@
-"""Chunks of members at once, a host thread each, where a CPU is the only device.
+"""Independent solutions at once, a host thread each, where a CPU is the only device.
 
-XLA divides every product among all cores, which small ones don't fill, and waits for the host between two steps. A
-thread a core has neither fault: networks of width 64 to 256 train up to twice as fast. Several devices share the
-members instead (`sharding`), and an accelerator takes one program at a time.
+XLA divides every operation among all cores, which small ones don't fill, and waits for the host between two steps. A
+thread a core has neither fault: networks of width 64 to 256 train, and replicates of an estimate come, up to twice as
+fast, with the same numbers. Several devices share the work instead (`sharding`), and an accelerator takes one program
+at a time.
 """
 
 from __future__ import annotations
@@ -11,70 +12,72 @@ import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import ExitStack
-from contextvars import copy_context
+from contextvars import ContextVar, copy_context
+from threading import Event
 from typing import TypeVar
 
 import jax
 from tqdm import tqdm
 
-from nfd_jax import sharding
+from nfd_jax import memory, sharding
 
-SETTINGS = (  # of jax, that a thread has of its own and that decide what is computed
-    "default_device",
-    "default_matmul_precision",
-    "default_prng_impl",
-    "debug_infs",
-    "debug_nans",
-    "disable_jit",
-    "enable_x64",
-    "numpy_dtype_promotion",
-    "numpy_rank_promotion",
-)
+SETTINGS = tuple(name for name in dir(jax) if f"jax_{name}" in jax.config.values)  # those a thread has of its own
+MOST = 8  # threads: the interpreter, which they share, is busy for about a tenth of a step
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
+_stop: ContextVar[Event | None] = ContextVar("stop", default=None)  # of the threads at work, in each of them
+
 
 class Bar(tqdm):
-    """A progress bar that several threads advance, and by which they stop together: between two steps."""
-
-    stopped: bool = False
+    """A progress bar that several threads may advance; one whose companions have failed stops there."""
 
     def update(self, n: int | float | None = 1) -> bool | None:
-        """Advance, or raise where the others have stopped."""
-        if self.stopped:
+        """Advance by `n`; InterruptedError in a thread that is to stop."""
+        stop = _stop.get()
+        if stop is not None and stop.is_set():
             raise InterruptedError("another thread has failed or was interrupted")
         with self.get_lock():
             return super().update(n)
 
 
 def count() -> int:
-    """How many threads have a core of their own: one unless a CPU is the only device."""
-    if jax.default_backend() != "cpu" or sharding.device_count() > 1 or jax.process_count() > 1:
+    """How many threads find a core of their own: one unless a CPU is the only device, and one in such a thread."""
+    if jax.default_backend() != "cpu" or sharding.device_count() > 1 or jax.process_count() > 1 or _stop.get():
         return 1
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(cores, MOST)
 
 
-def each(function: Callable[[Item], Result], items: Iterable[Item], at_once: int, bar: Bar) -> list[Result]:
-    """The results in order, by at most `at_once` threads with the settings of this one; the first exception stops all,
-    each at its next advance of the `bar`."""
-    if at_once == 1:
+def at_once(needed: int) -> int:
+    """How many solutions of `needed` bytes to run at once, so that all fit into `memory.BUDGET`; at least one."""
+    return max(1, min(count(), memory.BUDGET // max(1, needed)))
+
+
+def each(function: Callable[[Item], Result], items: Iterable[Item], threads: int) -> list[Result]:
+    """The results in order, by so many threads, which have jax's settings and the context of this one.
+
+    The first exception is raised here, and stops the other threads where they next advance a `Bar`.
+    """
+    if threads == 1:
         return [function(item) for item in items]
-    settings = {name: getattr(jax.config, f"jax_{name}") for name in SETTINGS}
+    settings, stop = {name: getattr(jax.config, f"jax_{name}") for name in SETTINGS}, Event()
 
     def inside(item: Item) -> Result:
+        _stop.set(stop)
         with ExitStack() as stack:
             for name, value in settings.items():
                 if getattr(jax.config, f"jax_{name}") != value:
                     stack.enter_context(getattr(jax, name)(value))
             return function(item)
 
-    with ThreadPoolExecutor(at_once) as pool:
-        futures = [pool.submit(copy_context().run, inside, item) for item in items]
+    with ThreadPoolExecutor(threads) as pool:
         try:
+            futures = [pool.submit(copy_context().run, inside, item) for item in items]
             for future in as_completed(futures):
                 future.result()
         except BaseException:
-            bar.stopped = True
+            stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             raise
         return [future.result() for future in futures]

@@ -26,7 +26,9 @@ from nfd_jax.task import Task, loss_gradient, loss_value
 from nfd_jax.trajectory import Trajectory
 
 ENGINES = ("dense", "revealed", "auto")
-CACHED = 2**23  # bytes of members that CPUs train side by side: more miss the caches, and take up to 1.5 times as long
+CACHED = (
+    2**23
+)  # bytes of weights that a CPU trains side by side: more miss the caches, and take up to 1.5 times as long
 CROSSOVER = 200, 2.5  # width at which both take the same time, measured: a + b x queries, for 1 to 16 networks
 
 
@@ -139,7 +141,7 @@ def train_networks(
         model,
         width,
         members,
-        untied=backward == "untied",
+        backward=backward,
         progress=progress,
         checkpoint=Checkpoint.create(checkpoint, checkpoint_every, task, arguments | {"seeds": members}),
     )
@@ -153,26 +155,38 @@ def train_members(
     width: int,
     seeds: tuple[int, ...],
     *,
-    untied: bool,
+    backward: str,
     progress: bool | None,
     checkpoint: Checkpoint | None = None,
 ) -> loop.Kept:
     """Networks of these seeds side by side, at the rates of the problem: `(K,)`, or `(members, K)` for each its own."""
-    shape = Shape(width, task.dimension, task.outputs, untied)
-    linear = problem.settings.optimizer.is_linear
-    needed = (3 if linear else 5) * shape.numbers(model) * jnp.zeros(()).dtype.itemsize
-    memory.check(needed, 1, "use a smaller width or depth, or solve_network, which needs no n x n array")
+    shape = Shape(width, task.dimension, task.outputs, backward == "untied")
+    weights, activations = member_bytes(problem, task, model, width, backward)
     return loop.run_members(
         AUTODIFF,
         problem,
         partial(_create, problem.settings, model, shape),
         seeds,
-        needed,
-        budget=CACHED if jax.default_backend() == "cpu" else None,
-        description=f"{'untied' if untied else 'tied'} networks, width {width}",
+        weights + activations,
+        most=max(1, CACHED // weights) if jax.default_backend() == "cpu" else None,
+        description=f"{backward} networks, width {width}",
         progress=progress,
         checkpoint=checkpoint,
     )
+
+
+def member_bytes(problem: loop.Problem, task: Task, model: AbstractModel, width: int, backward: str) -> tuple[int, int]:
+    """Bytes of one member: its weights with their gradients and the optimizer's memory, and the activations of a batch
+    in all layers or of an evaluation in some. ValueError where the device lacks them."""
+    shape = Shape(width, task.dimension, task.outputs, backward == "untied")
+    copies = 3 if problem.settings.optimizer.is_linear else 5
+    evaluated = sum(len(samples.inputs) for samples in problem.data.sets)
+    rows = max((model.matrices + 1) * problem.data.batches.shape[1], evaluated)
+    numbers = copies * shape.numbers(model), 3 * rows * width
+    weights, activations = (number * jnp.zeros(()).dtype.itemsize for number in numbers)
+    ways_out = "use a smaller width, depth or batch, or solve_network, which needs no n x n array"
+    memory.check(weights + activations, 1, ways_out)
+    return weights, activations
 
 
 def is_revealed(engine: str, task: Task, width: int, steps: int, optimizer: Optimizer = Optimizer()) -> bool:  # noqa: B008 - frozen
@@ -243,9 +257,9 @@ def train_step(
 
     parameters = _trainable(settings.trained, state.network)
     (loss, outputs), gradients = jax.value_and_grad(objective, has_aux=True)(parameters)
-    observed = (
-        {} if settings.observe is None else settings.observe(_sweep(settings, state.network, step, inputs, targets))
-    )
+    observed = {}
+    if settings.observe is not None:
+        observed = loop.observation(settings.observe, _sweep(settings, state.network, step, inputs, targets))
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of integer counts
         updates, memory = _optimizer(settings, state.network).update(gradients, state.optimizer, parameters)
     parameters = optimizers.descend(parameters, updates, rate)

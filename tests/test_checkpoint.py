@@ -1,10 +1,15 @@
 """A run killed at any point goes on from its checkpoint and ends with the same bits; other runs are refused."""
 
+import subprocess
+import sys
+
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import nfd_jax as nfd
-from nfd_jax import engine, multilevel
+from nfd_jax import engine, memory, multilevel
+from nfd_jax.checkpoint import Checkpoint, partial_of
 
 STEPS = 5
 
@@ -69,7 +74,7 @@ def same(one, other):
 @pytest.mark.parametrize("kind", RUNS)
 def test_resumed_runs_end_with_the_same_bits(kind, tmp_path, monkeypatch):
     """Members run one at a time here: a kill leaves some finished, one under way, some not begun."""
-    monkeypatch.setattr(engine, "MEMORY_BUDGET", 1)
+    monkeypatch.setattr(memory, "BUDGET", 1)
     run = RUNS[kind]
     whole = run()
     options = {"checkpoint": tmp_path / "here", "checkpoint_every": 2}
@@ -107,7 +112,7 @@ def test_a_half_written_archive_is_never_read(tmp_path, monkeypatch):
     (archive,) = tmp_path.iterdir()
     content = archive.read_bytes()
     archive.unlink()
-    (tmp_path / f".{archive.name}.partial").write_bytes(content[: len(content) // 2])
+    partial_of(archive).write_bytes(content[: len(content) // 2])
     kill(monkeypatch, 0, lambda: RUNS["limit"](checkpoint=tmp_path))  # it starts from the beginning
 
 
@@ -137,6 +142,41 @@ def test_another_run_is_refused_by_name(tmp_path, monkeypatch):
             nfd.train_networks(nfd.Task(task().inputs, 2 * task().targets).minibatches(2), MODEL, **options)
         with pytest.raises(ValueError, match="of a run with activation='tanh', and activation='relu'"):
             nfd.train_networks(task(), nfd.ResNet(2, "relu"), **options)
+
+
+def test_functions_of_one_name_are_told_apart(tmp_path, monkeypatch):
+    def run(slope, power):
+        return nfd.train_networks(
+            task(),
+            nfd.ResNet(2, lambda x: slope * jnp.tanh(x)),
+            width=8,
+            steps=2,
+            seeds=1,
+            observe=lambda sweep: {"moment": (sweep.features**power).mean()},
+            checkpoint=tmp_path,
+        )
+
+    first = run(2.0, 2)
+    with monkeypatch.context() as patch:
+        limited(patch, 0)
+        same(run(2.0, 2), first)  # other functions, of the same code and constants
+        with pytest.raises(ValueError, match="of a run with activation="):
+            run(3.0, 2)
+        with pytest.raises(ValueError, match="of a run with observe="):
+            run(2.0, 4)
+
+
+def test_processes_do_not_share_a_half_written_file(tmp_path):
+    """Two that write one archive: each replaces it by a whole one."""
+    program = (
+        "import sys, numpy as np; from pathlib import Path; from nfd_jax.checkpoint import Checkpoint\n"
+        f"kept = Checkpoint(Path({str(tmp_path)!r}), 1, {{}})\n"
+        "for turn in range(150): kept.write('one', {'numbers': np.full(20_000, int(sys.argv[1]))})"
+    )
+    writers = [subprocess.Popen([sys.executable, "-c", program, str(index)]) for index in range(2)]
+    assert [writer.wait() for writer in writers] == [0, 0]
+    (found,) = tmp_path.iterdir()
+    assert len(set(Checkpoint(tmp_path, 1, {}).read(found.stem)["numbers"])) == 1
 
 
 def test_bad_checkpoints(tmp_path):

@@ -17,6 +17,7 @@ CLAIMS = tuple(f"studies.{path.stem}" for path in sorted((FOLDER / "studies").gl
 ORDER = (
     "_types",
     "_errors",
+    "functions",
     "activations",
     "task",
     "datasets",

@@ -8,7 +8,7 @@ import pytest
 from helpers import PERMUTATIONS, two_sample_p
 
 import nfd_jax as nfd
-from nfd_jax import engine
+from nfd_jax import memory
 
 SEEDS = 384
 SOLVED, TRAINED = range(SEEDS), range(10_000, 10_000 + SEEDS)  # disjoint
@@ -136,7 +136,7 @@ def test_members_do_not_see_each_other(solver):
 @SOLVERS
 def test_chunks_of_members_change_nothing(solver, monkeypatch):
     together = small(solver, 3)
-    monkeypatch.setattr(engine, "MEMORY_BUDGET", 1)  # one at a time
+    monkeypatch.setattr(memory, "BUDGET", 1)  # one at a time
     np.testing.assert_allclose(small(solver, 3).outputs, together.outputs, rtol=0, atol=ROUNDING)
 
 

@@ -1,5 +1,6 @@
 """Chunks of members at once: the numbers, settings and failures of one thread."""
 
+import contextlib
 import io
 import threading
 import time
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 import nfd_jax as nfd
-from nfd_jax import engine, threads, training
+from nfd_jax import engine, memory, threads, training
 
 
 @pytest.fixture
@@ -18,25 +19,31 @@ def bar():
         yield bar
 
 
-@pytest.fixture
-def several_chunks(monkeypatch):
-    """One member a chunk, and as many threads as are asked for; the threads that trained are counted."""
-    monkeypatch.setattr(training, "CACHED", 1)
-    seen = set()
-    run = engine.run
+@contextlib.contextmanager
+def threading_seen(monkeypatch):
+    """The threads that train."""
+    seen, run = set(), engine.run
 
     def counted(*arguments, **options):
         seen.add(threading.get_ident())
         time.sleep(0.05)  # for long enough that no thread takes all
         return run(*arguments, **options)
 
-    monkeypatch.setattr(engine, "run", counted)
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "run", counted)
+        yield seen
 
-    def train(count, task, **options):
-        seen.clear()
-        monkeypatch.setattr(threads, "count", lambda: count)
-        found = nfd.train_networks(task, nfd.ResNet(3, "relu"), width=16, steps=4, seeds=6, **options)
-        assert len(seen) == count
+
+@pytest.fixture
+def several_chunks(monkeypatch):
+    """One member a chunk, on a machine of so many cores."""
+    monkeypatch.setattr(training, "CACHED", 1)
+
+    def train(cores, task, **options):
+        monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: range(cores), raising=False)
+        with threading_seen(monkeypatch) as seen:
+            found = nfd.train_networks(task, nfd.ResNet(3, "relu"), width=16, steps=4, seeds=6, **options)
+        assert len(seen) == cores
         return found
 
     return train
@@ -57,15 +64,22 @@ def test_each_thread_has_the_settings_of_the_first(several_chunks, task):
     assert several_chunks(2, task).outputs.dtype == np.float64
 
 
-def test_settings_are_left_as_they_were(bar):
-    def settings(_):
+def test_settings_are_left_as_they_were():
+    def settings(_: int):
         return {name: getattr(jax.config, f"jax_{name}") for name in threads.SETTINGS}
 
     here = settings(None)
     changed = {"debug_nans": True, "numpy_rank_promotion": "warn", "default_matmul_precision": "highest"}
     with jax.debug_nans(True), jax.numpy_rank_promotion("warn"), jax.default_matmul_precision("highest"):
-        assert threads.each(settings, range(4), 2, bar) == [here | changed] * 4
-    assert threads.each(settings, range(4), 2, bar) == [here] * 4
+        assert threads.each(settings, range(4), 2) == [here | changed] * 4
+    assert threads.each(settings, range(4), 2) == [here] * 4
+
+
+def test_random_numbers_follow_the_settings(several_chunks, task):
+    with jax.threefry_partitionable(False):
+        alone, shared = several_chunks(1, task), several_chunks(3, task)
+    np.testing.assert_array_equal(shared.loss, alone.loss)
+    assert np.all(shared.loss[:, 0] != several_chunks(1, task).loss[:, 0])
 
 
 def test_a_killed_run_goes_on_in_several_threads(several_chunks, task, tmp_path, monkeypatch):
@@ -103,22 +117,47 @@ def test_a_failure_stops_all_threads(bar, error):
             raise
 
     with pytest.raises(error, match="this one"):
-        threads.each(work, range(20), 2, bar)
+        threads.each(work, range(20), 2)
     assert stopped
     assert set(stopped) == set(begun) - {1}
     assert len(begun) <= 3  # the failed thread may have taken one more before it was told
 
 
 def test_several_threads_advance_one_bar(bar):
-    threads.each(lambda _: [bar.update() for _ in range(500)], range(8), 4, bar)
+    threads.each(lambda _: [bar.update() for _ in range(500)], range(8), 4)
     assert bar.n == 4000
 
 
 def test_as_many_threads_as_memory_has_room_for(several_chunks, task, monkeypatch):
-    monkeypatch.setattr(engine, "MEMORY_BUDGET", 1)
+    monkeypatch.setattr(memory, "BUDGET", 1)
     with pytest.raises(AssertionError):  # one thread only
         several_chunks(3, task)
     several_chunks(1, task)
+
+
+def test_replicates_are_those_of_one_thread(task, monkeypatch):
+    """An estimate draws as many at once as there are cores."""
+
+    def estimate(cores):
+        monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: range(cores), raising=False)
+        with threading_seen(monkeypatch) as seen:
+            found = nfd.solve_limit(task, nfd.ResNet(4, "relu"), steps=2, particles=64, tolerance=0.5, seed=3)
+        return found, len(seen)
+
+    (alone, one), (shared, several) = estimate(1), estimate(3)
+    assert (one, several > 1) == (1, True)
+    assert shared.settings == alone.settings
+    np.testing.assert_array_equal(shared.outputs, alone.outputs)
+    np.testing.assert_array_equal(shared.errors["loss"].half_width, alone.errors["loss"].half_width)
+
+
+def test_threads_within_threads(monkeypatch):
+    """Those of one solution are not many more than the cores."""
+    monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: range(3), raising=False)
+    assert threads.count() == 3
+    assert threads.each(lambda _: threads.count(), range(3), 3) == [1, 1, 1]
+    assert threads.at_once(memory.BUDGET // 2) == 2
+    assert threads.at_once(2 * memory.BUDGET) == 1
 
 
 def test_several_devices_need_no_threads(monkeypatch):

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 
-import jax
 import numpy as np
 
 import nfd_jax as nfd
 from nfd_jax import engine
-from nfd_jax.architecture import Scales
-from nfd_jax.explicit import EXPLICIT, State, in_coordinates, start, with_scales
-from nfd_jax.network import Shape, plain_layers
+from nfd_jax.network import solve_members
 from nfd_jax.optimizers import Optimizer
 from nfd_jax.statistics import Estimate, Sampled, Slope, bootstrap, combined, fit_power, stacked
 from nfd_jax.studies.findings import Finding, about, at_least, at_most
@@ -122,22 +118,11 @@ def _networks(
         train_readout=False,
         richness=1.0,
     )
-    scales = Scales.of(model, problem.settings.row, width=width, dimension=task.dimension)
-    problem = with_scales(in_coordinates(problem), scales)
     problem = problem._replace(rates=np.array(grid)[:, None].repeat(len(seeds), axis=0) * problem.rates)
-    shape = Shape.of(problem, width, room * model.structure.matrices)
     members = tuple(seeds) * len(grid)
-    create = partial(_create, problem.settings, shape)
-    kept = engine.run_members(
-        EXPLICIT, problem, create, members, shape.basis_bytes, description="networks", progress=False
-    )
+    kept = solve_members(problem, task, model, width, members, backward="tied", room=room, progress=False)
     losses = kept.trajectory(task, problem.data, members, {}, members=True).loss[:, -1]
     return losses.reshape(len(grid), len(seeds))
-
-
-@partial(jax.jit, static_argnums=(0, 1, 3))
-def _create(settings: engine.Settings, shape: Shape, keys: jax.Array, layout: None = None) -> State:
-    return jax.vmap(lambda key: start(settings, plain_layers(key, shape, True)))(keys)
 
 
 def _grid(lowest: float, ratio: float, rates: int) -> list[float]:
