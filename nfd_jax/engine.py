@@ -341,19 +341,19 @@ def run_members(
     progress: bool | None,
     layout: Layout | None = None,
     checkpoint: Checkpoint | None = None,
-    most: int | None = None,
 ) -> Kept:
-    """Train one member a seed, as many side by side as `memory.BUDGET` has room for, at `member_bytes` each, or `most`
-    a device; `create` makes them from keys. Rates `(members, K)` of the problem are those of each.
+    """Train one member a seed, as many side by side as `memory.side_by_side()` has room for, at `member_bytes` each;
+    `create` makes them from keys. Rates `(members, K)` of the problem are those of each.
 
     Several devices share the particles of every member as `layout` says, or else the members; the threads of one CPU
     share the chunks. These are of one size, so that they share a compiled program; the last is filled up with members
     thrown away.
     """
+    budget = memory.side_by_side()
     if layout is None:  # a device has room for whole members
-        room = max(1, min(memory.BUDGET // member_bytes, most or len(seeds))) * sharding.device_count()
+        room = max(1, budget // member_bytes) * sharding.device_count()
     else:  # for its part of each
-        room = max(1, memory.BUDGET * layout.devices // member_bytes)
+        room = max(1, budget * layout.devices // member_bytes)
     together = -(-len(seeds) // -(-len(seeds) // room))
     if layout is None:
         together, layout = sharding.members(together)

@@ -12,7 +12,8 @@ import numpy as np
 from nfd_jax._types import PyTree
 
 GIB = 2**30
-BUDGET = 2**29  # bytes that solutions side by side may take; more is slower, caches being small
+BUDGET = 2**29  # bytes that solutions at once may take: those that one program has side by side, times threads
+CACHED = 2**23  # and those of one program on a CPU: more miss the caches, and take up to twice as long
 
 
 def per_device() -> int | None:
@@ -24,6 +25,11 @@ def per_device() -> int | None:
     if device.platform != "cpu" or "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
         return None
     return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
+
+
+def side_by_side() -> int:
+    """Bytes that the members of one program may take."""
+    return min(BUDGET, CACHED) if jax.default_backend() == "cpu" else BUDGET
 
 
 def size_of(create: Callable[..., PyTree], *arguments: Any) -> int:

@@ -161,32 +161,28 @@ def train_members(
 ) -> loop.Kept:
     """Networks of these seeds side by side, at the rates of the problem: `(K,)`, or `(members, K)` for each its own."""
     shape = Shape(width, task.dimension, task.outputs, backward == "untied")
-    weights, activations = member_bytes(problem, task, model, width, backward)
     return loop.run_members(
         AUTODIFF,
         problem,
         partial(_create, problem.settings, model, shape),
         seeds,
-        weights + activations,
-        most=max(1, CACHED // weights) if jax.default_backend() == "cpu" else None,
+        member_bytes(problem, task, model, width, backward),
         description=f"{backward} networks, width {width}",
         progress=progress,
         checkpoint=checkpoint,
     )
 
 
-def member_bytes(problem: loop.Problem, task: Task, model: AbstractModel, width: int, backward: str) -> tuple[int, int]:
+def member_bytes(problem: loop.Problem, task: Task, model: AbstractModel, width: int, backward: str) -> int:
     """Bytes of one member: its weights with their gradients and the optimizer's memory, and the activations of a batch
     in all layers or of an evaluation in some. ValueError where the device lacks them."""
     shape = Shape(width, task.dimension, task.outputs, backward == "untied")
     copies = 3 if problem.settings.optimizer.is_linear else 5
     evaluated = sum(len(samples.inputs) for samples in problem.data.sets)
     rows = max((model.matrices + 1) * problem.data.batches.shape[1], evaluated)
-    numbers = copies * shape.numbers(model), 3 * rows * width
-    weights, activations = (number * jnp.zeros(()).dtype.itemsize for number in numbers)
-    ways_out = "use a smaller width, depth or batch, or solve_network, which needs no n x n array"
-    memory.check(weights + activations, 1, ways_out)
-    return weights, activations
+    needed = (copies * shape.numbers(model) + 3 * rows * width) * jnp.zeros(()).dtype.itemsize
+    memory.check(needed, 1, "use a smaller width, depth or batch, or solve_network, which needs no n x n array")
+    return needed
 
 
 def is_revealed(engine: str, task: Task, width: int, steps: int, optimizer: Optimizer = Optimizer()) -> bool:  # noqa: B008 - frozen

@@ -1,10 +1,11 @@
 """Sweeps: the trainer's own numbers in every cell, and nothing trained twice."""
 
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import nfd_jax as nfd
-from nfd_jax import sweeps
+from nfd_jax import engine, sweeps
 from nfd_jax.parametrization import resolve
 
 SWEEP = {"widths": (4, 6), "depths": (2,), "learning_rates": (0.2, 0.8), "seeds": (3, 5, 8), "steps": 2}
@@ -63,7 +64,13 @@ def test_revealed_cells(task):
             seeds=SWEEP["seeds"],
             parametrization="ntp",
         )
-        np.testing.assert_array_equal(found.loss.sel(width=8, depth=2, learning_rate=rate), alone.loss)
+        np.testing.assert_allclose(
+            found.loss.sel(width=8, depth=2, learning_rate=rate), alone.loss, rtol=0, atol=ROUNDING
+        )
+
+
+def test_rates_as_an_array():
+    assert sweeps._listed("learning_rates", jnp.array([0.5, 1.0])) == sweeps._listed("learning_rates", [0.5, 1.0])
 
 
 def test_diverged_members_say_when(task):
@@ -103,8 +110,45 @@ def test_finished_cells_are_never_run_again(task, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"widths": (8, 4), "seeds": (3, 5)}, r"of a run with seeds=\[3, 5, 8\], and seeds=\[3, 5\] was asked"),
+        ({"widths": (4, 10**7)}, r"needs about .* GiB, and 1 cpu device\(s\) have"),
+        ({"widths": (8, 16), "engine": "revealed", "optimizer": "adam"}, "optimizer 'adam' does not keep the learned"),
+    ],
+)
+def test_what_is_refused_is_refused_before_any_cell_is_trained(task, tmp_path, monkeypatch, options, message):
+    """So that the folder has no cell of a refused sweep."""
+    run(task, folder=tmp_path, widths=(4,))
+    before = sorted(tmp_path.iterdir())
+    for train in ("train_members", "solve_members"):
+        monkeypatch.setattr(sweeps, train, lambda *_, **__: pytest.fail("trained"))
+    with pytest.raises(ValueError, match=message):
+        run(task, folder=tmp_path, **options)
+    assert sorted(tmp_path.iterdir()) == before
+    run(task, folder=tmp_path, widths=(4,))
+
+
+def test_no_result_is_overwritten_by_what_is_observed(task):
+    """All names that a dataset has are refused, before anything is trained."""
+    held = task.minibatches(2).holding_out(nfd.datasets.digits(3, split="test"))
+    options = {"widths": (4,), "depths": (2,), "observe": None}
+    single = nfd.train_networks(held, nfd.ResNet(1), width=4, steps=2, seeds=2).to_dataset()
+    names = {*run(held, **options).variables, *single.variables, *single.dims}
+    assert names <= engine.RESERVED
+    for name in ("loss", "seed"):
+        for engine_name in ("dense", "revealed"):
+            with pytest.raises(ValueError, match=f"observe must return names that no result has already, got {name}"):
+                run(task, **options | {"observe": lambda _, name=name: {name: 1.0}, "engine": engine_name})
+    with pytest.raises(TypeError, match="observe must return arrays by name, a dict, got"):
+        run(task, **options | {"observe": lambda sweep: sweep.features})
+
+
+@pytest.mark.parametrize(
     ("options", "error", "message"),
     [
+        ({"learning_rates": np.array([[0.1]])}, TypeError, "learning_rates must be a sequence of numbers, got array"),
+        ({"observe": "kernels"}, TypeError, "observe must be a function of a Sweep .*, got 'kernels'"),
         ({"widths": ()}, ValueError, r"widths must be at least one number, all distinct, got \(\)"),
         ({"widths": (4, 0)}, ValueError, "widths must be at least 1, got 0"),
         ({"learning_rates": 0.1}, TypeError, "learning_rates must be a sequence of numbers, got 0.1"),

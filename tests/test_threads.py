@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import nfd_jax as nfd
-from nfd_jax import engine, memory, threads, training
+from nfd_jax import engine, memory, threads
 
 
 @pytest.fixture
@@ -37,7 +37,7 @@ def threading_seen(monkeypatch):
 @pytest.fixture
 def several_chunks(monkeypatch):
     """One member a chunk, on a machine of so many cores."""
-    monkeypatch.setattr(training, "CACHED", 1)
+    monkeypatch.setattr(memory, "CACHED", 1)
 
     def train(cores, task, **options):
         monkeypatch.setattr(threads.os, "sched_getaffinity", lambda _: range(cores), raising=False)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import jax
 
-from nfd_jax import engine
+from nfd_jax import engine, threads
 from nfd_jax.architecture import AbstractModel
 from nfd_jax.explicit import in_coordinates
 from nfd_jax.optimizers import Optimizer
@@ -66,4 +66,7 @@ def solutions(
             )
         return kept.trajectory(task, system.problem.data, (seed,), problem.arguments, members=False)
 
-    return [[solve(seed, refinement) for refinement in refinements] for seed in seeds]
+    def path(seed: int) -> list[Trajectory]:
+        return [solve(seed, refinement) for refinement in refinements]
+
+    return threads.each(path, seeds, threads.at_once(system.needed(particles, room)[0]))
