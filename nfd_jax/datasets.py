@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -163,8 +164,8 @@ def _drawn(
     positive_int("samples", samples)
     one_of("split", split, SPLITS)
     one_of("loss", loss, LOSSES)
-    chosen = positive_ints("classes", classes, minimum=0)
-    if len(set(chosen)) != len(chosen) or len(chosen) < 2 or max(chosen) > 9:
+    chosen = positive_ints("classes", classes, minimum=-math.inf)
+    if len(set(chosen)) != len(chosen) or len(chosen) < 2 or any(c not in range(10) for c in chosen):
         plural = {"digit": "digits", "class": "classes"}[kind]
         raise ValueError(f"classes must be at least two distinct {plural} from 0 to 9, got {chosen!r}")
     generator = np.random.default_rng(positive_int("seed", seed, minimum=0))

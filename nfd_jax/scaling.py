@@ -281,7 +281,7 @@ def check_shapes(
         if size < width ** GROWTH[role]:
             fixed = "'input' or 'readout' where one axis" if role in MATRICES else "'unscaled' where every axis"
             raise ValueError(
-                f"{found}it has {size} entries, fewer than n^{GROWTH[role]} = {width ** GROWTH[role]} of width={width}; "
+                f"{found}it has {size} entries, fewer than n^{GROWTH[role]} at width={width}; "
                 f"say {fixed} is fixed, or give as width the narrowest of the sizes that grow"
             )
         if role is not Role.BIAS and size % width:
