@@ -20,7 +20,7 @@ class Outcome(enum.Enum):
     DIVERGED = "diverged: outputs or loss left the finite numbers; lower the learning rate"
 
 
-def positive_int(name: str, value: Any, minimum: float = 1) -> int:
+def positive_int(name: str, value: Any, minimum: int | float = 1) -> int:
     """`value` as an int of at least `minimum`, else a TypeError or ValueError that names `name`."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
@@ -29,7 +29,7 @@ def positive_int(name: str, value: Any, minimum: float = 1) -> int:
     return int(value)
 
 
-def positive_ints(name: str, values: Any, minimum: float = 1) -> tuple[int, ...]:
+def positive_ints(name: str, values: Any, minimum: int | float = 1) -> tuple[int, ...]:
     """`values` as a tuple of ints of at least `minimum`, else a TypeError or ValueError that names `name`."""
     try:
         listed = tuple(values)
