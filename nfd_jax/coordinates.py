@@ -228,8 +228,6 @@ def coordinate_check(
     if allowance >= HALF:
         raise ValueError(f"allowance must be below {HALF}, by which exponents of the table differ, got {allowance}")
     check_kinds(kinds)
-    if images is not None and not callable(images):
-        check_images(images)
     experiment = Experiment(build, features, loss, dict(kinds), images or {}, positive_int("steps", steps))
     expected = expectations(experiment, row, family, roles, inputs, targets, widths[:2], depths[0])
     middle = widths[(len(widths) - 1) // 2]
