@@ -8,6 +8,7 @@ from collections.abc import Iterable, Sequence
 from numbers import Integral, Real
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 
@@ -19,7 +20,7 @@ class Outcome(enum.Enum):
     DIVERGED = "diverged: outputs or loss left the finite numbers; lower the learning rate"
 
 
-def positive_int(name: str, value: Any, minimum: int = 1) -> int:
+def positive_int(name: str, value: Any, minimum: int | float = 1) -> int:
     """`value` as an int of at least `minimum`, else a TypeError or ValueError that names `name`."""
     if isinstance(value, bool) or not isinstance(value, Integral):
         raise TypeError(f"{name} must be an integer, got {value!r} of type {type(value).__name__}")
@@ -28,15 +29,28 @@ def positive_int(name: str, value: Any, minimum: int = 1) -> int:
     return int(value)
 
 
+def positive_ints(name: str, values: Any, minimum: int | float = 1) -> tuple[int, ...]:
+    """`values` as a tuple of ints of at least `minimum`, else a TypeError or ValueError that names `name`."""
+    try:
+        listed = tuple(values)
+    except TypeError:
+        raise TypeError(f"{name} must be a sequence of integers, got {values!r}") from None
+    return tuple(positive_int(name, value, minimum) for value in listed)
+
+
 def finite_float(name: str, value: Any, minimum: float = 0.0, *, strict: bool = False) -> float:
     """`value` as a finite float, at least `minimum` (above it where `strict`)."""
-    scalar_array = hasattr(value, "ndim") and value.ndim == 0  # a numpy or jax scalar
-    if isinstance(value, bool) or not (isinstance(value, Real) or scalar_array):
+    scalar_array = hasattr(value, "dtype") and getattr(value, "ndim", None) == 0  # a numpy or jax scalar
+    if scalar_array:
+        is_real = any(jnp.issubdtype(value.dtype, kind) for kind in (jnp.integer, jnp.floating))
+    else:
+        is_real = isinstance(value, Real) and not isinstance(value, bool)
+    if not is_real:
         raise TypeError(f"{name} must be a real number, got {value!r} of type {type(value).__name__}")
     number = float(value)
     if not math.isfinite(number) or number < minimum or (strict and number == minimum):
-        bound = f"above {minimum:g}" if strict else f"at least {minimum:g}"
-        raise ValueError(f"{name} must be a finite number {bound}, got {value!r}")
+        bound = f" above {minimum:g}" if strict else f" at least {minimum:g}" if math.isfinite(minimum) else ""
+        raise ValueError(f"{name} must be a finite number{bound}, got {value!r}")
     return number
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 import jax
 import jax.numpy as jnp
 
@@ -23,10 +25,41 @@ ACTIVATIONS: dict[str, ScalarFunction] = {
 
 
 def check(activation: str | ScalarFunction) -> str | ScalarFunction:
-    """`activation` where it is a known name or a callable, else an error that lists the names."""
-    if callable(activation):
-        return activation
-    return one_of("activation", activation, ACTIVATIONS)
+    """`activation` where it is a known name or a scalar function that jax can differentiate, else an error that lists
+    the names or says what the function does instead."""
+    if not callable(activation):
+        return one_of("activation", activation, ACTIVATIONS)
+    try:
+        hash(activation)
+    except TypeError:
+        raise TypeError(
+            f"activation must be hashable to be compiled once, got {activation!r}; say it as a def"
+        ) from None
+    _probe(activation)
+    return activation
+
+
+@lru_cache(maxsize=256)
+def _probe(phi: ScalarFunction) -> None:
+    """TypeError unless a number and a matrix keep their shape and dtype, and have derivatives. A function that mixes
+    entries mostly refuses a number. Nothing is compiled."""
+    dtype = jax.dtypes.canonicalize_dtype(float)
+    for shape in ((), (2, 3)):
+        try:
+            x = jax.ShapeDtypeStruct(shape, dtype)
+            found = jax.eval_shape(lambda x: jax.jvp(phi, (x,), (x,))[0], x)
+        except Exception as error:  # whatever a function of a user's raises
+            raise _no_activation(phi, f"raises {type(error).__name__} for shape {shape}") from error
+        if not isinstance(found, jax.ShapeDtypeStruct) or (found.shape, found.dtype) != (shape, dtype):
+            made = getattr(found, "shape", type(found).__name__), getattr(found, "dtype", "no array")
+            raise _no_activation(phi, f"makes {made[0]}, {made[1]} from {shape}, {dtype}")
+
+
+def _no_activation(phi: object, wrong: str) -> TypeError:
+    return TypeError(
+        f"activation must be a name or a scalar function that jax applies to every entry of an array and "
+        f"differentiates, such as jax.nn.silu, got {phi!r}, which {wrong}; write it with jax.numpy, not numpy or math"
+    )
 
 
 def function(activation: str | ScalarFunction) -> ScalarFunction:

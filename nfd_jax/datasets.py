@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import pickle
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from nfd_jax._errors import finite_array, finite_float, one_of, positive_int
+from nfd_jax._errors import finite_array, finite_float, one_of, positive_int, positive_ints
 from nfd_jax.task import LOSSES, Task
 
 SPLITS = ("train", "test")
@@ -163,7 +164,7 @@ def _drawn(
     positive_int("samples", samples)
     one_of("split", split, SPLITS)
     one_of("loss", loss, LOSSES)
-    chosen = tuple(classes)
+    chosen = positive_ints("classes", classes, minimum=-math.inf)
     if len(set(chosen)) != len(chosen) or len(chosen) < 2 or any(c not in range(10) for c in chosen):
         plural = {"digit": "digits", "class": "classes"}[kind]
         raise ValueError(f"classes must be at least two distinct {plural} from 0 to 9, got {chosen!r}")

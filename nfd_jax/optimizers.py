@@ -40,12 +40,12 @@ class Optimizer:
         name: str,
         momentum: Any,
         weight_decay: Any,
-        betas: Sequence[Any] = (0.9, 0.999),
+        betas: Sequence[Any] | np.ndarray = (0.9, 0.999),
         epsilon: Any = 1e-8,
     ) -> Optimizer:
         """Checked: ValueError or TypeError where there is no such optimizer or it does not take an argument."""
         one_of("optimizer", name, FAMILIES)
-        if not isinstance(betas, Sequence) or len(betas) != 2:
+        if not isinstance(betas, Sequence | np.ndarray) or np.shape(betas) != (2,):
             raise ValueError(f"betas must be two numbers, got {betas!r}")
         optimizer = cls(
             name,
@@ -58,6 +58,8 @@ class Optimizer:
             raise ValueError(f"momentum={momentum} is for optimizer='sgd'; set betas for {name!r}")
         if name == "adam" and weight_decay:
             raise ValueError(f"weight_decay={weight_decay} is decoupled here; use optimizer='adamw'")
+        if optimizer.momentum >= 1:
+            raise ValueError(f"momentum must be below 1, got {momentum}; gradients of the past would never fade")
         if max(optimizer.betas) >= 1:
             raise ValueError(f"betas must be below 1, got {betas}")
         return optimizer

@@ -153,11 +153,14 @@ def alpha_gamma(
     """TP6's family (section 7): branches L^-alpha, hidden rates that move a branch by L^-gamma under Adam.
 
     Stable for alpha >= 1/2 and alpha + gamma >= 1, not trivial for alpha + gamma <= 1. muP is (0, 0), depth-muP
-    (1/2, 1/2), CompleteP (1, 0). `inner`: another gamma for the first matrix of two-matrix branches, 0 in NFD v1's
-    depth-aware correction of depth-muP.
+    (1/2, 1/2), CompleteP (1, 0). Beyond alpha = 1 the line alpha + gamma = 1 goes on with gamma < 0: branches that fade
+    faster than L^-1 at the start, and rates that grow with depth to make up for it. `inner`: another gamma for the
+    first matrix of two-matrix branches, 0 in NFD v1's depth-aware correction of depth-muP.
+
+    Raises ValueError or TypeError unless alpha is a finite number of at least 0, and gamma and inner are finite.
     """
-    alpha, gamma = finite_float("alpha", alpha), finite_float("gamma", gamma)
-    inner = gamma if inner is None else finite_float("inner", inner)
+    alpha, gamma = finite_float("alpha", alpha), finite_float("gamma", gamma, -math.inf)
+    inner = gamma if inner is None else finite_float("inner", inner, -math.inf)
 
     def in_branch(gamma: float) -> Scaling:
         return Scaling(

@@ -96,7 +96,8 @@ AXES = {"n": "width n", "L": "depth L"}
 def coordinates(check: Any) -> Figure:
     """A `CoordinateCheck`: every quantity against width and depth, both logarithmic, with the fitted power laws.
 
-    Points are root mean squares over seeds. The legend gives measured slopes and what is expected; filled markers fail.
+    Points are root mean squares over seeds. The legend gives measured slopes and what is expected; filled markers fail,
+    half filled ones are undecided.
     """
     quantities = list(dict.fromkeys(row.quantity for row in check.rows))
     axes = list(dict.fromkeys(row.axis for row in check.rows))
@@ -109,9 +110,8 @@ def coordinates(check: Any) -> Figure:
             _power_laws(grid[line, column], rows)
             grid[line, column].set_xlabel(AXES[along])
         grid[line, 0].set_ylabel(quantity)
-    figure.suptitle(
-        f"{check.title}\n{'passed' if check.passed else f'{len(check.failures)} of {len(check.rows)} fail'}"
-    )
+    found = f"{len(check.failures)} fail, {len(check.undecided)} undecided, of {len(check.rows)}"
+    figure.suptitle(f"{check.title}\n{'passed' if check.passed else found}")
     return figure
 
 
@@ -134,7 +134,9 @@ def _power_laws(axis: Axes, rows: list[Any]) -> None:
             linestyle="none",
             marker=MARKERS[number % len(MARKERS)],
             color=shade,
-            markerfacecolor=shade if row.verdict == "fail" else "white",
+            markerfacecolor=shade if row.verdict in ("fail", "undecided") else "white",
+            markerfacecoloralt="white",
+            fillstyle="left" if row.verdict == "undecided" else "full",
             label=label,
         )
     axis.set_xscale("log", base=2)

@@ -7,6 +7,7 @@ three factors a parameter: of its initial values, of its rate, and of Adam's eps
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -18,7 +19,7 @@ import optax
 
 from nfd_jax._errors import one_of, positive_int
 from nfd_jax._types import PyTree
-from nfd_jax.parametrization import FAMILIES, ONE, Parametrization, Power, Role, Scaling, resolve
+from nfd_jax.parametrization import FAMILIES, IN_BRANCH, ONE, Parametrization, Power, Role, Scaling, resolve
 
 UNSCALED = "unscaled"  # the role of a parameter to which the table does nothing
 UNCHANGED = Scaling(ONE, ONE, ONE, ONE)
@@ -66,12 +67,13 @@ def scale_rates(
       `"depth_mup_corrected"`, `"complete_p"`), or one of one's own.
     - `model`: any pytree. Its parameters are its arrays of inexact dtype, as in `eqx.filter_grad`.
     - `roles`: what every parameter does: `"input"`, `"inner"` (first matrix of a branch that has two), `"hidden"` (its
-      last or only one), `"bias"` (a vector inside a branch, gains of norms too), `"readout"`, or `"unscaled"`, to
-      which nothing is done: biases of the outputs. Vectors that act on the stream outside all branches, such as
-      the bias of the input layer or a gain of the last norm, are `"input"`. Either a mapping from patterns of
-      `jax.tree_util.keystr` paths, in which only `*` is special (any characters) and the first that fits wins; or a
-      function of path and array.
-    - `width`, `depth`: n, and the number L of residual blocks (1 where depth is not scaled).
+      last or only one), `"bias"` (what acts on every coordinate by itself inside a branch: vectors, gains of norms,
+      depthwise convolutions), `"readout"`, or `"unscaled"`, to which nothing is done: biases of the outputs, and what
+      has no axis that grows. Vectors that act on the stream outside all branches, such as the bias of the input layer
+      or a gain of the last norm, are `"input"`. Either a mapping from patterns of `jax.tree_util.keystr` paths, in
+      which only `*` is special (any characters) and the first that fits wins; or a function of path and array.
+    - `width`, `depth`: n, the narrowest where several sizes grow together (a bottleneck, few heads of keys), and the
+      number L of residual blocks (1 where depth is not scaled).
     - `optimizer`: whose rates to take: `"sgd"` for directions linear in the gradient (momentum too), `"adam"` or
       `"adamw"` for those that move every entry by about 1 (Lion, RMSProp and sign descent too).
     - `base`: `(width, depth)` of a model in which all factors are 1: a rate tuned there is the rate of all others. By
@@ -91,7 +93,7 @@ def scale_rates(
     base = _check_base(base)
     own_multipliers, own_stds = _by_role("multipliers", multipliers), _by_role("stds", stds)
     assigned = assign_roles(model, roles)
-    check_shapes(assigned, width, depth)
+    check_shapes(assigned, width, depth, absolute=base is None)
     sizes = _dimensions(assigned, width, dimensions or {})
     parameters = {}
     for path, (role, array) in assigned.items():
@@ -253,22 +255,58 @@ def _check_base(base: tuple[int, int] | None) -> tuple[int, int] | None:
     return positive_int("base[0], a width,", base[0]), positive_int("base[1], a depth,", base[1])
 
 
-def check_shapes(assigned: Mapping[str, tuple[Role | None, Any]], width: int, depth: int) -> None:
-    """What is certain about a shape: vectors and matrices, and the width among the axes of a matrix."""
-    for path, (role, array) in assigned.items():
-        if role is None:
-            continue
-        shape = tuple(array.shape)
-        axes = [size for size in (shape[1:] if len(shape) > 1 and shape[0] == depth else shape) if size > 1]
-        found = f"{path} of shape {shape} can't have the role {role.value!r}: "
-        if role is Role.BIAS:
-            if len(axes) > 1:
-                raise ValueError(f"{found}a bias is one vector (of every block); say 'inner' or 'hidden'")
-            continue
-        if role in (Role.INNER, Role.HIDDEN) and sum(size > 1 for size in shape) < 2:
+MATRICES = (Role.INNER, Role.HIDDEN)
+GROWTH = {role: 2 if role in MATRICES else 1 for role in Role}  # the power of n as which entries grow in number
+
+
+def check_shapes(
+    assigned: Mapping[str, tuple[Role | None, Any]], width: int, depth: int, *, absolute: bool = False
+) -> None:
+    """What is certain about a shape: how many axes may be wide, and that `width` is the narrowest of what grows.
+
+    Axes may be split, fused or padded, so no one of them tells; what grows as n^k has at least n^k entries. Where
+    factors are powers of n itself (`absolute`), n must be the size of an axis, inside a branch where there is any.
+    """
+    scaled = {path: (role, tuple(array.shape)) for path, (role, array) in assigned.items() if role is not None}
+    for path, (role, shape) in scaled.items():
+        found, size = f"{path} of shape {shape} can't have the role {role.value!r}: ", math.prod(shape)
+        of_block = shape[1:] if len(shape) > 1 and shape[0] == depth else shape
+        if role is Role.BIAS and sum(axis > 1 and axis % width == 0 for axis in of_block) > 1:
+            raise ValueError(
+                f"{found}it has two axes that are multiples of width={width}, and a bias acts on every coordinate by "
+                "itself (a vector, a depthwise convolution); say 'inner' or 'hidden' for a matrix"
+            )
+        if role in MATRICES and sum(axis > 1 for axis in shape) < 2:
             raise ValueError(f"{found}it takes a matrix; a vector inside a branch is a 'bias', outside an 'input'")
-        if not any(size % width == 0 for size in shape):
-            raise ValueError(f"{found}no axis is a multiple of width={width}; say 'unscaled', or correct width")
+        if size < width ** GROWTH[role]:
+            fixed = "'input' or 'readout' where one axis" if role in MATRICES else "'unscaled' where every axis"
+            raise ValueError(
+                f"{found}it has {size} entries, fewer than n^{GROWTH[role]} at width={width}; "
+                f"say {fixed} is fixed, or give as width the narrowest of the sizes that grow"
+            )
+        if role is not Role.BIAS and size % width:
+            raise ValueError(f"{found}its size is no multiple of width={width}; say 'unscaled', or correct width")
+    inside = [shape for role, shape in scaled.values() if role in IN_BRANCH]
+    shapes = dict.fromkeys(inside or [shape for _, shape in scaled.values()])
+    if absolute and shapes and not any(width in shape for shape in shapes):
+        raise ValueError(
+            f"width={width} is the size of no axis of {_some(list(map(str, shapes)))}; correct it, or give "
+            "base=(width, depth), with which only ratios of widths count"
+        )
+
+
+def check_growth(small: Mapping[str, Any], large: Mapping[str, Any], widths: tuple[int, int]) -> None:
+    """Shapes of roles at two widths, `(role, array)` by path: of matrices between wide layers both axes grow."""
+    for path, (role, array) in small.items():
+        if role is None or path not in large:
+            continue
+        shapes = tuple(array.shape), tuple(large[path][1].shape)
+        power = math.log(math.prod(shapes[1]) / math.prod(shapes[0])) / math.log(widths[1] / widths[0])
+        if abs(power - GROWTH[role]) > 0.5:  # sizes may be rounded
+            raise ValueError(
+                f"{path} can't have the role {role.value!r}, whose number of entries grows as n^{GROWTH[role]}: its "
+                f"shape is {shapes[0]} at width {widths[0]} and {shapes[1]} at width {widths[1]}"
+            )
 
 
 def _dimensions(
@@ -282,7 +320,8 @@ def _dimensions(
         if path in listed:
             sizes[path] = positive_int(f"dimensions of {path}", listed[path])
             continue
-        wide = {size for size in array.shape if size == width} or {size for size in array.shape if size % width == 0}
+        multiples = {size for size in array.shape if size % width == 0}
+        wide = multiples & {width} or multiples or {width}
         if len(wide) > 1:
             raise ValueError(
                 f"{path} of shape {tuple(array.shape)} has {len(wide)} axes that are multiples of width={width}, so "

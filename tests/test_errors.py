@@ -4,10 +4,16 @@ Run on a second copy of the package without the run-time type checks of the test
 """
 
 import math
+import subprocess
 import sys
+from fractions import Fraction
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
+
+import nfd_jax as nfd
 
 
 @pytest.fixture
@@ -290,5 +296,78 @@ def test_bad_digits(plain):
     for classes in ((0,), (0, 0), (0, 10), (0, -1)):
         with pytest.raises(ValueError, match="classes must be at least two distinct digits from 0 to 9"):
             plain.datasets.digits(4, classes=classes)
+    for classes in (3, None):
+        with pytest.raises(TypeError, match=f"classes must be a sequence of integers, got {classes}"):
+            plain.datasets.digits(4, classes=classes)
+    for classes, wrong in (([[0], [1]], r"\[0\]"), (("0", "1"), "'0'"), ((0.0, 1.0), r"0\.0")):
+        with pytest.raises(TypeError, match=f"classes must be an integer, got {wrong}"):
+            plain.datasets.digits(4, classes=classes)
     with pytest.raises(ValueError, match="dimension must be at least 1, got 0"):
         plain.datasets.gaussian(4, 0)
+
+
+@pytest.mark.parametrize(
+    "value",
+    [np.bool_(True), np.array(True), jnp.array(True), np.array("a"), np.str_("a"), np.array(1j), np.array(None)],
+)
+def test_scalars_that_are_no_real_numbers(plain, value):
+    with pytest.raises(TypeError, match="horizon must be a real number, got"):
+        plain.ResNet(4, horizon=value)
+
+
+def test_scalars_that_are_real_numbers(plain):
+    for value in (2, np.float32(2), np.int64(2), np.array(2.0), jnp.array(2), jnp.array(2, jnp.bfloat16), Fraction(2)):
+        assert plain.ResNet(4, horizon=value).horizon == 2.0
+
+
+@pytest.mark.parametrize(
+    ("value", "message"),
+    [
+        (np.tanh, r"got <ufunc 'tanh'>, which raises TracerArrayConversionError .* jax\.numpy, not numpy or math"),
+        (math.tanh, "got <built-in function tanh>, which raises"),
+        (lambda x: max(x, 0), "which raises TracerBoolConversionError"),
+        (lambda x: x @ x, "which raises"),
+        (jax.nn.softmax, "which raises ValueError"),  # mixes the entries of an axis, which a number does not have
+        (jnp.sum, r"which makes \(\), float64 from \(2, 3\), float64"),
+        (lambda x: x > 0, r"which makes \(\), bool from"),
+        (lambda x: x.astype(jnp.float16), r"which makes \(\), float16 from"),
+        (lambda x: (x, x), "which makes tuple, no array from"),
+        (str, "which raises"),
+    ],
+)
+def test_functions_that_are_no_activations(plain, value, message):
+    for model in (plain.ResNet, plain.MLP):
+        with pytest.raises(TypeError, match=f"activation must be a name or a scalar function .*{message}"):
+            model(4, value)
+
+
+def test_activations_that_cannot_be_hashed(plain):
+    class Sine:
+        __hash__ = None
+
+        def __call__(self, x):
+            return jnp.sin(x)
+
+    with pytest.raises(TypeError, match="activation must be hashable to be compiled once, got <"):
+        plain.ResNet(4, Sine())
+
+
+def test_activations_are_traced_once():
+    """Before anything starts on a device, at no cost when models are made again and again."""
+    traced = []
+
+    def sine(x):
+        traced.append(x.shape)
+        return jnp.sin(x)
+
+    models = {nfd.ResNet(depth, sine) for depth in (1, 2, 3)}
+    assert len(models) == 3
+    assert traced == [(), (2, 3)]
+
+
+def test_checks_of_activations_start_no_device():
+    code = (
+        "import jax; from jax._src import xla_bridge; import nfd_jax; nfd_jax.ResNet(2, jax.nn.silu); nfd_jax.MLP(2)\n"
+        "assert not xla_bridge.backends_are_initialized()"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)

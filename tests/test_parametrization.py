@@ -2,6 +2,7 @@
 
 import functools
 import math
+import sys
 
 import jax
 import jax.numpy as jnp
@@ -63,6 +64,29 @@ def test_the_family_holds_its_members():
         assert nfd.alpha_gamma(alpha, gamma, inner=inner, name=name) == resolve(name)
     row = nfd.alpha_gamma(0.75, 0.25)
     assert (row.hidden.sgd, row.hidden.adam, row.alpha) == (N * L**0.5, N**-0.5 * L**-0.25, 0.75)
+
+
+@pytest.mark.parametrize(("alpha", "gamma"), [(0.5, 0.5), (1.0, 0.0), (1.5, -0.5), (3.0, -2.0)])
+def test_the_line_of_feature_learning(alpha, gamma):
+    """alpha + gamma = 1: L coherent updates of L^-gamma, each through a branch of L^-alpha, move the stream by 1."""
+    row = nfd.alpha_gamma(alpha, gamma)
+    for optimizer in ("sgd", "adam"):
+        for role in (Role.INNER, Role.HIDDEN, Role.BIAS):
+            assert row.update(role, optimizer) == L**-gamma
+        assert set(row.stream_updates(optimizer)) == set(row.output_updates(optimizer)) == {ONE}
+    assert nfd.alpha_gamma(alpha, 0.0, inner=gamma).inner == row.inner
+
+
+def test_numbers_that_are_no_exponents(plain):
+    for value in (math.nan, -math.inf):
+        with pytest.raises(ValueError, match=f"gamma must be a finite number, got {value}"):
+            plain.alpha_gamma(1.0, value)
+        with pytest.raises(ValueError, match=f"inner must be a finite number, got {value}"):
+            plain.alpha_gamma(1.0, 0.0, inner=value)
+    with pytest.raises(ValueError, match="alpha must be a finite number at least 0, got -1"):
+        plain.alpha_gamma(-1.0, 0.0)
+    with pytest.raises(TypeError, match="gamma must be a real number, got '0'"):
+        plain.alpha_gamma(1.0, "0")
 
 
 def test_powers():
@@ -192,6 +216,9 @@ def test_what_has_no_limit_is_refused():
         ({"optimizer": "adam", "weight_decay": 0.1}, "weight_decay=0.1 is decoupled here; use optimizer='adamw'"),
         ({"betas": (0.9, 1.0)}, r"betas must be below 1, got \(0.9, 1.0\)"),
         ({"betas": (0.9,)}, r"betas must be two numbers, got \(0.9,\)"),
+        ({"betas": np.array(0.9)}, r"betas must be two numbers, got array\(0.9\)"),
+        ({"momentum": 1.5}, "momentum must be below 1, got 1.5"),
+        ({"momentum": 1}, "momentum must be below 1, got 1"),
         ({"epsilon": -1.0}, "epsilon must be a finite number at least 0, got -1.0"),
         ({"parametrization": "muP"}, "unknown parametrization 'muP'; choose one of 'sp', 'ntp', 'mup'"),
     ],
@@ -199,6 +226,12 @@ def test_what_has_no_limit_is_refused():
 def test_bad_optimizers(plain, options, message):
     with pytest.raises(ValueError, match=message):
         plain.train_networks(plain.datasets.digits(2), plain.ResNet(2), **options)
+
+
+def test_betas_may_be_an_array(plain):
+    optimizers = sys.modules["nfd_jax.optimizers"]
+    for betas in ([0.9, 0.99], np.array([0.9, 0.99])):
+        assert optimizers.Optimizer.create("adam", 0.0, 0.0, betas).betas == (0.9, 0.99)
 
 
 def test_bad_models(plain):

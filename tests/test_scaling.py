@@ -318,6 +318,70 @@ def test_stacked_blocks():
     assert ours.parameters["['w']"].rate == pytest.approx(WIDTH**-1 * DEPTH**-0.5)
 
 
+@pytest.mark.parametrize(
+    ("role", "shape"),
+    [
+        ("hidden", (3 * WIDTH, WIDTH)),  # fused
+        ("hidden", (WIDTH, WIDTH, 3, 3)),
+        ("inner", (3, WIDTH // 3, WIDTH)),  # heads
+        ("hidden", (WIDTH, 8 * WIDTH // 3 + 1)),  # rounded
+        ("bias", (WIDTH, 1, 3, 3)),  # a depthwise convolution
+        ("bias", (DEPTH, WIDTH, 1, 3)),
+        ("bias", (3, WIDTH // 3)),
+        ("bias", (8 * WIDTH // 3 + 1,)),
+        ("readout", (WIDTH,)),
+        ("readout", (WIDTH, WIDTH)),  # as many outputs
+        ("readout", (1, 3, WIDTH // 3)),
+        ("input", (5, 3, WIDTH // 3)),
+    ],
+)
+def test_shapes_that_may_be_right(role, shape):
+    tree = {"w": jnp.ones(shape), "other": jnp.ones((WIDTH, WIDTH))}
+    ours = nfd.scale_rates("mup", tree, width=WIDTH, depth=DEPTH, roles={"['w']": role, "*": "hidden"})
+    rates = {"hidden": 1 / WIDTH, "inner": 1 / WIDTH, "bias": 1, "readout": 1 / WIDTH, "input": 1 / 5}
+    assert ours.parameters["['w']"].rate == pytest.approx(rates[role])
+
+
+@pytest.mark.parametrize(
+    ("role", "shape", "message"),
+    [
+        ("hidden", (WIDTH, 8), r"96 entries, fewer than n\^2 at width=12; say 'input' or 'readout' where one axis"),
+        ("inner", (8, WIDTH), r"96 entries, fewer than n\^2"),
+        ("hidden", (WIDTH * WIDTH,), "it takes a matrix"),
+        ("bias", (1,), r"1 entries, fewer than n\^1 at width=12; say 'unscaled' where every axis is fixed"),
+        ("readout", (7,), r"7 entries, fewer than n\^1"),
+        (
+            "bias",
+            (WIDTH, 2 * WIDTH),
+            "two axes that are multiples of width=12, .* say 'inner' or 'hidden' for a matrix",
+        ),
+        ("readout", (5, WIDTH + 1), "its size is no multiple of width=12"),
+    ],
+)
+def test_shapes_that_are_wrong(role, shape, message):
+    tree = {"w": jnp.ones(shape), "other": jnp.ones((WIDTH, WIDTH))}
+    with pytest.raises(ValueError, match=rf"\['w'\] of shape .* can't have the role '{role}': .*{message}"):
+        nfd.scale_rates("mup", tree, width=WIDTH, depth=DEPTH, roles={"['w']": role, "*": "hidden"})
+
+
+def test_widths_of_narrower_models():
+    """Factors of n itself need n; ratios of n do not. The bottleneck is the width of a model that has one."""
+    with pytest.raises(
+        ValueError, match=r"width=6 is the size of no axis of \(12, 12\), \(12,\); correct it, or give base="
+    ):
+        scaled(width=6)
+    at_half, usual = scaled(width=6, base=(3, 1)).parameters, scaled(base=(6, 1)).parameters
+    assert {path: parameter.rate for path, parameter in at_half.items()} == pytest.approx(
+        {path: parameter.rate for path, parameter in usual.items()}
+    )
+    bottleneck = {"up": jnp.ones((WIDTH, WIDTH // 4)), "down": jnp.ones((WIDTH // 4, WIDTH))}
+    with pytest.raises(ValueError, match="give as width the narrowest of the sizes that grow"):
+        nfd.scale_rates("mup", bottleneck, width=WIDTH, roles={"*": "hidden"})
+    assert (
+        nfd.scale_rates("mup", bottleneck, width=WIDTH // 4, roles={"*": "hidden"}).parameters["['up']"].rate == 1 / 3
+    )
+
+
 def test_the_first_pattern_wins():
     ours = scaled(roles={".blocks[0].up.weight": "unscaled"} | ROLES)
     assert ours.parameters[".blocks[0].up.weight"].role == "unscaled"
@@ -343,7 +407,7 @@ def test_input_dimensions():
     assert ours.parameters["['w']"].rate == 1
     wide = {"w": jnp.ones((2 * WIDTH, 3 * WIDTH))}
     with pytest.raises(ValueError, match=r"\['w'\] of shape \(24, 36\) has 2 axes .* Give it: dimensions"):
-        nfd.scale_rates("mup", wide, width=WIDTH, roles={"*": "input"})
+        nfd.scale_rates("mup", wide, width=WIDTH, roles={"*": "input"}, base=(1, 1))
 
 
 def without(path):
@@ -370,9 +434,9 @@ def without(path):
         (
             {"roles": ROLES | {".blocks[*].up.weight": "bias"}},
             ValueError,
-            r"of shape \(12, 12\) can't have the role 'bias': a bias is one vector",
+            r"of shape \(12, 12\) can't have the role 'bias': it has two axes that are multiples of width=12",
         ),
-        ({"width": 11}, ValueError, r"\.embed\.weight of shape \(12, 7\) .* no axis is a multiple of width=11"),
+        ({"width": 11}, ValueError, r"\.embed\.weight of shape \(12, 7\) .* its size is no multiple of width=11"),
         ({"base": 64}, TypeError, r"base must be \(width, depth\)"),
         ({"base": (64, 0)}, ValueError, r"base\[1\], a depth, must be at least 1, got 0"),
         ({"multipliers": {"readout": 0.5}}, TypeError, r"multipliers\['readout'\] must be an nfd.*Power, got 0\.5"),
