@@ -56,7 +56,7 @@ def train_networks(
     richness: float = 1.0,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
-    betas: tuple[float, float] = (0.9, 0.999),
+    betas: Sequence[float] = (0.9, 0.999),
     epsilon: float = 1e-8,
     observe: loop.Observe | None = None,
     evaluate_at: Sequence[int] | None = None,
