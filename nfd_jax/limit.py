@@ -72,7 +72,8 @@ def solve_limit(
     - `seed`: of the Monte-Carlo noise. Same seed, same numbers.
     - `tolerance`: the 95 % half-width of every loss along training is to be at most so many times that loss.
     - `budget`: seconds after which an estimate ends as it is, with its honest error bars and an outcome that says so.
-    - `observe`: called with a `Sweep` at every training step; the arrays it returns are kept in `observed`.
+    - `observe`: called with a `Sweep` at every training step; the arrays it returns, by names of its own, are kept in
+      `observed`.
     - `evaluate_at`: the steps, 0 to `steps`, at which held-out samples and, with mini-batches, all training samples
       are evaluated, on queries that are not stored; by default all.
     - `checkpoint`: a folder in which the run is kept; called again with the same arguments, it goes on from there, and

@@ -11,7 +11,7 @@ RATE, DEPTH, STEPS = 0.7, 3, 3
 
 def everything(sweep):
     found = observables.reuse(sweep) | observables.effective_updates(sweep)
-    return found | {"features": sweep.features, "gradients": sweep.gradients, "outputs": sweep.outputs}
+    return found | {"features": sweep.features, "gradients": sweep.gradients}
 
 
 @pytest.fixture(scope="module")
