@@ -67,7 +67,7 @@ def seed_sequence(seeds: Any) -> tuple[int, ...]:
     if isinstance(seeds, Integral) and not isinstance(seeds, bool):
         return tuple(range(positive_int("seeds", seeds)))
     if isinstance(seeds, Sequence | np.ndarray) and not isinstance(seeds, str):
-        listed = tuple(positive_int("seeds", seed, minimum=0) for seed in seeds)
+        listed = positive_ints("seeds", seeds, minimum=0)
         if not listed or len(set(listed)) != len(listed):
             raise ValueError(f"seeds must be at least one distinct integer, got {seeds!r}")
         return listed

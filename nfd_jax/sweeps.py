@@ -151,7 +151,7 @@ def _prepare(plan: Plan, model: AbstractModel, width: int) -> Cell:
         "evaluate_at": problem.data.evaluate_at,
     }
     archive = Checkpoint.create(plan.folder, 1, plan.task, arguments)
-    found = None if archive is None else archive.read(f"width-{width}-depth-{model.depth}")
+    found = None if archive is None else archive.read(_name(model, width))
     if not sharding.same(int(found is not None)):
         found = None  # processes were killed between their writes
     rates = (np.array(plan.rates)[:, None] * problem.rates).repeat(len(plan.seeds), axis=0)
@@ -161,6 +161,11 @@ def _prepare(plan: Plan, model: AbstractModel, width: int) -> Cell:
     else:
         member_bytes(cell.problem, plan.task, model, width, plan.backward)
     return cell
+
+
+def _name(model: AbstractModel, width: int) -> str:
+    """Of a cell's archive."""
+    return f"width-{width}-depth-{model.depth}"
 
 
 def _train(plan: Plan, cell: Cell) -> dict[str, np.ndarray]:
@@ -175,7 +180,7 @@ def _train(plan: Plan, cell: Cell) -> dict[str, np.ndarray]:
     shape = (len(plan.rates), len(plan.seeds))
     parts = {name: values.reshape(*shape, *values.shape[1:]) for name, values in _kept(run).items()}
     if cell.archive is not None:
-        cell.archive.write(f"width-{cell.width}-depth-{cell.model.depth}", parts)
+        cell.archive.write(_name(cell.model, cell.width), parts)
     return parts
 
 
