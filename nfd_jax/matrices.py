@@ -144,24 +144,26 @@ class RevealedMatrices(AbstractMatrices):
         images, drift = self._images(opposite, layer, step + direction, found.rows, fresh, moved)
 
         scale, size = self.trained.initial[layer], size[:, None]
-        if not keep:
-            known = bases.combine(own.images, layer, step, coordinates.columns)
-            result = bases.Terms.of(known + bases.product(triangular.columns.T, images))
-            return size * (scale * result.high + (scale * result.low + drift)), size * triangular.high, self
-        # write, then read: the other order makes the compiler copy whole bases
-        coordinates = bases.Terms(
-            *(known.at[step].set(jnp.where(active, new, 0)) for known, new in zip(coordinates, triangular, strict=True))
-        )
-        written = bases.write(own.images, layer, step, jnp.where(active, images, 0))
-        known = bases.Terms.of(bases.combine(written, layer, step + 1, coordinates.columns))
         # of a remainder the mean given all queries, which is the response to them, and no direction of its own
         response = bases.product(jnp.where(active, 0, triangular.high).T, images)
+        images, new = (jnp.where(active, part, 0) for part in (images, triangular.columns))
+        if keep:  # write, then read: the other order makes the compiler copy whole bases
+            parts = zip(coordinates, jnp.split(new, 2, axis=1), strict=True)
+            coordinates = bases.Terms(*(known.at[step].set(part) for known, part in parts))
+            own = Side(
+                bases.write(own.queries, layer, step, found.directions), bases.write(own.images, layer, step, images)
+            )
+            known = bases.combine(own.images, layer, step + 1, coordinates.columns)
+        else:
+            known = bases.combine(own.images, layer, step, coordinates.columns) + bases.product(new.T, images)
+        known = bases.Terms.of(known)
         # small terms first: each alone may be less than half a rounding of the large one
-        result = scale * known.high + (scale * (known.low + response) + drift)
-        revealed = Side(bases.write(own.queries, layer, step, found.directions), written)
-        sides = (revealed, opposite) if direction == FORWARD else (opposite, revealed)
+        result = size * (scale * known.high + (scale * (known.low + response) + drift))
+        if not keep:
+            return result, size * triangular.high, self
+        sides = (own, opposite) if direction == FORWARD else (opposite, own)
         handle = size.T * coordinates.high.reshape(-1, queries)
-        return size * result, handle, RevealedMatrices(sides, self.trained, noise, self.coupled)
+        return result, handle, RevealedMatrices(sides, self.trained, noise, self.coupled)
 
     def _images(
         self,

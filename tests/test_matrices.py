@@ -10,9 +10,9 @@ from helpers import final_state, input_coordinates, prepare
 
 import nfd_jax as nfd
 from nfd_jax import explicit
-from nfd_jax.matrices import DenseMatrices, RevealedMatrices
+from nfd_jax.matrices import DenseMatrices, RevealedMatrices, Side
 from nfd_jax.network import Shape, plain_layers
-from nfd_jax.noise import BACKWARD, FORWARD
+from nfd_jax.noise import BACKWARD, FORWARD, PlainNoise
 from nfd_jax.particles import matched_layers
 
 WIDTH, DEPTH, SAMPLES, STEPS = 96, 3, 3, 4
@@ -160,3 +160,93 @@ def test_nothing_is_revealed_at_first():
             assert basis.shape == (DEPTH, STEPS, SAMPLES, WIDTH)
             assert basis.dtype == jnp.float32
             assert not np.asarray(basis).any()
+
+
+# ------------------------------------------------------------------ what is too short to be revealed
+
+
+def revealed(dtype=np.float64, coupled=True, width=WIDTH, batch=SAMPLES, steps=3):
+    """One matrix with a forward and a backward block revealed: the matrices, the queries, the forward images."""
+    rng, shape = np.random.default_rng(1), (batch, width)
+    noise = PlainNoise(jax.random.key(0))
+    start = RevealedMatrices.create(
+        noise, depth=1, width=width, steps=steps, batch=batch, coupled=coupled, dtype=np.dtype(dtype)
+    )
+    x, g = (jnp.asarray(rng.normal(size=shape), dtype) for _ in range(2))
+    y, _, after = start.query(FORWARD, *where(0), x, keep=True)
+    z, _, after = after.query(BACKWARD, *where(0), g, keep=True)
+    return after, (x, y), (g, z)
+
+
+def where(step):
+    """Layer 0 at a step."""
+    return jnp.int32(0), jnp.int32(step)
+
+
+def known_image(matrices, vectors):
+    """Qs <Z, x>, the mean image of a vector orthogonal to all forward queries."""
+    backward = matrices.sides[BACKWARD]
+    along = backward.images[0, 0] @ vectors.T / vectors.shape[1]
+    return along.T @ backward.queries[0, 0]
+
+
+@pytest.mark.parametrize("coupled", [True, False])
+@pytest.mark.parametrize("keep", [True, False])
+def test_short_remainders_have_the_image_of_their_response(coupled, keep):
+    """Rows new by less than ten roundings: their image moves by Qs <Z, x> where coupled, and not at all where not."""
+    matrices, (x, y), _ = revealed(coupled=coupled, width=4096)
+    unit = np.asarray(matrices.sides[BACKWARD].images[0, 0, 0])  # Z, along which the response is largest
+    unit = unit - np.asarray(x).T @ np.linalg.solve(x @ x.T, x @ unit)
+    moved = jnp.asarray(np.tile(2 * float(np.finfo(np.float64).eps) * unit, (SAMPLES, 1)))
+    image, handle, after = matrices.query(FORWARD, *where(1), x + moved, keep=keep)
+    expected = known_image(matrices, moved) if coupled else jnp.zeros_like(y)
+    if keep:
+        assert not np.any(np.asarray(handle)[SAMPLES:])
+        assert not np.any(after.sides[FORWARD].queries[0, 1])
+    scale = np.abs(known_image(matrices, moved)).mean()
+    # the entries of the image are rounded, the response is the same in all: their mean along it is not
+    along = np.asarray(matrices.sides[BACKWARD].queries[0, 0, 0])
+    found, wanted = ((part * along).mean(axis=1) for part in (np.asarray(image - y), np.asarray(expected)))
+    np.testing.assert_allclose(found, wanted, rtol=0, atol=0.2 * scale)
+
+
+def test_a_direction_that_turns_out_to_be_noise_has_one_image_stored_or_not():
+    """A basis a little off orthonormal, so that the second round of projection takes back what the first found new."""
+    matrices, (x, y), _ = revealed(steps=4)
+    side = matrices.sides[FORWARD]
+    mixed = np.eye(SAMPLES) + 1e-9 * np.random.default_rng(2).normal(size=(SAMPLES, SAMPLES))
+    side = Side(*(part.at[0, 0].set(mixed @ part[0, 0]) for part in side))
+    matrices = RevealedMatrices((side, matrices.sides[BACKWARD]), matrices.trained, matrices.noise, True)
+    mix = np.random.default_rng(3).normal(size=(SAMPLES, SAMPLES))
+    for keep in (True, False):
+        image, _, _ = matrices.query(FORWARD, *where(1), mix @ x, keep=keep)
+        np.testing.assert_allclose(image, mix @ y, rtol=0, atol=1e-12)
+
+
+# ------------------------------------------------------------------ numbers that are not finite, or hardly
+
+
+def test_rows_that_are_not_finite_have_images_that_are_not():
+    """And leave the images of the other rows, and the bases, alone."""
+    matrices, (x, _), _ = revealed()
+    clean, handle, _ = matrices.query(FORWARD, *where(1), x.at[1].set(2 * x[2]), keep=True)
+    for bad in (jnp.nan, jnp.inf):
+        image, found, after = matrices.query(FORWARD, *where(1), x.at[1, 5].set(bad), keep=True)
+        assert np.isnan(image[1]).all()
+        assert np.isnan(np.asarray(found)[:, 1]).all()  # and so will be every update that it takes part in
+        np.testing.assert_allclose(image[np.array([0, 2])], clean[np.array([0, 2])], rtol=0, atol=ROUNDING)
+        np.testing.assert_allclose(found[:, 0], handle[:, 0], rtol=0, atol=ROUNDING)
+        assert all(np.all(np.isfinite(part)) for side in after.sides for part in side)
+
+
+@pytest.mark.parametrize("keep", [True, False])
+@pytest.mark.parametrize("size", [1e30, 1e-30])
+def test_large_and_small_queries_in_single_precision(keep, size):
+    """Squares of their entries overflow or vanish: a query times a power of two has the image times this power."""
+    power = float(2 ** np.round(np.log2(size)))
+    matrices, (x, _), _ = revealed(np.float32)
+    query = x[::-1] + 0.5
+    ordinary, handle, _ = matrices.query(FORWARD, *where(1), query, keep=keep)
+    image, scaled, _ = matrices.query(FORWARD, *where(1), power * query, keep=keep)
+    np.testing.assert_array_equal(image, power * ordinary)
+    np.testing.assert_array_equal(scaled, power * handle)
