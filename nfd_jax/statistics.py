@@ -26,6 +26,18 @@ from scipy.stats import t as student
 from nfd_jax._errors import finite_array, finite_float, one_of
 
 AVERAGES = ("rms", "log")
+CONFIDENCE = 0.95  # of every interval, bar and band unless said otherwise
+
+
+def quantile(freedom: int | float, confidence: float = CONFIDENCE) -> float:
+    """Half the width of a two-sided interval in standard errors, by Student's law: 3.18 for the three degrees of
+    freedom of four seeds, 1.96 for very many."""
+    return float(student.isf((1 - confidence) / 2, freedom))
+
+
+def shown(value: float, half_width: float, form: str = "+.3g") -> str:
+    """A number with its interval as text; `none` where either is not finite: nothing is known then."""
+    return f"{value:{form}} ± {half_width:.2g}" if math.isfinite(value) and math.isfinite(half_width) else "none"
 
 
 @dataclass(frozen=True)
@@ -38,12 +50,12 @@ class Estimate:
     value: float
     standard_error: float
     freedom: int | float
-    confidence: float = 0.95
+    confidence: float = CONFIDENCE
 
     def half_width(self, confidence: float | None = None) -> float:
         """Half the width of the interval, Student's quantile times the standard error."""
         level = self.confidence if confidence is None else confidence
-        return float(student.isf((1 - level) / 2, self.freedom)) * self.standard_error
+        return quantile(self.freedom, level) * self.standard_error
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -56,7 +68,7 @@ class Estimate:
         return abs(self.value - expected) <= self.half_width(confidence) + allowance
 
     def __str__(self) -> str:
-        return f"{self.value:+.3g} ± {self.half_width():.2g}"
+        return shown(self.value, self.half_width())
 
 
 @dataclass(frozen=True)
@@ -71,7 +83,7 @@ class Slope(Estimate):
         return self.sign * math.exp(self.intercept + self.value * math.log(size))
 
     def __str__(self) -> str:
-        return f"{self.value:+.2f} ± {self.half_width():.2f}"
+        return shown(self.value, self.half_width(), "+.2f")
 
 
 def fit_slope(
@@ -79,7 +91,7 @@ def fit_slope(
     values: Sequence[Sequence[float | int]] | np.ndarray,
     *,
     average: str = "rms",
-    confidence: float = 0.95,
+    confidence: float = CONFIDENCE,
 ) -> Slope:
     """The exponent of `values` as a power of `sizes`.
 
@@ -131,6 +143,11 @@ def _averages(measured: np.ndarray, average: str) -> tuple[np.ndarray, np.ndarra
     return np.log(scale) + np.log(squares.mean(axis=0)) / 2, np.log(scale) + np.log(without) / 2
 
 
+def _diverging() -> np.errstate:
+    """What diverged is no accident here: numbers that are not finite go in, come out, and say so themselves."""
+    return np.errstate(invalid="ignore", over="ignore")
+
+
 @dataclass(frozen=True, eq=False)
 class Sampled:
     """Numbers with resamples of them, from which any function of them gets its errors.
@@ -144,19 +161,20 @@ class Sampled:
 
     def map(self, function: Callable[[np.ndarray], Any]) -> Sampled:
         """A function of the numbers, applied to each resample alike."""
-        return Sampled(
-            np.asarray(function(self.values)), np.array([function(draw) for draw in self.draws]), self.freedom
-        )
+        with _diverging():
+            draws = np.array([function(draw) for draw in self.draws])
+            return Sampled(np.asarray(function(self.values)), draws, self.freedom)
 
     @property
     def errors(self) -> np.ndarray:
         """Standard errors, of the shape of the values."""
-        return np.asarray(self.draws.std(axis=0, ddof=1))
+        with _diverging():
+            return np.asarray(self.draws.std(axis=0, ddof=1))
 
     @property
     def half_widths(self) -> np.ndarray:
         """Half the widths of 95 % intervals."""
-        return float(student.isf(0.025, self.freedom)) * self.errors
+        return quantile(self.freedom) * self.errors
 
     def estimate(self, *index: int) -> Estimate:
         """One of the numbers; the number itself where there is one."""
@@ -175,10 +193,11 @@ def bootstrap(function: Callable[..., Any], *groups: np.ndarray, resamples: int 
     if not counts:
         raise ValueError("groups must have at least two seeds in one of them for a standard error")
     rng, smallest = np.random.default_rng(seed), min(counts)
-    values = np.asarray(function(*arrays), dtype=np.float64)
     picked = ([array[rng.integers(len(array), size=len(array))] for array in arrays] for _ in range(resamples))
-    draws = np.array([function(*chosen) for chosen in picked], dtype=np.float64)
-    spread = (draws - draws.mean(axis=0)) * math.sqrt(smallest / (smallest - 1))
+    with _diverging():
+        values = np.asarray(function(*arrays), dtype=np.float64)
+        draws = np.array([function(*chosen) for chosen in picked], dtype=np.float64)
+        spread = (draws - draws.mean(axis=0)) * math.sqrt(smallest / (smallest - 1))
     return Sampled(values, values + spread, smallest - 1)
 
 
@@ -205,27 +224,30 @@ def combined(function: Callable[..., Any], *parts: Sampled) -> Sampled:
     count = min(len(part.draws) for part in parts)
     orders = [np.random.default_rng(place).permutation(len(part.draws))[:count] for place, part in enumerate(parts)]
     rows = zip(*(part.draws[order] for part, order in zip(parts, orders, strict=True)), strict=True)
-    draws = np.array([function(*row) for row in rows], dtype=np.float64)
-    values = np.asarray(function(*(part.values for part in parts)), dtype=np.float64)
+    with _diverging():
+        draws = np.array([function(*row) for row in rows], dtype=np.float64)
+        values = np.asarray(function(*(part.values for part in parts)), dtype=np.float64)
     return Sampled(values, draws, min(part.freedom for part in parts))
 
 
 STEEPEST = 6.0  # exponents are searched between minus and plus this
 
 
-def fit_power(sizes: Sequence[float | int] | np.ndarray, found: Sampled, *, confidence: float = 0.95) -> Slope:
+def fit_power(sizes: Sequence[float | int] | np.ndarray, found: Sampled, *, confidence: float = CONFIDENCE) -> Slope:
     """The exponent p of `a * size ** p`, least squares weighted by the errors of the values `(sizes,)`.
 
     Values may be of either sign: one that is zero within its error tells no more than that. The error is that of the
-    fit to every resample with the same weights, infinite where the best exponent is as far as the search goes.
-    Raises ValueError for fewer than two sizes.
+    fit to every resample with the same weights, infinite where the best exponent, or that of more than one resample in
+    forty, is as far as the search goes. Values that are not finite, as where something diverged, have no exponent: it
+    and its error are NaN. Raises ValueError for fewer than two sizes.
     """
     at = finite_array("sizes", sizes, (1,))
     if np.any(at <= 0) or len(set(at.tolist())) < 2:
         raise ValueError(f"sizes must be at least two different positive numbers, got {sizes!r}")
     if found.values.shape != at.shape:
         raise ValueError(f"values must have the shape {at.shape} of sizes, got {found.values.shape}")
-    finite_array("values", found.values, (1,))
+    if not (np.isfinite(found.values).all() and np.isfinite(found.draws).all()):
+        return Slope(math.nan, math.nan, found.freedom, confidence, math.nan)
     weights = 1 / np.maximum(found.errors, 1e-12 * np.abs(found.values).max() + 1e-300) ** 2
     middle = math.exp(float(np.average(np.log(at), weights=weights * found.values**2 + 1e-300)))
     powers = np.linspace(-STEEPEST, STEEPEST, 2401)
@@ -244,8 +266,9 @@ def fit_power(sizes: Sequence[float | int] | np.ndarray, found: Sampled, *, conf
         return float(power), float(along[top] / norm[top])
 
     power, amplitude = best(found.values)
-    error = float(np.std([best(draw)[0] for draw in found.draws], ddof=1))
-    if abs(power) >= STEEPEST:  # at the end of the search: no power law that could be told
+    resampled = np.array([best(draw)[0] for draw in found.draws])
+    error = float(np.std(resampled, ddof=1))
+    if abs(power) >= STEEPEST or np.mean(np.abs(resampled) >= STEEPEST) > 1 / 40:  # at the end of the search
         error = math.inf
     intercept = math.log(max(abs(amplitude), 1e-300)) - power * math.log(middle)
     return Slope(power, error, found.freedom, confidence, intercept, -1 if amplitude < 0 else 1)

@@ -126,9 +126,9 @@ def draw(results: Results) -> list[Panel]:
             lines, sizes = [], results.sizes
             for width in (*sizes.widths, None):
                 values = results.one(activation=activation, width=width)[place].values
-                error = 2 * values.std(axis=0, ddof=1) / len(values) ** 0.5
                 label = "coupled limit" if width is None else f"n = {width}"
-                lines.append(Line(label, np.arange(values.shape[1]), values.mean(axis=0), error))
+                mean = bootstrap(lambda x: x.mean(axis=0), values)
+                lines.append(Line.of(label, np.arange(values.shape[1]), mean))
             panels.append(
                 Panel(
                     f"{_title(place)}, {activation}",

@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from nfd_jax.scaling import in_columns
-from nfd_jax.statistics import Estimate, Slope
+from nfd_jax.statistics import Estimate, Slope, shown
 
 
 class Verdict(enum.Enum):
@@ -93,8 +93,8 @@ def table(findings: Sequence[Finding]) -> str:
 def line(finding: Finding) -> tuple[str, ...]:
     """The columns of `HEAD`."""
     measured = finding.measured
-    shown = f"{measured.value:+.3g} ± {measured.half_width():.2g}" if math.isfinite(measured.value) else "none"
-    return finding.quantity, finding.source, finding.predicted.text, shown, finding.verdict.value
+    number = shown(measured.value, measured.half_width())
+    return finding.quantity, finding.source, finding.predicted.text, number, finding.verdict.value
 
 
 def to_dataset(findings: Sequence[Finding]) -> xr.Dataset:

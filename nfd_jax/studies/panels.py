@@ -30,7 +30,12 @@ class Line:
 
     @classmethod
     def of(
-        cls, label: str, x: Sequence[float], found: Sampled, slope: Slope | None = None, predicted: float | None = None
+        cls,
+        label: str,
+        x: Sequence[float] | np.ndarray,
+        found: Sampled,
+        slope: Slope | None = None,
+        predicted: float | None = None,
     ) -> Line:
         """From resampled numbers."""
         return cls(label, x, found.values, found.half_widths, slope, predicted)
