@@ -80,7 +80,10 @@ def measure(
     found = {}
     for place, (name, time) in PLACES.items():
         grams = np.asarray(kernels[name][:, :, round(time * depth)], np.float64)
-        smallest = np.linalg.eigvalsh(grams)[..., 0] / (np.trace(grams, axis1=-2, axis2=-1) / samples)
+        finite = np.all(np.isfinite(grams), axis=(-2, -1), keepdims=True)
+        kept = np.where(finite, grams, np.eye(samples))
+        smallest = np.linalg.eigvalsh(kept)[..., 0] / (np.trace(kept, axis1=-2, axis2=-1) / samples)
+        smallest = np.where(finite[..., 0, 0], smallest, np.nan)  # where training diverged
         found[place] = (("seed", "update"), smallest)
     return found | {"loss": (("seed", "step"), loss)}
 
