@@ -289,7 +289,8 @@ def initial_kernels(
         return _initial_flow(branch, start, horizon, points, keep)
     blocks = _blocks(depth)
     step = horizon / blocks
-    features, mean, passed = [start], np.zeros(len(start)), []
+    features: list[Array] = [start]
+    mean, passed = np.zeros(len(start)), []
     for _ in range(blocks):
         kernels, slopes, added = branch.forward(features[-1])
         cross = math.sqrt(step) * np.outer(mean, added)
@@ -320,8 +321,8 @@ def _initial_flow(branch: _Branch, start: Array, horizon: Real, points: int, kee
         )
 
     def velocity(_: float, state: Array) -> Array:
-        features, exponent, *_ = state.reshape(shape)
-        kernels, slopes, _ = branch.forward(features)
+        features, exponent = state.reshape(shape)[:2]
+        kernels, slopes = branch.forward(features)[:2]
         rate, products = branch.backward(kernels, slopes, ones, 1.0)
         if not keep:
             exponent, products = 0 * exponent, branch.backward(kernels, slopes, ones, 0.0)[1]
