@@ -198,7 +198,7 @@ def bootstrap(function: Callable[..., Any], *groups: np.ndarray, resamples: int 
         values = np.asarray(function(*arrays), dtype=np.float64)
         draws = np.array([function(*chosen) for chosen in picked], dtype=np.float64)
         spread = (draws - draws.mean(axis=0)) * math.sqrt(smallest / (smallest - 1))
-    return Sampled(values, values + spread, smallest - 1)
+        return Sampled(values, values + spread, smallest - 1)
 
 
 def normal(
