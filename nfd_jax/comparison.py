@@ -249,7 +249,7 @@ def table(dataset: xr.Dataset) -> str:
     lines.append(
         "position: 0 at the decoupled limit, 1 at the coupled one, along the line between their final outputs."
     )
-    lines.append("±: one standard error, of networks and of solutions of a limit alike.")
+    lines.append("±: one standard error; none where too few members are left for one.")
     lines.append("n -> inf: extrapolated from the widths above by a weighted fit of a + b/n.")
     lines.append("from ...: distance in position from that limit, in standard errors (networks and limit together).")
     for kind, marks in (("networks", "diverged_at"), ("solutions of a limit", "limit_diverged_at")):

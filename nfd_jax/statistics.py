@@ -174,7 +174,7 @@ class Sampled:
     @property
     def half_widths(self) -> np.ndarray:
         """Half the widths of 95 % intervals."""
-        return quantile(self.freedom) * self.errors
+        return np.asarray(quantile(self.freedom) * self.errors)
 
     def estimate(self, *index: int) -> Estimate:
         """One of the numbers; the number itself where there is one."""
