@@ -13,7 +13,7 @@ import numpy as np
 
 import nfd_jax as nfd
 from nfd_jax import analytic, observables
-from nfd_jax.statistics import Sampled, Slope, bootstrap, fit_power, stacked
+from nfd_jax.statistics import Sampled, Slope, bootstrap, fit_power, normal, stacked
 from nfd_jax.studies.findings import Finding, about
 from nfd_jax.studies.panels import Line, Panel
 from nfd_jax.studies.study import Arrays, Cell, Results, Study
@@ -157,9 +157,10 @@ def _expected(sizes: Sizes, backward: str) -> dict[str, np.ndarray]:
     return _first_step(outer, inner, np.sqrt(sizes.depths))
 
 
-def _exponent_of(sizes: Sizes, values: np.ndarray) -> float:
-    """The exponent of the recursion's values over the same depths."""
-    return float(np.polyfit(np.log(sizes.depths), np.log(values), 1)[0])
+def _exponent_of(sizes: Sizes, values: np.ndarray, measured: Sampled) -> float:
+    """The exponent of the recursion's values, no exact power law, fitted with the weights of the measured ones."""
+    errors = np.where(np.isfinite(measured.errors), measured.errors, np.abs(values))
+    return fit_power(sizes.depths, normal(values, errors)).value
 
 
 def _count(steps: int) -> str:
@@ -203,12 +204,12 @@ def _outputs(results: Results, backward: str) -> list[Finding]:
     for name in ROWS.values():
         change, share = parts[f"change, {name}"], parts[f"share, {name}"]
         slope, quantity = fit_power(depths, change), f"f_1 - f_0 ~ L^p, {name}, {backward}"
-        exponent = _exponent_of(results.sizes, expected[f"change, {name}"])
+        exponent = _exponent_of(results.sizes, expected[f"change, {name}"], change)
         found.append(Finding(quantity, "a rate that transfers", about(0, ALLOWANCE), slope))
         found.append(Finding(quantity, "recursion, nfd.analytic", about(exponent, FINITE), slope))
         quantity = f"inner matrices' share of f_1 - f_0, {name}, {backward}"
         if backward == "tied":
-            exponent = _exponent_of(results.sizes, expected[f"share, {name}"])
+            exponent = _exponent_of(results.sizes, expected[f"share, {name}"], share)
             slope = fit_power(depths, share)
             found.append(Finding(f"{quantity} ~ L^p", "recursion, nfd.analytic", about(exponent, FINITE), slope))
         for place in (0, -1):
@@ -245,8 +246,8 @@ def draw(results: Results) -> list[Panel]:
             parts = _measured(results, backward)
             curves = _expected(replace(sizes, depths=tuple(fine)), backward)
             for name in ROWS.values():
-                label = "_" if lines else "recursion (lines)"  # one entry of the legend for all
-                lines.append(Line(label, fine, curves[f"{part}, {name}"], curve=True))
+                entry = "_" if lines else "recursion (lines)"  # of the legend, one for all
+                lines.append(Line(entry, fine, curves[f"{part}, {name}"], curve=True))
                 line = Line.of(f"{name}, {backward}", depths, parts[f"{part}, {name}"])
                 lines.append(replace(line, joined=False))
         title = "first step" if part == "change" else "inner matrices' share of the first step"

@@ -202,7 +202,7 @@ STUDY = Study(
     " best for tied networks (chosen on other seeds); a gap of 0.02 of the initial loss counts; NFD's data, steps and"
     " rates are not fully known",
     sizes={
-        "smoke": Sizes(depths=(1, 2), rates=(0.25, 0.5), width=32, samples=20, batch=10, steps=6, seeds=4),
+        "smoke": Sizes(depths=(2, 4), rates=(0.25, 0.5), width=32, samples=20, batch=10, steps=6, seeds=4),
         "laptop": Sizes(),
         "accelerator": Sizes(rates=(0.5, 1.0, 2.0, 4.0), samples=1024, batch=64, steps=1000, seeds=32),
     },
