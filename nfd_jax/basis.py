@@ -147,11 +147,16 @@ class Orthonormal(NamedTuple):
     active: Bool[Array, " queries"]
 
 
-def orthonormalise(vectors: Queries, shortest: Float[Array, " queries"], passes: Index | int = 3) -> Orthonormal:
+def orthonormalise(
+    vectors: Queries,
+    shortest: Float[Array, " queries"],
+    passes: Index | int = 3,
+    candidates: Bool[Array, " queries"] | bool = True,
+) -> Orthonormal:
     """Orthonormalise a block by shifted Cholesky-QR and leave out the rows that depend on those above them.
 
-    A row counts as dependent when its new part is shorter than `shortest`. Its direction would be rounding noise,
-    and later rows must not be expressed in it, so the rest is then factored again without it.
+    A row counts as dependent when its new part is shorter than `shortest`, or where it is no candidate. Its direction
+    would be rounding noise, and later rows must not be expressed in it, so the rest is then factored again without it.
     """
 
     gram = inner(vectors, vectors)
@@ -163,7 +168,7 @@ def orthonormalise(vectors: Queries, shortest: Float[Array, " queries"], passes:
         active = kept & (diagonal(triangular) > shortest)
         return active, directions, triangular, last, jnp.all(active == kept)
 
-    start = (length > 0, vectors, gram, gram, jnp.array(False))
+    start = ((length > 0) & candidates, vectors, gram, gram, jnp.array(False))
     active, directions, triangular, last, _ = lax.while_loop(lambda state: ~state[-1], attempt, start)
     # the shift leaves rows a few roundings short, which a repeated query would see as a residual
     length = jnp.where(active, jnp.sqrt(diagonal(last)), 1)
@@ -209,17 +214,47 @@ def _passes(
     return lax.fori_loop(0, passes, one_pass, (vectors, length[:, None] * identity, gram))
 
 
-class Revealed(NamedTuple):
-    """What a query adds to a basis: `query = coordinates . basis + triangular^T directions`."""
+class Terms(NamedTuple):
+    """Numbers as sums of two: `low` is what rounding takes from `high`.
 
-    coordinates: Coordinates
-    directions: Queries
-    triangular: Float[Array, "queries queries"]
+    One rounding of a coordinate shifts the images of all particles alike, where the roundings of their own entries
+    average out: at small learning rates it would outweigh what a step moves.
+    """
+
+    high: Array
+    low: Array
+
+    @property
+    def columns(self) -> Array:
+        """Both side by side, to be multiplied in one pass."""
+        return jnp.concatenate(self, axis=-1)
+
+    @classmethod
+    def of(cls, rows: Float[Array, "two_queries width"]) -> Terms:
+        """The two terms of a product with `columns`."""
+        return cls(*jnp.split(rows, 2))
+
+
+class Revealed(NamedTuple):
+    """What a query adds to a basis: `query = coordinates . basis + triangular^T rows`.
+
+    A row is a new orthonormal direction where it is active. Where not it is a remainder: what neither the basis nor the
+    directions hold, too short to tell its direction from rounding, but known in its sum.
+    """
+
+    coordinates: Terms  # of Coordinates
+    rows: Queries
+    triangular: Terms  # (queries, queries)
     active: Bool[Array, " queries"]
+
+    @property
+    def directions(self) -> Queries:
+        """The new directions, zero rows for what depends on others."""
+        return jnp.where(self.active[:, None], self.rows, 0)
 
 
 def reveal(basis: Basis, layer: Index, filled: Index, query: Queries) -> Revealed:
-    """Split a query block into its part in the basis and new orthonormal directions.
+    """Split a query block into its part in the basis, new orthonormal directions, and remainders.
 
     Two rounds of projection and orthonormalisation: one alone leaves errors of the size of rounding over residual.
     A row is dependent if its residual is below ten roundings of its length, or if the second round takes away all
@@ -227,15 +262,44 @@ def reveal(basis: Basis, layer: Index, filled: Index, query: Queries) -> Reveale
     """
     batch, dtype = len(query), query.dtype
     rounding = 10 * float(jnp.finfo(dtype).eps) * norms(query)
+    nothing, square = jnp.zeros((*basis.shape[1:3], batch), dtype), jnp.zeros((batch, batch), dtype)
+    identity = jnp.eye(batch, dtype=dtype)
 
-    def one_round(index: Index, carry: tuple) -> tuple:
-        coordinates, directions, triangular, _ = carry
-        found, rest = project(basis, layer, filled, directions)
-        # what a second round splits is close to orthonormal
-        new = orthonormalise(rest, jnp.where(index == 0, rounding, 1e-2), passes=3 - index)
-        found = jnp.einsum("jab,bq->jaq", found, triangular, precision=lax.Precision.HIGHEST)
-        return coordinates + found, new.directions, product(new.triangular, triangular), new.active
+    def one_round(index: Index, found: Revealed) -> Revealed:
+        first, before = index == 0, found.triangular.high
+        along, rest = project(basis, layer, filled, found.rows)
+        # what a second round splits is close to orthonormal, its triangular factor to the identity
+        shortest = jnp.where(first, rounding, 1e-2)
+        new = orthonormalise(rest, shortest, passes=3 - index, candidates=found.active)
+        left = rest - product(new.triangular.T, new.directions)
+        rows = jnp.where(new.active[:, None], new.directions, left)
+        triangular = jnp.where(jnp.eye(batch, dtype=bool) & ~new.active[None, :], 1, new.triangular)
+        low = inner(new.directions, left)
+        return Revealed(
+            Terms(
+                jnp.where(first, along, found.coordinates.high),
+                jnp.where(first, 0, jnp.einsum("jab,bq->jaq", along, before, precision=lax.Precision.HIGHEST)),
+            ),
+            rows,
+            Terms(
+                jnp.where(first, triangular, before),
+                jnp.where(first, low, found.triangular.low + product(triangular - identity + low, before)),
+            ),
+            new.active,
+        )
 
-    nothing = jnp.zeros((*basis.shape[1:3], batch), dtype)
-    start = (nothing, query, jnp.eye(batch, dtype=dtype), jnp.ones(batch, bool))
-    return Revealed(*lax.fori_loop(0, 2, one_round, start))
+    start = Revealed(Terms(nothing, nothing), query, Terms(identity, square), jnp.ones(batch, bool))
+    return lax.fori_loop(0, 2, one_round, start)
+
+
+def magnitudes(vectors: Vectors) -> Float[Array, " batch"]:
+    """A power of two near the largest entry of every row, NaN for a row that is not finite.
+
+    Rows divided by it have inner products that neither overflow nor vanish, with the same rounding; what is linear in
+    the rows and is multiplied by it again is not finite where they are not.
+    """
+    largest = jnp.max(jnp.abs(vectors), axis=1)
+    bits = jnp.finfo(vectors.dtype)
+    power = lax.reduce_precision(largest / 2, bits.nexp, 0)  # rounded, and so at most the largest power
+    power = jnp.where(largest >= 4 * float(bits.smallest_normal), power, 1)
+    return jnp.where(jnp.isfinite(largest), power, jnp.nan)

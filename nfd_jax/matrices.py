@@ -128,42 +128,52 @@ class RevealedMatrices(AbstractMatrices):
         self, direction: int, layer: Index, step: Index, vectors: Vectors, *, keep: bool
     ) -> tuple[Vectors, Handle, RevealedMatrices]:
         own, opposite = self.sides[direction], self.sides[1 - direction]
-        found = bases.reveal(own.queries, layer, step, vectors)
+        size = bases.magnitudes(vectors)
+        found = bases.reveal(own.queries, layer, step, jnp.where(jnp.isnan(size)[:, None], 0, vectors / size[:, None]))
+        active = found.active[:, None]
         fresh, noise = self.noise.draw(direction, layer, step, found.directions, keep=keep)
-        fresh = jnp.where(found.active[:, None], fresh, 0)
+        fresh = jnp.where(active, fresh, 0)
 
         # the learned part lies in the span of the opposite queries, whose number is known: this step's forward
         # queries come before its backward ones
         learned = lax.dynamic_index_in_dim(self.trained.learned, layer, keepdims=False)
         learned = learned if direction == FORWARD else learned.T
-        _, batch, queries = found.coordinates.shape
-        moved = bases.product(learned, found.coordinates.reshape(-1, queries)).reshape(-1, batch, queries)
-        images, drift = self._images(opposite, layer, step + direction, found.directions, fresh, moved)
+        coordinates, triangular = found.coordinates, found.triangular
+        _, batch, queries = coordinates.high.shape
+        moved = bases.product(learned, coordinates.high.reshape(-1, queries)).reshape(-1, batch, queries)
+        images, drift = self._images(opposite, layer, step + direction, found.rows, fresh, moved)
 
-        scale = self.trained.initial[layer]
+        scale, size = self.trained.initial[layer], size[:, None]
         if not keep:
-            known = bases.combine(own.images, layer, step, found.coordinates)
-            result = scale * (known + bases.product(found.triangular.T, images)) + drift
-            return result, found.triangular, self
+            known = bases.combine(own.images, layer, step, coordinates.columns)
+            result = bases.Terms.of(known + bases.product(triangular.columns.T, images))
+            return size * (scale * result.high + (scale * result.low + drift)), size * triangular.high, self
         # write, then read: the other order makes the compiler copy whole bases
-        coordinates = found.coordinates.at[step].set(found.triangular)
-        written = bases.write(own.images, layer, step, images)
-        result = scale * bases.combine(written, layer, step + 1, coordinates) + drift
+        coordinates = bases.Terms(
+            *(known.at[step].set(jnp.where(active, new, 0)) for known, new in zip(coordinates, triangular, strict=True))
+        )
+        written = bases.write(own.images, layer, step, jnp.where(active, images, 0))
+        known = bases.Terms.of(bases.combine(written, layer, step + 1, coordinates.columns))
+        # of a remainder the mean given all queries, which is the response to them, and no direction of its own
+        response = bases.product(jnp.where(active, 0, triangular.high).T, images)
+        # small terms first: each alone may be less than half a rounding of the large one
+        result = scale * known.high + (scale * (known.low + response) + drift)
         revealed = Side(bases.write(own.queries, layer, step, found.directions), written)
         sides = (revealed, opposite) if direction == FORWARD else (opposite, revealed)
-        return result, coordinates.reshape(-1, queries), RevealedMatrices(sides, self.trained, noise, self.coupled)
+        handle = size.T * coordinates.high.reshape(-1, queries)
+        return size * result, handle, RevealedMatrices(sides, self.trained, noise, self.coupled)
 
     def _images(
         self,
         opposite: Side,
         layer: Index,
         filled: Index,
-        directions: bases.Queries,
+        rows: bases.Queries,
         fresh: bases.Queries,
         moved: bases.Coordinates,
     ) -> tuple[bases.Queries, bases.Queries]:
-        """Images of new directions under the initial matrix, `Qs <Z, q> + (xi - Qs <Qs, xi>)` where coupled and
-        `xi` where not, and the learned drift `Qs moved`: one pass over the opposite side."""
+        """Images of new rows under the initial matrix, `Qs <Z, q> + (xi - Qs <Qs, xi>)` where coupled and `xi` where
+        not (xi is 0 for remainders), and the learned drift `Qs moved`: one pass over the opposite side."""
 
         count = len(fresh)
 
@@ -172,7 +182,7 @@ class RevealedMatrices(AbstractMatrices):
             along = queries.coordinates(moved)
             if self.coupled:
                 known = bases.read_tile(opposite.images, layer, index, filled)
-                reuse = bases.inner(known.rows, directions) - bases.inner(queries.rows, fresh)
+                reuse = bases.inner(known.rows, rows) - bases.inner(queries.rows, fresh)
                 along = jnp.concatenate([reuse, along], axis=1)
             return total + bases.combination(along, queries.rows)
 
