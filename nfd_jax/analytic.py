@@ -7,10 +7,14 @@ imported from the rest of the package. Everything is the limit of infinite width
     g_{l-1} = g_l + sqrt(T/L) phi'(h_{l-1}) * W_l^T g_l / sqrt(n),                g_L = V
     f       = V^T h_L / n
 
-with `<x, y> = x^T y / n`, one output and entries of size one: `<V, V> = 1`, `<V, h_0> = 0`.
+with `<x, y> = x^T y / n`, one output and entries of size one: `<V, V> = 1`, `<V, h_0> = 0`; before
+training for branches of one and two matrices (`BLOCKS`), else for the one above.
 
-* `gaussian_kernels`: E[phi(u) phi(v)] and E[phi'(u) phi'(v)] for jointly Gaussian u, v.
-* `initial_kernels`, `tangent_kernel`: any activation, before training, at finite or infinite depth.
+* `gaussian_kernels`, `gaussian_means`: E[phi(u) phi(v)], E[phi'(u) phi'(v)] and E[phi(u)] for jointly
+  Gaussian u, v.
+* `initial_kernels`, `tangent_kernels`, `tangent_kernel`: any activation and block, before training, at
+  finite or infinite depth, of ordinary networks and of those with an independent copy of the weights in
+  the backward pass.
 * `linear_dynamics`, `linear_outputs`: the linear network, any number of training steps, either closure.
 
 Sources: Cho and Saul, arXiv 1112.3712 (arc-cosine kernels); Yang, Yu, Zhu, Hayou, Tensor Programs VI,
@@ -18,7 +22,7 @@ arXiv 2310.02244, Prop. 4.4 and Lemma C.1 (the linear network; derived anew belo
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
@@ -29,16 +33,25 @@ from scipy.special import ndtr
 
 Array: TypeAlias = NDArray[np.floating[Any]]  # float64 throughout
 Real: TypeAlias = int | float  # run-time type checkers take float at its word
+Pointwise: TypeAlias = Callable[[Array], Any]  # elementwise on float64 arrays of any shape
 
 # --------------------------------------------------------------------------- Gaussian expectations
 
 
-def gaussian_kernels(activation: str, covariance: ArrayLike) -> tuple[Array, Array]:
+def gaussian_kernels(
+    activation: str | Pointwise, covariance: ArrayLike, slope: Pointwise | None = None
+) -> tuple[Array, Array]:
     """E[phi(u_a) phi(u_b)] and E[phi'(u_a) phi'(u_b)] for u ~ N(0, covariance).
 
-    `activation` is one of identity, relu, abs, tanh, gelu (the exact x * Phi(x)); `covariance` is
-    (P, P), positive semidefinite, and may be singular or have zero rows. Returns two (P, P) arrays.
-    At a kink the derivative is taken to be 0, which matters only for a sample of zero variance.
+    `activation` is one of identity, relu, abs, tanh, gelu (the exact x * Phi(x)), or a function of float64
+    arrays, elementwise; `covariance` is (P, P), positive semidefinite, and may be singular or have zero
+    rows. Returns two (P, P) arrays. At a kink the derivative is taken to be 0, which matters only for a
+    sample of zero variance.
+
+    A function is integrated on a grid, so it has to be smooth on the scale 0.1 or so: one with kinks is
+    refused with ValueError. `slope` is its derivative; by default differences of sixth order, exact to
+    about 1e-12 for values in double precision (a jax function gives single precision unless
+    jax_enable_x64 is set, and derivatives good to 1e-5: pass `slope` then).
     """
     gram = _square(covariance, "covariance")
     if activation == "identity":
@@ -49,10 +62,19 @@ def gaussian_kernels(activation: str, covariance: ArrayLike) -> tuple[Array, Arr
         # relu = (x + |x|) / 2, and an odd function of u is uncorrelated with an even one of v.
         magnitudes, signs = _abs_kernels(gram)
         return (gram + magnitudes) / 4, (_alive(gram) + signs) / 4
-    if activation in _SMOOTH:
-        return _quadrature_kernels(*_SMOOTH[activation], gram)
-    names = ["identity", "relu", "abs", *_SMOOTH]
-    raise ValueError(f"activation must be one of {', '.join(names)}; got {activation!r}")
+    return _quadrature_kernels(*_smooth(activation, slope, math.sqrt(np.diag(gram).max())), gram)
+
+
+def gaussian_means(activation: str | Pointwise, variances: ArrayLike) -> Array:
+    """E[phi(u_a)] for u_a ~ N(0, variances_a), (P,); `activation` as for `gaussian_kernels`."""
+    spread = np.sqrt(np.asarray(variances, float))
+    if activation in ("identity", "tanh"):
+        return np.zeros_like(spread)
+    if activation in ("relu", "abs"):
+        return spread * math.sqrt(2 / math.pi) / (2 if activation == "relu" else 1)
+    phi, _ = _smooth(activation, None, spread.max())
+    nodes, weights = _grid(spread.max())
+    return phi(spread[:, None] * nodes) @ weights
 
 
 def _abs_kernels(gram: Array) -> tuple[Array, Array]:
@@ -76,24 +98,66 @@ def _gelu_slope(x: Array) -> Array:
     return ndtr(x) + x * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
 
 
-_Pointwise: TypeAlias = Callable[[Array], Array]
-_SMOOTH: dict[str, tuple[_Pointwise, _Pointwise]] = {
+_SMOOTH: dict[str, tuple[Pointwise, Pointwise]] = {
     "tanh": (lambda x: np.tanh(x), lambda x: 1 / np.cosh(x) ** 2),
     "gelu": (lambda x: x * ndtr(x), _gelu_slope),
 }
 
 
-def _quadrature_kernels(phi: _Pointwise, slope: _Pointwise, gram: Array) -> tuple[Array, Array]:
-    """Both expectations on a two-dimensional grid, u and v made from two iid normals by Cholesky.
+def _smooth(activation: str | Pointwise, slope: Pointwise | None, spread: Real) -> tuple[Pointwise, Pointwise]:
+    """A smooth activation and its derivative as functions that the grid for this standard deviation resolves."""
+    if isinstance(activation, str):
+        if activation not in _SMOOTH:
+            names = ["identity", "relu", "abs", *_SMOOTH]
+            raise ValueError(f"activation must be one of {', '.join(names)}, or a function; got {activation!r}")
+        return _SMOOTH[activation]
+    phi = _elementwise("activation", activation)
+    derived = _differences(phi) if slope is None else _elementwise("slope", slope)
+    for name, function in (("activation", phi), ("slope", derived)):
+        sums = []
+        for refinement in (1, 2):
+            nodes, weights = _grid(spread, refinement)
+            sums.append(function(spread * nodes) ** 2 @ weights)
+        if not abs(sums[0] - sums[1]) <= 1e-6 * (1 + abs(sums[1])):
+            raise ValueError(
+                f"{name} must be finite and smooth to be integrated: E[{name}(u)^2] at standard deviation {spread:.3g} "
+                f"is {sums[0]:.8g} on one grid and {sums[1]:.8g} on a finer one; 'relu' and 'abs' have closed forms"
+            )
+    return phi, derived
 
-    The grid is the trapezoidal rule: for phi analytic up to a distance d from the real axis its error
-    is exp(-2 pi d / (sigma * step)), so with this step tanh (d = pi / 2) is exact to rounding at any
+
+def _elementwise(name: str, function: Pointwise) -> Pointwise:
+    def checked(x: Array) -> Array:
+        found = np.asarray(function(x), float)
+        if found.shape != x.shape:
+            raise ValueError(f"{name} must act elementwise: shape {x.shape} in, {found.shape} out")
+        return found
+
+    return checked
+
+
+def _differences(phi: Pointwise) -> Pointwise:
+    """phi' by central differences of sixth order: h^6 phi^(7) / 140, and rounding over h."""
+    h, weights = 2.0**-8, (45 / 60, -9 / 60, 1 / 60)
+    return lambda x: sum(w * (phi(x + k * h) - phi(x - k * h)) for k, w in enumerate(weights, 1)) / h
+
+
+def _grid(spread: Real, refinement: int = 1) -> tuple[Array, Array]:
+    """Nodes and weights for expectations over a standard normal variable, of functions of `spread` times it.
+
+    The trapezoidal rule: for phi analytic up to a distance d from the real axis its error is
+    exp(-2 pi d / (spread * step)), so with this step tanh (d = pi / 2) is exact to rounding at any
     variance, where 80-point Gauss-Hermite is off by 1e-8 at variance 1 and by 1e-4 at variance 4.
     """
-    step = 0.25 / max(1.0, math.sqrt(np.diag(gram).max()))
+    step = 0.25 / max(1.0, spread) / refinement
     half = math.ceil(9.0 / step)  # beyond nine standard deviations the weight is below 1e-18
     nodes = step * np.arange(-half, half + 1)
-    weights = step * np.exp(-(nodes**2) / 2) / math.sqrt(2 * math.pi)
+    return nodes, step * np.exp(-(nodes**2) / 2) / math.sqrt(2 * math.pi)
+
+
+def _quadrature_kernels(phi: Pointwise, slope: Pointwise, gram: Array) -> tuple[Array, Array]:
+    """Both expectations on a two-dimensional grid, u and v made from two iid normals by Cholesky."""
+    nodes, weights = _grid(math.sqrt(np.diag(gram).max()))
     values, slopes = np.zeros_like(gram), np.zeros_like(gram)
     for a, b in zip(*np.triu_indices(len(gram)), strict=True):
         spread = math.sqrt(gram[a, a])
@@ -108,71 +172,212 @@ def _quadrature_kernels(phi: _Pointwise, slope: _Pointwise, gram: Array) -> tupl
 # --------------------------------------------------------------------------- before training
 
 
+# Derivation. Every matrix of a branch is a Gaussian matrix of its own, so its images W x / sqrt(n) are Gaussian
+# with covariance <x, x>, independent of all fields below, and the images W^T y / sqrt(n) of the backward pass with
+# covariance <y, y>: y is odd in V, so that reuse of W leaves no trace before training. phi acts on h itself only in
+# blocks that end with a matrix, where h is a sum of such images and Gaussian too.
+#
+# What a step does to f in first order is -eta chi sum_W <x^a, x^b> <y^a, y'^b> with y the field that carries df/dW,
+# through W^T, and y' the one that made the update. In an ordinary network they are one. In an untied network y'
+# comes back through independent copies: at the readout both are V, skip connections hand their overlap down
+# unchanged, and a matrix takes it to zero. So the last matrix of a branch keeps the overlap <V, V> = 1 where an
+# ordinary network has G_t, and inner matrices change f not at all in first order.
+
+BLOCKS = {  # whether phi acts before the first matrix, and after each
+    "pre": (True, False),  # W phi(h)
+    "post": (False, True),  # phi(W h)
+    "inner": (False, True, False),  # W2 phi(W1 h)
+    "pre_inner": (True, True, False),  # W2 phi(W1 phi(h))
+    "inner_post": (False, True, True),  # phi(W2 phi(W1 h))
+}
+CLOSURES = ("coupled", "decoupled")
+ROLES = ("input", "inner", "hidden", "readout")
+
+
 @dataclass(frozen=True)
 class InitialKernels:
     """Kernels before training at layer times t = l / L; S is L + 1, or `points` at infinite depth."""
 
     times: Array  # (S,)       from 0 to 1
     features: Array  # (S, P, P)  H_t = <h_t, h_t>
-    activations: Array  # (S, P, P)  Phi_t = <phi(h_t), phi(h_t)>
+    activations: Array  # (S, P, P)  <x_t, x_t>, x the input of the next block's first matrix: phi(h) or h
     gradients: Array  # (S, P, P)  G_t = <g_t, g_t>, all ones at t = 1
-    tangent: Array  # (P, P)     K, tangent kernel of the hidden matrices
+    tangents: dict[str, Array]  # (P, P) each, tangent kernels by role: `ROLES`
+
+    @property
+    def tangent(self) -> Array:
+        """(P, P) tangent kernel K of all matrices of the blocks, both at the rate of depth-muP."""
+        return self.tangents["inner"] + self.tangents["hidden"]
+
+
+@dataclass(frozen=True)
+class _Branch:
+    """The equations of one block, by its kernels."""
+
+    activation: str | Pointwise
+    slope: Pointwise | None
+    activated: tuple[bool, ...]
+    centred: bool
+
+    def forward(self, kernel: Array) -> tuple[list[Array], list[Array], Array]:
+        """From H: kernels of what every matrix acts on and of the branch, kernels of the derivatives of all maps
+        between them, and the mean of the branch, (P,)."""
+        kernels, slopes, mean = [], [], np.zeros(len(kernel))
+        for place, active in enumerate(self.activated):
+            slopes.append(np.ones_like(kernel))
+            if active:
+                if place == len(self.activated) - 1:
+                    mean = gaussian_means(self.activation, np.diag(kernel))
+                kernel, slopes[-1] = gaussian_kernels(self.activation, kernel, self.slope)
+            kernels.append(kernel)
+        if self.centred:
+            kernels[-1], mean = kernels[-1] - np.outer(mean, mean), np.zeros(len(kernel))
+        return kernels, slopes, mean
+
+    def backward(
+        self, kernels: list[Array], slopes: list[Array], overlap: Array, keep: float
+    ) -> tuple[Array, dict[str, Array]]:
+        """From the overlap of two backward fields above the branch: what the branch adds to it, and its products with
+        the forward kernels, by role. `keep`: the share of an overlap that a matrix hands down, 1 or 0."""
+        found = {}
+        for place in reversed(range(1, len(slopes))):
+            overlap = slopes[place] * overlap
+            found["hidden" if place == len(slopes) - 1 else "inner"] = kernels[place - 1] * overlap
+            overlap = keep * overlap
+        return slopes[0] * overlap, found
 
 
 def initial_kernels(
-    activation: str, gram: ArrayLike, depth: Real, horizon: Real = 1.0, points: int = 65
+    activation: str | Pointwise,
+    gram: ArrayLike,
+    depth: Real,
+    horizon: Real = 1.0,
+    points: int = 65,
+    *,
+    block: str = "pre",
+    centred: bool = False,
+    slope: Pointwise | None = None,
+    closure: str = "coupled",
 ) -> InitialKernels:
     """Kernels of the untrained network for the input Gram matrix `gram` = <h_0, h_0>, (P, P).
 
-    `depth` is L or math.inf, `horizon` is T; `points` sets the output grid at infinite depth. Exact
-    recursions at finite depth (NFD and TP6 alike: fields are Gaussian at initialisation),
+    - `activation`, `slope`: as for `gaussian_kernels`.
+    - `depth`, `horizon`: L or math.inf, and T: branches are multiplied by sqrt(T/L). Another branch scale b is the
+      horizon L b^2.
+    - `points`: the output grid at infinite depth.
+    - `block`: one of `BLOCKS`. `centred`: whether a branch loses its mean over the n coordinates (TP6).
+    - `closure`: what `tangents` are of: coupled, an ordinary (tied) network; or decoupled, one with an independent
+      copy of every matrix in the backward pass (untied). All other kernels are the same.
+
+    Tangent kernels have the unit of the theory: a step of rate eta moves f by -eta sum_role r_role K_role chi in first
+    order, with rates r_role eta n. r is 1 in depth-muP, sqrt(L) for the inner role of its corrected row, and L inside
+    the blocks under CompleteP (horizon 1/L); see `tangent_kernel`.
+
+    Exact recursions at finite depth (NFD and TP6 alike: fields are Gaussian at initialisation; derived above), for
+    one matrix a block
 
         H_l = H_{l-1} + (T/L) Phi(H_{l-1}),     G_{l-1} = G_l + (T/L) G_l * Phidot(H_{l-1}),
         K   = (T/L) sum_l Phi_{l-1} * G_l,
 
     and dH/dt = T Phi(H), -dG/dt = T G * Phidot(H), K = T integral of Phi_t * G_t at infinite depth,
-    there to about 1e-11 (DOP853 and its interpolant).
+    there to about 1e-11 (DOP853 and its interpolant). Raises ValueError at infinite depth for branches with a mean,
+    which adds up to order sqrt(L).
     """
     start = _square(gram, "gram")
+    branch, keep = _chosen(activation, slope, block, centred, closure)
     if depth == math.inf:
-        return _initial_flow(activation, start, horizon, points)
+        return _initial_flow(branch, start, horizon, points, keep)
     blocks = _blocks(depth)
     step = horizon / blocks
-    features = np.empty((blocks + 1, *start.shape))
-    features[0] = start
-    activations, slopes = np.empty_like(features), np.empty_like(features)
-    for block in range(blocks + 1):
-        activations[block], slopes[block] = gaussian_kernels(activation, features[block])
-        if block < blocks:
-            features[block + 1] = features[block] + step * activations[block]
-    gradients = np.ones_like(features)
-    for block in reversed(range(blocks)):
-        gradients[block] = gradients[block + 1] * (1 + step * slopes[block])
-    tangent = step * (activations[:-1] * gradients[1:]).sum(axis=0)
-    return InitialKernels(np.linspace(0, 1, blocks + 1), features, activations, gradients, tangent)
+    features: list[Array] = [start]
+    mean, passed = np.zeros(len(start)), []
+    for _ in range(blocks):
+        kernels, slopes, added = branch.forward(features[-1])
+        cross = math.sqrt(step) * np.outer(mean, added)
+        features.append(features[-1] + step * kernels[-1] + cross + cross.T)
+        mean = mean + math.sqrt(step) * added
+        passed.append((kernels, slopes))
+    activations = [kernels[0] for kernels, _ in passed] + [branch.forward(features[-1])[0][0]]
+    gradients = [np.ones_like(start)]
+    overlap, hidden = np.ones_like(start), {"inner": np.zeros_like(start), "hidden": np.zeros_like(start)}
+    for kernels, slopes in reversed(passed):
+        gradients.insert(0, gradients[0] + step * branch.backward(kernels, slopes, gradients[0], 1.0)[0])
+        more, found = branch.backward(kernels, slopes, overlap, keep)
+        overlap = overlap + step * more
+        hidden |= {role: hidden[role] + step * kernel for role, kernel in found.items()}
+    tangents = {"input": start * overlap, **hidden, "readout": features[-1]}
+    times = np.linspace(0, 1, blocks + 1)
+    return InitialKernels(times, np.stack(features), np.stack(activations), np.stack(gradients), tangents)
 
 
-def _initial_flow(activation: str, start: Array, horizon: Real, points: int) -> InitialKernels:
-    """The three equations as one forward flow: G_t = exp(T (I_1 - I_t)) with dI/dt = Phidot(H)."""
-    shape = start.shape
+def _initial_flow(branch: _Branch, start: Array, horizon: Real, points: int, keep: float) -> InitialKernels:
+    """All equations as one forward flow: G_t = exp(T (I_1 - I_t)) with dI/dt the product of all derivative kernels."""
+    ones, shape = np.ones_like(start), (-1, *start.shape)
+    roles = ("inner", "hidden")[3 - len(branch.activated) :]
+    if np.abs(branch.forward(start)[2]).max() > 1e-12:
+        raise ValueError(
+            "depth must be finite for blocks that end with an activation of nonzero mean, which adds up over blocks; "
+            "pass centred=True"
+        )
 
     def velocity(_: float, state: Array) -> Array:
-        features, exponent, _ = state.reshape(3, *shape)
-        phi, slope = gaussian_kernels(activation, features)
-        return horizon * np.stack([phi, slope, phi * np.exp(-exponent)]).ravel()
+        features, exponent = state.reshape(shape)[:2]
+        kernels, slopes = branch.forward(features)[:2]
+        rate, products = branch.backward(kernels, slopes, ones, 1.0)
+        if not keep:
+            exponent, products = 0 * exponent, branch.backward(kernels, slopes, ones, 0.0)[1]
+        weighted = [products[role] * np.exp(-exponent) for role in roles]
+        return horizon * np.stack([kernels[-1], rate, *weighted]).ravel()
 
     times = np.linspace(0, 1, points)
-    state = np.stack([start, np.zeros(shape), np.zeros(shape)]).ravel()
+    state = np.stack([start] + [np.zeros_like(start)] * (1 + len(roles))).ravel()
     solution = solve_ivp(velocity, (0, 1), state, method="DOP853", t_eval=times, rtol=1e-12, atol=1e-14)
-    features, exponent, weighted = np.moveaxis(solution.y.T.reshape(points, 3, *shape), 1, 0)
-    activations = np.stack([gaussian_kernels(activation, kernel)[0] for kernel in features])
+    features, exponent, *weighted = np.moveaxis(solution.y.T.reshape(points, *shape), 1, 0)
+    activations = np.stack([branch.forward(kernel)[0][0] for kernel in features])
     gradients = np.exp(exponent[-1] - exponent)
-    return InitialKernels(times, features, activations, gradients, gradients[0] * weighted[-1])
+    overlap = gradients[0] if keep else ones
+    hidden = {role: overlap * kernels[-1] for role, kernels in zip(roles, weighted, strict=True)}
+    tangents = {"input": start * overlap, "inner": 0 * start, **hidden, "readout": features[-1]}
+    return InitialKernels(times, features, activations, gradients, tangents)
 
 
-def tangent_kernel(activation: str, gram: ArrayLike, depth: Real, horizon: Real = 1.0) -> Array:
-    """(P, P) kernel K of the hidden matrices: a small step moves f by -eta K chi, chi = dloss/df."""
-    return initial_kernels(activation, gram, depth, horizon, points=2).tangent
+def tangent_kernels(
+    activation: str | Pointwise, gram: ArrayLike, depth: Real, horizon: Real = 1.0, **options: Any
+) -> dict[str, Array]:
+    """Tangent kernels before training by role, (P, P) each; arguments as for `initial_kernels`."""
+    return initial_kernels(activation, gram, depth, horizon, points=2, **options).tangents
+
+
+def tangent_kernel(
+    activation: str | Pointwise,
+    gram: ArrayLike,
+    depth: Real,
+    horizon: Real = 1.0,
+    *,
+    rates: Mapping[str, Real] | None = None,
+    **options: Any,
+) -> Array:
+    """(P, P) kernel K: a small step moves f by -eta K chi, chi = dloss/df.
+
+    `rates`: those of the roles that train, in units of eta n; by default 1 for the matrices of the blocks, which is
+    depth-muP. Its corrected row is `{"inner": depth**0.5, "hidden": 1}`, which has no limit at infinite depth. Other
+    arguments as for `initial_kernels`.
+    """
+    rates = {"inner": 1.0, "hidden": 1.0} if rates is None else rates
+    for role, rate in rates.items():
+        if role not in ROLES or not math.isfinite(rate):
+            raise ValueError(f"rates must be finite numbers of the roles {', '.join(ROLES)}; got {role!r}: {rate}")
+    kernels = tangent_kernels(activation, gram, depth, horizon, **options)
+    return sum((rate * kernels[role] for role, rate in rates.items()), np.zeros_like(kernels["hidden"]))
+
+
+def _chosen(
+    activation: str | Pointwise, slope: Pointwise | None, block: str, centred: bool, closure: str
+) -> tuple[_Branch, float]:
+    for name, value, known in (("block", block, BLOCKS), ("closure", closure, CLOSURES)):
+        if value not in known:
+            raise ValueError(f"{name} must be one of {', '.join(known)}; got {value!r}")
+    return _Branch(activation, slope, BLOCKS[block], centred), float(closure == "coupled")
 
 
 # --------------------------------------------------------------------------- the linear network
@@ -261,8 +466,8 @@ def linear_dynamics(
     Exact at finite `depth` = L; time O(L K (K P)^3), memory O(L (K P)^2).
     """
     start, goals = _square(gram, "gram"), _targets(targets, gram)
-    if closure not in ("coupled", "decoupled"):
-        raise ValueError(f"closure must be 'coupled' or 'decoupled'; got {closure!r}")
+    if closure not in CLOSURES:
+        raise ValueError(f"closure must be one of {', '.join(CLOSURES)}; got {closure!r}")
     blocks, samples, keep = _blocks(depth), len(goals), float(closure == "coupled")
     step = horizon / blocks
     step_of = np.repeat(np.arange(steps + 1), samples)  # training step of each forward query

@@ -235,7 +235,7 @@ def table(dataset: xr.Dataset) -> str:
         at = dataset.sel(depth=depth)
         for closure in ("decoupled", "coupled"):
             final = at.sel(closure=closure).isel(step=-1)
-            where = f"{float(closure == 'coupled'):.3f} ± {final.limit_position_error.item():.3f}"
+            where = _with_error(xr.DataArray(float(closure == "coupled")), final.limit_position_error)
             loss = _with_error(final.limit_mean_loss, final.limit_loss_error)
             lines.append(_row(depth, "inf", f"{closure} limit", loss, where, "", "").rstrip())
         for backward in ("untied", "tied"):
@@ -249,6 +249,7 @@ def table(dataset: xr.Dataset) -> str:
     lines.append(
         "position: 0 at the decoupled limit, 1 at the coupled one, along the line between their final outputs."
     )
+    lines.append("±: one standard error; none where too few members are left for one.")
     lines.append("n -> inf: extrapolated from the widths above by a weighted fit of a + b/n.")
     lines.append("from ...: distance in position from that limit, in standard errors (networks and limit together).")
     for kind, marks in (("networks", "diverged_at"), ("solutions of a limit", "limit_diverged_at")):
@@ -266,11 +267,12 @@ def _network_line(cell: xr.Dataset) -> str:
 
 
 def _with_error(value: xr.DataArray, error: xr.DataArray) -> str:
-    return f"{value.item():.3f} ± {error.item():.3f}"
+    return f"{value.item():.3f} ± {error.item():.3f}" if np.isfinite(value) and np.isfinite(error) else "none"
 
 
 def _distances(distance: xr.DataArray) -> list[str]:
-    return [f"{distance.sel(closure=closure).item():+.1f} SE" for closure in ("decoupled", "coupled")]
+    found = [distance.sel(closure=closure).item() for closure in ("decoupled", "coupled")]
+    return [f"{each:+.1f} SE" if np.isfinite(each) else "none" for each in found]
 
 
 def _row(depth: object, width: object, what: str, *figures: str) -> str:

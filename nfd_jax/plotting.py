@@ -12,6 +12,8 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from nfd_jax.statistics import quantile
+
 CLOSURE_OF = {"tied": "coupled", "untied": "decoupled"}
 STYLE = {
     "tied": {"color": "#0b5394", "marker": "o", "linestyle": "-"},
@@ -35,9 +37,20 @@ def comparison(dataset: xr.Dataset) -> Figure:
     axes[1, 0].legend(fontsize=8)
     figure.suptitle(
         f"Limits and networks: {dataset.attrs.get('title', '')}\n"
-        f"mean over {dataset.sizes['seed']} networks, bars and bands: 2 standard errors"
+        f"mean over {dataset.sizes['seed']} networks, bars and bands: 95 % intervals"
     )
     return figure
+
+
+def _bars(at: xr.Dataset, name: str) -> np.ndarray:
+    """Half the widths of the 95 % intervals of a number of the comparison, from its standard error: Student's, with the
+    degrees of freedom of the members that did not diverge. A fit over widths has those of the width that has fewest."""
+    of_limits = name.startswith("limit")
+    marks, seeds = (at.limit_diverged_at, "limit_seed") if of_limits else (at.diverged_at, "seed")
+    freedom = (marks < 0).sum(seeds) - 1
+    freedom = freedom.min("width") if name.startswith("infinite") else freedom
+    quantiles = xr.apply_ufunc(quantile, freedom.where(freedom > 0), vectorize=True)
+    return (quantiles * at[f"{name}_error"]).values
 
 
 def _loss_curves(axis: Axes, at: xr.Dataset) -> None:
@@ -46,14 +59,14 @@ def _loss_curves(axis: Axes, at: xr.Dataset) -> None:
     for backward, closure in CLOSURE_OF.items():
         style = STYLE[backward]
         limit = at.sel(closure=closure)
-        mean, error = limit.limit_mean_loss.values, limit.limit_loss_error.values
+        mean, bars = limit.limit_mean_loss.values, _bars(limit, "limit_loss")
         axis.plot(steps, mean, color=style["color"], linestyle=style["linestyle"], label=f"{closure} limit")
-        axis.fill_between(steps, mean - 2 * error, mean + 2 * error, color=style["color"], alpha=0.15, linewidth=0)
+        axis.fill_between(steps, mean - bars, mean + bars, color=style["color"], alpha=0.15, linewidth=0)
         network = widest.sel(backward=backward)
         axis.errorbar(
             steps,
             network.network_mean_loss.values,
-            2 * network.network_loss_error.values,
+            _bars(network, "network_loss"),
             color=style["color"],
             marker=style["marker"],
             markerfacecolor="white",
@@ -71,18 +84,16 @@ def _positions(axis: Axes, at: xr.Dataset) -> None:
     for backward, closure in CLOSURE_OF.items():
         style = STYLE[backward]
         goal = float(closure == "coupled")
-        error = 2 * at.sel(closure=closure).limit_position_error.item()
+        error = _bars(at.sel(closure=closure), "limit_position").item()
         axis.axhline(goal, color=style["color"], linestyle=style["linestyle"], linewidth=1)
         axis.axhspan(goal - error, goal + error, color=style["color"], alpha=0.15, linewidth=0)
         axis.annotate(f"{closure} limit", (0, goal), (4, 3), ("axes fraction", "data"), "offset points", fontsize=8)
         cells = at.sel(backward=backward)
         shared = {"color": style["color"], "marker": style["marker"], "linestyle": "none", "capsize": 3}
-        axis.errorbar(
-            inverse, cells.position.values, 2 * cells.position_error.values, label=f"{backward} networks", **shared
-        )
-        fit, fit_error = cells.infinite_position.item(), cells.infinite_position_error.item()
+        axis.errorbar(inverse, cells.position.values, _bars(cells, "position"), label=f"{backward} networks", **shared)
+        fit, bar = cells.infinite_position.item(), _bars(cells, "infinite_position").item()
         if np.isfinite(fit):
-            axis.errorbar(0, fit, 2 * fit_error, markerfacecolor="white", label=f"{backward}, fit a + b/n", **shared)
+            axis.errorbar(0, fit, bar, markerfacecolor="white", label=f"{backward}, fit a + b/n", **shared)
     axis.set_xlim(1.1 * inverse.max(), -0.06 * inverse.max())
     axis.set_xticks([*inverse, 0], [*(str(width) for width in at.width.values), "∞"])
     axis.set_xlabel("width n (axis linear in 1/n)")
@@ -147,8 +158,8 @@ def _power_laws(axis: Axes, rows: list[Any]) -> None:
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
-def panels(title: str, described: Sequence[Any]) -> Figure:
-    """The panels of a study (`nfd_jax.studies.panels`), at most three a row."""
+def panels(title: str, described: Sequence[Any], note: str = "") -> Figure:
+    """The panels of a study (`nfd_jax.studies.panels`), at most three a row; `note` stands below the title."""
     columns = 2 if len(described) == 4 else min(3, len(described))
     rows = -(-len(described) // columns)
     figure = Figure(figsize=(max(5.2 * columns, 7.0), 4.0 * rows + 0.6), layout="constrained")
@@ -160,7 +171,8 @@ def panels(title: str, described: Sequence[Any]) -> Figure:
         axis.set_ylabel(panel.y_label)
     for axis in axes[len(described) :]:
         axis.set_visible(False)
-    figure.suptitle("\n".join(textwrap.wrap(title, 40 * columns + 20)), fontsize=11)
+    lines = [line for text in (title, note) for line in textwrap.wrap(text, 40 * columns + 20)]
+    figure.suptitle("\n".join(lines), fontsize=11)
     return figure
 
 
@@ -179,7 +191,8 @@ def _panel(axis: Axes, panel: Any) -> None:
         axis.set_xticks(sizes, [f"{size:g}" for size in sizes])
         axis.xaxis.minorticks_off()
     axis.grid(alpha=0.3)
-    axis.legend(fontsize=7)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=7)
 
 
 def _line(axis: Axes, line: Any, number: int, count: int, log_y: bool) -> None:
@@ -192,7 +205,7 @@ def _line(axis: Axes, line: Any, number: int, count: int, log_y: bool) -> None:
     label, joined = line.label, line.joined and line.slope is None
     if line.slope is not None:
         label += f": {line.slope}"
-        fine = np.geomspace(min(line.x), max(line.x), 50)
+        fine = np.geomspace(min(line.x), max(line.x), 50) if np.isfinite(line.slope.standard_error) else []
         law = np.array([line.slope(size) for size in fine])
         axis.plot(fine, law if not log_y else np.where(law > 0, law, np.nan), color=shade, linestyle=dash)
     if line.predicted is not None and len(x):

@@ -174,7 +174,7 @@ class Sampled:
     @property
     def half_widths(self) -> np.ndarray:
         """Half the widths of 95 % intervals."""
-        return quantile(self.freedom) * self.errors
+        return np.asarray(quantile(self.freedom) * self.errors)
 
     def estimate(self, *index: int) -> Estimate:
         """One of the numbers; the number itself where there is one."""
@@ -198,7 +198,7 @@ def bootstrap(function: Callable[..., Any], *groups: np.ndarray, resamples: int 
         values = np.asarray(function(*arrays), dtype=np.float64)
         draws = np.array([function(*chosen) for chosen in picked], dtype=np.float64)
         spread = (draws - draws.mean(axis=0)) * math.sqrt(smallest / (smallest - 1))
-    return Sampled(values, values + spread, smallest - 1)
+        return Sampled(values, values + spread, smallest - 1)
 
 
 def normal(
@@ -237,9 +237,9 @@ def fit_power(sizes: Sequence[float | int] | np.ndarray, found: Sampled, *, conf
     """The exponent p of `a * size ** p`, least squares weighted by the errors of the values `(sizes,)`.
 
     Values may be of either sign: one that is zero within its error tells no more than that. The error is that of the
-    fit to every resample with the same weights, infinite where the best exponent is as far as the search goes. Values
-    that are not finite, as where something diverged, have no exponent: it and its error are NaN. Raises ValueError for
-    fewer than two sizes.
+    fit to every resample with the same weights, infinite where the best exponent, or that of more than one resample in
+    forty, is as far as the search goes. Values that are not finite, as where something diverged, have no exponent: it
+    and its error are NaN. Raises ValueError for fewer than two sizes.
     """
     at = finite_array("sizes", sizes, (1,))
     if np.any(at <= 0) or len(set(at.tolist())) < 2:
@@ -266,8 +266,9 @@ def fit_power(sizes: Sequence[float | int] | np.ndarray, found: Sampled, *, conf
         return float(power), float(along[top] / norm[top])
 
     power, amplitude = best(found.values)
-    error = float(np.std([best(draw)[0] for draw in found.draws], ddof=1))
-    if abs(power) >= STEEPEST:  # at the end of the search: no power law that could be told
+    resampled = np.array([best(draw)[0] for draw in found.draws])
+    error = float(np.std(resampled, ddof=1))
+    if abs(power) >= STEEPEST or np.mean(np.abs(resampled) >= STEEPEST) > 1 / 40:  # at the end of the search
         error = math.inf
     intercept = math.log(max(abs(amplitude), 1e-300)) - power * math.log(middle)
     return Slope(power, error, found.freedom, confidence, intercept, -1 if amplitude < 0 else 1)

@@ -6,20 +6,26 @@ import itertools
 import math
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from scipy.integrate import dblquad
 from scipy.special import ndtr
 from scipy.stats import t as student
 
-from nfd_jax import analytic
+import nfd_jax as nfd
+from nfd_jax import analytic, parametrization, training
 from nfd_jax.analytic import (
     gaussian_kernels,
+    gaussian_means,
     initial_kernels,
     linear_dynamics,
     linear_outputs,
     tangent_kernel,
+    tangent_kernels,
 )
+from nfd_jax.finite import Shape, create_network
 
 ACTIVATIONS = {
     "identity": (lambda x: x, lambda x: np.ones_like(x)),
@@ -164,6 +170,55 @@ def test_quadrature_is_accurate_at_any_variance(variance):
     assert value == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.parametrize("given", [True, False])
+@pytest.mark.parametrize("activation", ["tanh", "gelu", "identity"])
+def test_activations_as_functions(activation, given):
+    """With their derivative, or with differences in its place."""
+    phi, slope = ACTIVATIONS[activation]
+    expected = gaussian_kernels(activation, GRAM)
+    found = gaussian_kernels(phi, GRAM, slope if given else None)
+    np.testing.assert_allclose(found, expected, rtol=0, atol=1e-14 if given else 1e-12)
+    np.testing.assert_allclose(
+        gaussian_means(phi, np.diag(GRAM)), gaussian_means(activation, np.diag(GRAM)), atol=1e-14
+    )
+
+
+def test_derivatives_of_a_function_by_another_road():
+    """Price's theorem: E[phi'(u) phi'(v)] is the derivative of E[phi(u) phi(v)] in the covariance of u and v."""
+
+    def softplus(x):
+        return np.logaddexp(0, x)
+
+    step = 1e-3
+    up, down = (gaussian_kernels(softplus, [[1.0, 0.4 + h], [0.4 + h, 0.8]])[0][0, 1] for h in (step, -step))
+    slopes = gaussian_kernels(softplus, [[1.0, 0.4], [0.4, 0.8]])[1]
+    assert slopes[0, 1] == pytest.approx((up - down) / (2 * step), abs=step**2)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_gaussian_means(activation):
+    phi, _ = ACTIVATIONS[activation]
+    z = np.arange(-10, 10, 1e-3) + 5e-4
+    weight = np.exp(-z * z / 2) / math.sqrt(2 * math.pi) * 1e-3
+    expected = [weight @ phi(spread * z) for spread in (0.0, 0.5, 1.7)]
+    np.testing.assert_allclose(gaussian_means(activation, [0.0, 0.25, 1.7**2]), expected, rtol=0, atol=3e-7)
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x: np.maximum(x, 0), "slope must be finite and smooth.*'relu' and 'abs' have closed forms"),
+        (np.sign, "activation must be finite and smooth"),
+        (lambda x: np.log(np.abs(x) - 20), "activation must be finite"),
+        (np.sum, "activation must act elementwise"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_functions_that_the_grid_can_not_integrate(function, message):
+    with pytest.raises(ValueError, match=message):
+        gaussian_kernels(function, GRAM)
+
+
 # ------------------------------------------------------------------ before training
 
 
@@ -228,6 +283,138 @@ def test_infinite_depth_is_the_limit_of_finite_depth(activation):
     ratio = np.abs(coarse - limit).max() / np.abs(fine - limit).max()
     assert ratio == pytest.approx(2, abs=0.03)
     assert np.abs(2 * fine - coarse - limit).max() < 5 / 128**2
+
+
+BRANCHES = [
+    ("inner", "relu", False),
+    ("pre_inner", "tanh", False),
+    ("inner_post", "relu", True),
+    ("post", "gelu", False),
+]
+
+
+@functools.cache
+def autodiff_kernels(block, activation, centred, width, members):
+    """Tangent kernels by role of dense networks, tied and untied, (2, members, P, P): n times the gradient of f, by
+    autodiff, times what a step adds to the weights, with exact inner products of h_0 and V. Both kinds have the same
+    weights in the forward pass."""
+    model = nfd.ResNet(3, activation, 1.5, block, centred)
+    row, shape = parametrization.resolve("depth_mup"), Shape(width, 2, 1, untied=True)
+    first, last = draw_ends(np.random.default_rng(width), members, width, np.eye(2))
+    inputs = jnp.asarray(math.sqrt(2) * np.linalg.cholesky(GRAM[:2, :2]))
+
+    @jax.jit
+    def one(key, first, last):
+        network = create_network(key, model, row, shape)
+        weights = {"input": first, "inner": network.inner, "hidden": network.hidden, "readout": last}
+
+        def rows(weights):
+            """Derivatives of the outputs, (P, numbers) by role, of the matrices in the forward pass."""
+            found = jax.jacrev(lambda own: training._with(network, own)(inputs)[:, 0])(weights)
+            arrays = {role: [each[0] for each in found[role] or ()] for role in ("inner", "hidden")}
+            arrays |= {role: [found[role]] for role in ("input", "readout")}
+            return {
+                r: jnp.concatenate([p.reshape(2, -1) for p in parts], axis=1) for r, parts in arrays.items() if parts
+            }
+
+        single = {
+            role: weights[role] and tuple((own, None) for own, _ in weights[role]) for role in ("inner", "hidden")
+        }
+        slopes, updates = rows(weights | single), rows(weights)
+        return {role: [width * slope @ way[role].T for way in (slopes, updates)] for role, slope in slopes.items()}
+
+    each = [
+        one(jax.random.key(seed), *map(jnp.asarray, ends)) for seed, ends in enumerate(zip(first, last, strict=True))
+    ]
+    return {role: np.stack([found[role] for found in each], axis=1) for role in each[0]}
+
+
+@pytest.mark.parametrize(("block", "activation", "centred"), BRANCHES)
+def test_tangent_kernels_of_dense_networks(block, activation, centred):
+    """By role, tied and untied, by autodiff of the package's own networks."""
+    small, large = (autodiff_kernels(block, activation, centred, width, 64) for width in (64, 128))
+    assert set(small) == set(analytic.ROLES) - ({"inner"} if block in ("pre", "post") else set())
+    for place, closure in enumerate(CLOSURES):
+        options = {"block": block, "centred": centred, "closure": closure}
+        expected = tangent_kernels(activation, GRAM[:2, :2], 3, 1.5, **options)
+        for role in small:
+            assert_mean(small[role][place], large[role][place], expected[role], 1e-12)
+            assert (expected[role].max() > 0.01) != (role == "inner" and closure == "decoupled")
+
+
+@pytest.mark.parametrize("depth", [3, math.inf])
+def test_linear_branches_of_two_matrices(depth):
+    """All kernels are those of one matrix, and both matrices have its tangent kernel; so has an untied network's last
+    one, in which a step moves f as in the untied linear network of one matrix."""
+    single = initial_kernels("identity", GRAM, depth, 0.8)
+    assert not single.tangents["inner"].any()
+    for block in ("inner", "pre_inner", "inner_post"):
+        double = initial_kernels("identity", GRAM, depth, 0.8, block=block)
+        for name in ("times", "features", "activations", "gradients"):
+            np.testing.assert_allclose(getattr(double, name), getattr(single, name), rtol=1e-10)
+        for role in ("inner", "hidden"):
+            np.testing.assert_allclose(double.tangents[role], single.tangent, rtol=1e-10)
+        untied = tangent_kernels("identity", GRAM, depth, 0.8, block=block, closure="decoupled")
+        step = linear_outputs(GRAM, TARGETS, depth, 0.8, 0.3, 1, "decoupled")[1]
+        np.testing.assert_allclose(0.3 * untied["hidden"] @ TARGETS / 3, step, rtol=0, atol=1e-8)
+        assert not untied["inner"].any()
+
+
+@pytest.mark.parametrize("block", ["inner", "pre_inner", "inner_post"])
+def test_two_blocks_of_two_matrices_written_out(block):
+    """tanh, T = 1.5: every kernel by hand."""
+    step, kernels = 0.75, initial_kernels("tanh", GRAM, 2, 1.5, block=block)
+    features, passed = [GRAM], []
+    for _ in range(2):
+        first = gaussian_kernels("tanh", features[-1]) if block == "pre_inner" else (features[-1], 1.0)
+        between = gaussian_kernels("tanh", first[0])
+        last = gaussian_kernels("tanh", between[0]) if block == "inner_post" else (between[0], 1.0)
+        features.append(features[-1] + step * last[0])
+        passed.append((first, between, last))
+    (first0, between0, last0), (first1, between1, last1) = passed
+    above = 1 + step * first1[1] * between1[1] * last1[1]
+    np.testing.assert_allclose(kernels.features, features, rtol=1e-14)
+    np.testing.assert_allclose(
+        kernels.gradients[0], above * (1 + step * first0[1] * between0[1] * last0[1]), rtol=1e-14
+    )
+    hidden = step * (between0[0] * last0[1] * above + between1[0] * last1[1])
+    inner = step * (first0[0] * between0[1] * last0[1] * above + first1[0] * between1[1] * last1[1])
+    np.testing.assert_allclose(kernels.tangents["hidden"], hidden, rtol=1e-14)
+    np.testing.assert_allclose(kernels.tangents["inner"], inner, rtol=1e-14)
+    np.testing.assert_allclose(kernels.tangents["input"], GRAM * kernels.gradients[0], rtol=1e-14)
+    np.testing.assert_allclose(kernels.tangents["readout"], kernels.features[-1], rtol=1e-14)
+    corrected = tangent_kernel("tanh", GRAM, 2, 1.5, block=block, rates={"inner": 2**0.5, "hidden": 1})
+    np.testing.assert_allclose(corrected, hidden + 2**0.5 * inner, rtol=1e-14)
+
+
+@pytest.mark.parametrize("closure", CLOSURES)
+@pytest.mark.parametrize(("block", "activation"), [("inner", "relu"), ("pre_inner", np.tanh), ("inner_post", "tanh")])
+def test_infinite_depth_of_two_matrices(block, activation, closure):
+    """Errors fall as 1/L, in every role."""
+    coarse, fine, limit = (
+        tangent_kernels(activation, GRAM[:2, :2], depth, block=block, closure=closure) for depth in (32, 64, math.inf)
+    )
+    for role, kernel in limit.items():
+        assert np.abs(2 * fine[role] - coarse[role] - kernel).max() < 5 / 64**2
+        assert np.abs(coarse[role] - kernel).max() > 1e-4 or not kernel.any() or closure == "decoupled"
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: tangent_kernel("relu", GRAM, 2, block="outer"), "block must be one of pre, post, inner"),
+        (lambda: tangent_kernel("relu", GRAM, 2, closure="tied"), "closure must be one of coupled, decoupled"),
+        (
+            lambda: tangent_kernel("relu", GRAM, 2, rates={"outer": 1}),
+            "roles input, inner, hidden, readout; got 'outer'",
+        ),
+        (lambda: tangent_kernel("relu", GRAM, math.inf, rates={"inner": math.inf}), "rates must be finite"),
+        (lambda: tangent_kernel("relu", GRAM, math.inf, block="post"), "depth must be finite.*centred=True"),
+    ],
+)
+def test_kernels_that_do_not_exist(call, message):
+    with pytest.raises(ValueError, match=message):
+        call()
 
 
 # ------------------------------------------------------------------ the linear network

@@ -5,9 +5,10 @@ from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
+from matplotlib.collections import LineCollection
 
 import nfd_jax as nfd
-from nfd_jax import cli, comparison, plotting, records
+from nfd_jax import cli, comparison, plotting, records, statistics
 from nfd_jax.comparison import Comparison
 
 SMALL = Comparison(depths=(2,), widths=(8, 16), steps=2, seeds=4, particles=128, limit_seeds=2)
@@ -106,6 +107,52 @@ def test_record_round_trip_with_provenance(dataset, tmp_path):
     assert set(json.loads(back.attrs["versions"])) == set(records.PACKAGES)
     assert "cpu" in back.attrs["device"].lower() or "gpu" in back.attrs["device"].lower()
     assert [file.name for file in tmp_path.iterdir()] == ["compare.nc"]
+
+
+def test_bars_and_bands_are_intervals(dataset, monkeypatch):
+    """Student's, with the degrees of freedom of the members that are left: all of them go through one quantile."""
+    known = dataset.copy(deep=True)
+    known["diverged_at"] = known.diverged_at.where((known.width != 16) | (known.seed != 3), 1)
+    known = comparison.summarise(known)
+    cell = known.sel(backward="tied", depth=2)
+    assert plotting._bars(cell, "position") == pytest.approx(
+        cell.position_error.values * [statistics.quantile(3), statistics.quantile(2)]
+    )
+    assert plotting._bars(cell, "infinite_position") == pytest.approx(
+        statistics.quantile(2) * cell.infinite_position_error
+    )
+    before = _heights(plotting.comparison(known))
+    monkeypatch.setattr(plotting, "quantile", lambda freedom: 10 * statistics.quantile(freedom))
+    after = _heights(plotting.comparison(known))
+    assert before.max() > 0
+    np.testing.assert_allclose(after, 10 * before, rtol=1e-6, atol=1e-12)
+    assert "2 standard errors" not in plotting.comparison(known).get_suptitle()
+
+
+def _heights(figure):
+    """Of all bars and bands."""
+    found = []
+    for axis in figure.axes:
+        found += [patch.get_height() for patch in axis.patches]
+        for collection in axis.collections:
+            if isinstance(collection, LineCollection):
+                found += [np.ptp(segment[:, 1]) for segment in collection.get_segments()]
+            else:
+                # the height of a band at each of its places
+                (path,) = collection.get_paths()
+                places, values = path.vertices.T
+                found += [np.ptp(values[places == place]) for place in np.unique(places)]
+    return np.array(found)
+
+
+def test_nothing_of_a_table_is_nan(dataset):
+    """Where too few are left for a standard error, none is printed."""
+    known = dataset.copy(deep=True)
+    for marks in ("diverged_at", "limit_diverged_at"):
+        known[marks] = known[marks] * 0
+    text = comparison.table(comparison.summarise(known))
+    assert "none" in text
+    assert "nan" not in text
 
 
 def test_figure_is_written(dataset, tmp_path):

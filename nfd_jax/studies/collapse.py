@@ -1,14 +1,19 @@
-"""Claim 7: in blocks of two matrices the inner one's learning collapses under depth-muP; a correction restores it."""
+"""Claim 7: in blocks of two matrices the inner one's learning collapses under depth-muP; a correction restores it.
+
+Beside the movement of pre-activations stands what it does to the outputs: the inner matrices' share of the first change
+of f, in ordinary (tied) networks and in those with an independent copy of the weights in the backward pass (untied,
+whose limit NFD describes), against the recursion of `nfd.analytic` at infinite width.
+"""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 import nfd_jax as nfd
-from nfd_jax import observables
-from nfd_jax.statistics import Sampled, bootstrap, fit_power, stacked
+from nfd_jax import analytic, observables
+from nfd_jax.statistics import Sampled, Slope, bootstrap, fit_power, normal, stacked
 from nfd_jax.studies.findings import Finding, about
 from nfd_jax.studies.panels import Line, Panel
 from nfd_jax.studies.study import Arrays, Cell, Results, Study
@@ -16,6 +21,9 @@ from nfd_jax.studies.study import Arrays, Cell, Results, Study
 ROWS = {"depth_mup": "depth-muP", "depth_mup_corrected": "corrected"}
 INNER = {"depth_mup": -0.5, "depth_mup_corrected": 0.0}  # predicted for (W1 - W1^0) h / sqrt(n)
 ALLOWANCE = 0.2  # the competing predictions are 1/2 apart
+CLOSURE_OF = {"tied": "coupled", "untied": "decoupled"}
+BLOCK = "inner"
+FINITE = 0.1  # of the recursion's exponents and shares, for the width
 
 
 @dataclass(frozen=True)
@@ -32,17 +40,19 @@ class Sizes:
 
 
 def cells(sizes: Sizes) -> list[Cell]:
-    """Both rows and all rates of a depth share a program."""
+    """Both rows and all rates of a depth share a program; untied networks make their first step alone."""
     return [
-        {"depth": depth, "learning_rate": rate, "parametrization": row}
+        {"depth": depth, "backward": backward, "learning_rate": rate, "parametrization": row}
         for depth in sizes.depths
-        for rate in sizes.learning_rates
+        for backward in CLOSURE_OF
+        for rate in (sizes.learning_rates if backward == "tied" else (min(sizes.learning_rates),))
         for row in ROWS
     ]
 
 
 def measure(
     depth: int,
+    backward: str,
     learning_rate: float,
     parametrization: str,
     width: int,
@@ -56,12 +66,13 @@ def measure(
     task = nfd.datasets.digits(samples)
     run = nfd.solve_network(
         task,
-        nfd.ResNet(depth, activation, block="inner"),
+        nfd.ResNet(depth, activation, block=BLOCK),
         width=width,
         steps=steps,
         learning_rate=learning_rate,
         seeds=seeds,
         parametrization=parametrization,
+        backward=backward,
         observe=observables.effective_updates,
         progress=False,
     )
@@ -78,41 +89,78 @@ def measure(
     }
 
 
-def _movement(results: Results, rate: float, row: str, name: str, update: int) -> tuple[list[int], Sampled]:
-    """Movement after so many updates at every depth, root mean square over seeds. Depths at which a network diverged
-    before are left out."""
-    kept = [
-        (depth, record[name].values[:, update])
-        for depth, record in results.where(learning_rate=rate, parametrization=row).along("depth")
-        if np.all(np.isfinite(record[name].values[:, update]))
-    ]
-    if len(kept) < 2:
-        raise ValueError(
-            f"networks of {ROWS[row]} diverge at eta = {rate:g} at all depths but {len(kept)}: lower the rates"
-        )
-    values = np.stack([column for _, column in kept], axis=1)
-    return [depth for depth, _ in kept], bootstrap(lambda x: np.sqrt(np.mean(x**2, axis=0)), values)
+def _movement(
+    results: Results, rate: float, row: str, name: str, update: int, backward: str = "tied"
+) -> tuple[list[int], Sampled, Slope, str]:
+    """Movement after so many updates, root mean square over seeds, at every depth at which no network had diverged; its
+    exponent in L, none of fewer than two depths; and a note of what was left out."""
+    found = {
+        depth: record[name].values[:, update]
+        for depth, record in results.where(learning_rate=rate, parametrization=row, backward=backward).along("depth")
+    }
+    kept = [depth for depth, column in found.items() if np.all(np.isfinite(column))]
+    lost = [str(depth) for depth in found if depth not in kept]
+    note = f", without L = {', '.join(lost)} (diverged)" if lost else ""
+    if not kept:
+        kept = list(found)
+    moved = bootstrap(lambda x: np.sqrt(np.mean(x**2, axis=0)), np.stack([found[depth] for depth in kept], axis=1))
+    slope = fit_power(kept, moved) if len(kept) > 1 else Slope(np.nan, np.nan, moved.freedom)
+    return kept, moved, slope, note
 
 
-def _contributions(results: Results) -> Sampled:
-    """What outer and inner matrices contribute to the first step's change of f under the corrected row, and the ratio
-    of these, `(3, depths)`. At first order the rows differ by the factor sqrt(L) of the inner matrices' rate alone:
-    change = outer + inner under depth-muP, outer + sqrt(L) inner under the correction."""
+def _first_step(outer: np.ndarray, inner: np.ndarray, factor: np.ndarray) -> dict[str, np.ndarray]:
+    """What outer and inner matrices add to the first change of f by their own learning, the inner ones in the corrected
+    row, whose inner rate is larger by `factor`; the change itself and the inner matrices' share of it in both rows."""
+    change = {"depth_mup": outer + inner, "depth_mup_corrected": outer + factor * inner}
+    share = {"depth_mup": inner, "depth_mup_corrected": factor * inner}
+    return {
+        "outer": outer,
+        "inner": factor * inner,
+        "ratio": factor * inner / outer,
+        **{f"change, {name}": change[row] for row, name in ROWS.items()},
+        **{f"share, {name}": share[row] / change[row] for row, name in ROWS.items()},
+    }
+
+
+def _measured(results: Results, backward: str) -> dict[str, Sampled]:
+    """The parts of the first step over eta, along the targets, `(depths,)` each. At first order the rows differ by the
+    factor sqrt(L) of the inner matrices' rate alone, which tells the parts apart."""
     depths, rate = results.sizes.depths, min(results.sizes.learning_rates)
+    found = results.where(backward=backward, learning_rate=rate)
     both = np.stack(
-        [
-            [results.one(depth=depth, learning_rate=rate, parametrization=row)["change"].values for depth in depths]
-            for row in ROWS
-        ]
+        [[found.one(depth=depth, parametrization=row)["change"].values for depth in depths] for row in ROWS]
     )
     factor = np.sqrt(depths)
 
     def apart(changes: np.ndarray) -> np.ndarray:
-        plain, corrected = changes.mean(axis=0)
+        plain, corrected = changes.mean(axis=0) / rate
         inner = (corrected - plain) / (factor - 1)
-        return np.stack([plain - inner, factor * inner, factor * inner / (plain - inner)])
+        return np.stack(list(_first_step(plain - inner, inner, factor).values()))
 
-    return bootstrap(apart, both.transpose(2, 0, 1))  # seeds are those of U and V at all depths and rows
+    parts = bootstrap(apart, both.transpose(2, 0, 1))  # seeds are those of U and V at all depths and rows
+    names = _first_step(factor, factor, factor)
+    return {name: parts.map(lambda rows, place=place: rows[place]) for place, name in enumerate(names)}
+
+
+def _expected(sizes: Sizes, backward: str) -> dict[str, np.ndarray]:
+    """The same at infinite width, by recursion. The outputs before training are zero on average."""
+    task = nfd.datasets.digits(sizes.samples)
+    gram, targets = task.inputs @ task.inputs.T / task.dimension, task.targets[:, 0]
+    kernels = [
+        analytic.tangent_kernels(sizes.activation, gram, depth, block=BLOCK, closure=CLOSURE_OF[backward])
+        for depth in sizes.depths
+    ]
+    outer, inner = (
+        np.array([targets @ each[role] @ targets for each in kernels]) / len(targets) ** 2
+        for role in ("hidden", "inner")
+    )
+    return _first_step(outer, inner, np.sqrt(sizes.depths))
+
+
+def _exponent_of(sizes: Sizes, values: np.ndarray, measured: Sampled) -> float:
+    """The exponent of the recursion's values, no exact power law, fitted with the weights of the measured ones."""
+    errors = np.where(np.isfinite(measured.errors), measured.errors, np.abs(values))
+    return fit_power(sizes.depths, normal(values, errors)).value
 
 
 def _count(steps: int) -> str:
@@ -122,64 +170,89 @@ def _count(steps: int) -> str:
 def conclude(results: Results) -> list[Finding]:
     """Exponents in L of both matrices' movements, and of what the inner ones contribute to f."""
     small, learning = min(results.sizes.learning_rates), max(results.sizes.learning_rates)
-    last = results.sizes.steps - 1
-    found = []
+    last, found = results.sizes.steps - 1, []
     for row, name in ROWS.items():
-        for rate, update, when in ((small, 1, "first step"), (learning, last, f"{_count(last)} at eta = {learning:g}")):
+        for rate, update, backward, when in (
+            (small, 1, "tied", "first step"),
+            (small, 1, "untied", "first step, untied"),
+            (learning, last, "tied", f"{_count(last)} at eta = {learning:g}"),
+        ):
+            *_, slope, note = _movement(results, rate, row, "inner", update, backward)
+            quantity = f"(W1 - W1^0) h / sqrt(n) ~ L^p, {name}, {when}{note}"
+            found.append(Finding(quantity, "NFD v1", about(INNER[row], ALLOWANCE), slope))
+    for row, name in ROWS.items():
+        *_, slope, note = _movement(results, small, row, "outer", 1)
+        quantity = f"(W2 - W2^0) phi / sqrt(n) ~ L^p, {name}, first step{note}"
+        found.append(Finding(quantity, "counting, theory section 6", about(-0.5, ALLOWANCE), slope))
+    return [*found, *(finding for backward in CLOSURE_OF for finding in _outputs(results, backward))]
+
+
+def _outputs(results: Results, backward: str) -> list[Finding]:
+    """What the first step does to f: by counting, by what rates that transfer ask for, and by recursion."""
+    depths, parts, expected = results.sizes.depths, _measured(results, backward), _expected(results.sizes, backward)
+    found = []
+    if backward == "tied":  # untied, inner matrices do nothing whose exponent could be told
+        for name, quantity, exponent in (
+            ("outer", "outer matrices' part of f_1 - f_0 ~ L^p", 0.0),
+            ("inner", "inner matrices' part of f_1 - f_0 ~ L^p, corrected", 0.5),
+            ("ratio", "ratio of inner to outer part ~ L^p, corrected", 0.5),
+        ):
+            predicted = about(exponent, ALLOWANCE)
             found.append(
-                Finding(
-                    f"(W1 - W1^0) h / sqrt(n) ~ L^p, {name}, {when}",
-                    "NFD v1",
-                    about(INNER[row], ALLOWANCE),
-                    fit_power(*_movement(results, rate, row, "inner", update)),
-                )
+                Finding(f"{quantity}, tied", "counting, theory section 6", predicted, fit_power(depths, parts[name]))
             )
-    found += [
-        Finding(
-            f"(W2 - W2^0) phi / sqrt(n) ~ L^p, {name}, first step",
-            "counting, theory section 6",
-            about(-0.5, ALLOWANCE),
-            fit_power(*_movement(results, small, row, "outer", 1)),
-        )
-        for row, name in ROWS.items()
-    ]
-    parts = _contributions(results)
-    sentences = (
-        "outer matrices' part of f_1 - f_0 ~ L^p, corrected",
-        "inner matrices' part of f_1 - f_0 ~ L^p, corrected",
-        "ratio of inner to outer part ~ L^p, corrected",
-    )
-    for place, (sentence, expected) in enumerate(zip(sentences, (0.0, 0.5, 0.5), strict=True)):
-        part = parts.map(lambda values, place=place: values[place])
-        slope = fit_power(results.sizes.depths, part)
-        found.append(Finding(sentence, "counting, theory section 6", about(expected, ALLOWANCE), slope))
+    for name in ROWS.values():
+        change, share = parts[f"change, {name}"], parts[f"share, {name}"]
+        slope, quantity = fit_power(depths, change), f"f_1 - f_0 ~ L^p, {name}, {backward}"
+        exponent = _exponent_of(results.sizes, expected[f"change, {name}"], change)
+        found.append(Finding(quantity, "a rate that transfers", about(0, ALLOWANCE), slope))
+        found.append(Finding(quantity, "recursion, nfd.analytic", about(exponent, FINITE), slope))
+        quantity = f"inner matrices' share of f_1 - f_0, {name}, {backward}"
+        if backward == "tied":
+            exponent = _exponent_of(results.sizes, expected[f"share, {name}"], share)
+            slope = fit_power(depths, share)
+            found.append(Finding(f"{quantity} ~ L^p", "recursion, nfd.analytic", about(exponent, FINITE), slope))
+        for place in (0, -1):
+            predicted = about(float(expected[f"share, {name}"][place]), FINITE)
+            at = f"{quantity}, L = {depths[place]}"
+            found.append(Finding(at, "recursion, nfd.analytic", predicted, share.estimate(place)))
     return found
 
 
 def draw(results: Results) -> list[Panel]:
     """Movements of both matrices, the loss reached, and their parts in the first change of f, against L."""
-    depths, small, learning = results.sizes.depths, min(results.sizes.learning_rates), max(results.sizes.learning_rates)
-    last = results.sizes.steps - 1
-    panels = []
+    sizes, small, learning = results.sizes, min(results.sizes.learning_rates), max(results.sizes.learning_rates)
+    depths, last, panels = sizes.depths, sizes.steps - 1, []
     learned = f"{_count(last)}, eta = {learning:g}"
     for rate, update, title, matrices in ((small, 1, "first step", 2), (learning, last, learned, 1)):
         lines = []
         for row, name in ROWS.items():
-            for matrix, expected in (("inner", INNER[row]), ("outer", -0.5))[:matrices]:
-                at, found = _movement(results, rate, row, matrix, update)
-                lines.append(Line.of(f"{matrix}, {name}", at, found, fit_power(at, found), expected))
-        panels.append(Panel(title, "depth L", "rms of (W - W^0) x / sqrt(n)", lines))
-    parts, lines = _contributions(results), []
-    for place, (name, expected) in enumerate((("outer part", 0.0), ("inner part", 0.5))):
-        found = parts.map(lambda values, place=place: values[place] / small)
-        lines.append(Line.of(name, depths, found, fit_power(depths, found), expected))
+            for matrix, exponent in (("inner", INNER[row]), ("outer", -0.5))[:matrices]:
+                at, found, slope, _ = _movement(results, rate, row, matrix, update)
+                lines.append(Line.of(f"{matrix}, {name}", at, found, slope, exponent))
+        panels.append(Panel(f"{title}, tied", "depth L", "rms of (W - W^0) x / sqrt(n)", lines))
     losses = []
     for row, name in ROWS.items():
-        records = [record for _, record in results.where(learning_rate=learning, parametrization=row).along("depth")]
-        final = stacked([bootstrap(lambda x: x.mean(0), record.loss.values[:, -1]) for record in records])
-        losses.append(Line(name, depths, final.values, 2 * final.errors))
-    panels.append(Panel(f"{_count(last + 1)}, eta = {learning:g}", "depth L", "mean training loss", losses))
-    return [*panels, Panel("first step, corrected", "depth L", "(f_1 - f_0) / eta, along the targets", lines)]
+        runs = results.where(learning_rate=learning, parametrization=row, backward="tied")
+        final = stacked(
+            [bootstrap(lambda x: x.mean(0), record.loss.values[:, -1]) for _, record in runs.along("depth")]
+        )
+        losses.append(Line.of(name, depths, final))
+    panels.append(Panel(f"{_count(last + 1)}, eta = {learning:g}, tied", "depth L", "mean training loss", losses))
+    fine = np.unique(np.geomspace(min(depths), max(depths), 20).astype(int)).tolist()
+    for part, label, log_y in (("change", "(f_1 - f_0) / eta, along the targets", True), ("share", "share", False)):
+        lines = []
+        for backward in CLOSURE_OF:
+            parts = _measured(results, backward)
+            curves = _expected(replace(sizes, depths=tuple(fine)), backward)
+            for name in ROWS.values():
+                entry = "_" if lines else "recursion (lines)"  # of the legend, one for all
+                lines.append(Line(entry, fine, curves[f"{part}, {name}"], curve=True))
+                line = Line.of(f"{name}, {backward}", depths, parts[f"{part}, {name}"])
+                lines.append(replace(line, joined=False))
+        title = "first step" if part == "change" else "inner matrices' share of the first step"
+        panels.append(Panel(title, "depth L", label, lines, log_y=log_y))
+    return panels
 
 
 STUDY = Study(
@@ -187,8 +260,8 @@ STUDY = Study(
     number=7,
     claim="two-matrix blocks: the inner pre-activation moves by L^-1/2 under depth-muP, by L^0 with the correction",
     source="NFD v1",
-    setting="two classes of digits, blocks W2 phi(W1 h) (ReLU), hidden matrices trained by SGD, full batch; NFD's own "
-    "setting is known in outline only",
+    setting="two classes of digits, blocks W2 phi(W1 h) (ReLU), hidden matrices trained by SGD, full batch; untied "
+    "networks, of which NFD's limit is one, beside the tied ones; NFD's own setting is known in outline only",
     sizes={
         "smoke": Sizes(depths=(4, 16), width=32, seeds=3, samples=2, steps=2),
         "laptop": Sizes(),

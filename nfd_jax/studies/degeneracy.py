@@ -80,7 +80,10 @@ def measure(
     found = {}
     for place, (name, time) in PLACES.items():
         grams = np.asarray(kernels[name][:, :, round(time * depth)], np.float64)
-        smallest = np.linalg.eigvalsh(grams)[..., 0] / (np.trace(grams, axis1=-2, axis2=-1) / samples)
+        finite = np.all(np.isfinite(grams), axis=(-2, -1), keepdims=True)
+        kept = np.where(finite, grams, np.eye(samples))
+        smallest = np.linalg.eigvalsh(kept)[..., 0] / (np.trace(kept, axis1=-2, axis2=-1) / samples)
+        smallest = np.where(finite[..., 0, 0], smallest, np.nan)  # where training diverged
         found[place] = (("seed", "update"), smallest)
     return found | {"loss": (("seed", "step"), loss)}
 
@@ -126,9 +129,9 @@ def draw(results: Results) -> list[Panel]:
             lines, sizes = [], results.sizes
             for width in (*sizes.widths, None):
                 values = results.one(activation=activation, width=width)[place].values
-                error = 2 * values.std(axis=0, ddof=1) / len(values) ** 0.5
                 label = "coupled limit" if width is None else f"n = {width}"
-                lines.append(Line(label, np.arange(values.shape[1]), values.mean(axis=0), error))
+                mean = bootstrap(lambda x: x.mean(axis=0), values)
+                lines.append(Line.of(label, np.arange(values.shape[1]), mean))
             panels.append(
                 Panel(
                     f"{_title(place)}, {activation}",

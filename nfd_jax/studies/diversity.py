@@ -50,7 +50,8 @@ def measure(
     steps: int,
     learning_rate: float,
 ) -> Arrays:
-    """Diversity of features and gradients before training and before the last step, at every lag, and the losses."""
+    """Diversity of features and gradients before training and before the last step, at every lag, and the losses; not
+    a number where training diverged."""
     run = nfd.solve_network(
         nfd.datasets.digits(samples),
         nfd.ResNet(depth, activation, block="post", centred=True),
@@ -62,10 +63,9 @@ def measure(
         observe=observables.diversity,
         progress=False,
     )
-    if np.any(run.diverged_at >= 0):
-        raise RuntimeError(f"{run.summary()}: choose a smaller learning_rate for study 'diversity'")
-    axes = ("seed", "time", "lag")
-    found = {name: (axes, run.observed[f"{name}_diversity"][:, [0, -1]].astype(np.float64)) for name in FIELDS}
+    axes, lost = ("seed", "time", "lag"), np.logical_and(run.diverged_at[:, None] >= 0, [False, True])[..., None]
+    ends = {name: run.observed[f"{name}_diversity"][:, [0, -1]].astype(np.float64) for name in FIELDS}
+    found = {name: (axes, np.where(lost, np.nan, values)) for name, values in ends.items()}
     return {"loss": (("seed", "step"), run.loss), **found}
 
 

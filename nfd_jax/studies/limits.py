@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import jax
 
 from nfd_jax import engine, threads
+from nfd_jax._errors import positive_int
 from nfd_jax.architecture import AbstractModel
 from nfd_jax.explicit import in_coordinates
 from nfd_jax.optimizers import Optimizer
@@ -20,6 +21,11 @@ def own_seeds(count: int, *place: object) -> range:
     """Seeds of one place of a grid, so that no two places share random numbers and their errors are independent."""
     first = zlib.crc32(repr(place).encode()) >> 2  # of 30 bits: places overlap once in a million
     return range(first, first + count)
+
+
+def halved(name: str, seeds: int) -> int:
+    """`seeds` where both halves, of which one chooses a rate and the other judges it, have two for a standard error."""
+    return positive_int(f"{name} (one half chooses the rate, the other judges it)", seeds, minimum=4)
 
 
 def solutions(

@@ -22,6 +22,7 @@ from nfd_jax._types import Array
 from nfd_jax.engine import Sweep
 from nfd_jax.statistics import Sampled, bootstrap
 from nfd_jax.studies.findings import Finding, at_least
+from nfd_jax.studies.limits import halved
 from nfd_jax.studies.panels import Line, Panel
 from nfd_jax.studies.study import Arrays, Cell, Results, Study
 
@@ -40,7 +41,7 @@ class Sizes:
     learning_rates: tuple[float, ...] = (0.354, 0.5, 0.707, 1.0, 1.414, 2.0, 2.828, 4.0)
     width: int = 128
     depth: int = 32
-    seeds: int = 6
+    seeds: int = 8
     classes: int = 10
     samples: int = 256
     batch: int = 32
@@ -49,6 +50,7 @@ class Sizes:
 
 def cells(sizes: Sizes) -> list[Cell]:
     """All rates and seeds of an activation side by side."""
+    halved("seeds", sizes.seeds)
     return [{"activation": activation} for activation in sizes.activations]
 
 
@@ -98,11 +100,12 @@ def _diversity(sweep: Sweep) -> dict[str, Array]:
 
 
 def _found(results: Results) -> dict[str, Sampled]:
-    """Of every activation at its best rate, that of the lowest geometric mean of losses over seeds, `(activations,)`:
-    `loss`, the logarithm of this mean, and of both fields the logarithm of D(1/8) per unit size, and kappa.
+    """Of every activation at its best rate, `(activations,)`: `loss`, the logarithm of the geometric mean of losses
+    over seeds, and of both fields the logarithm of D(1/8) per unit size, and kappa.
 
-    A rate at which a member diverged is out. Activations start from the same weights: the seeds of all are resampled
-    together, and every resample chooses its rates anew.
+    Every other seed chooses the rate, that of their lowest mean, one at which none of them diverged; the rest are what
+    is returned, not a number where there is no such rate. Activations start from the same weights: the seeds of all are
+    resampled together, in either half, and every resample chooses its rates anew.
     """
     records = [kept for _, kept in results.along("activation")]
     losses = np.stack([record.loss.values for record in records]).transpose(2, 0, 1)  # (seeds, activations, rates)
@@ -110,17 +113,15 @@ def _found(results: Results) -> dict[str, Sampled]:
     moved = moved.transpose(3, 0, 2, 1, 4)  # (seeds, activations, rates, fields, kinds), before the last step
     together = np.concatenate([losses[..., None], moved.reshape(*losses.shape, -1)], axis=-1)
 
-    def at_best(values: np.ndarray) -> np.ndarray:
-        means = np.log(values[..., 0]).mean(axis=0)
-        best = np.argmin(means, axis=1)
-        if not np.all(np.isfinite(means.min(axis=1))):
-            raise RuntimeError("an activation diverged at every rate: give study 'nonlinearity' smaller learning_rates")
-        each = np.arange(len(best))
-        near, far, size = np.moveaxis(values[:, each, best, 1:].reshape(len(values), len(best), -1, 3), -1, 0)
+    def at_best(choosing: np.ndarray, judging: np.ndarray) -> np.ndarray:
+        means = np.log(choosing[..., 0]).mean(axis=0)
+        best, each = np.argmin(means, axis=1), np.arange(means.shape[0])
+        chosen = np.where(np.isfinite(means[each, best])[:, None], judging[:, each, best], np.nan)
+        near, far, size = np.moveaxis(chosen[..., 1:].reshape(*chosen.shape[:2], -1, 3), -1, 0)
         per_size, kappa = np.log(near / size).mean(axis=0), 1 - np.log2(far / near).mean(axis=0)
-        return np.concatenate([means[each, best][None], per_size.T, kappa.T])
+        return np.concatenate([np.log(chosen[..., 0]).mean(axis=0)[None], per_size.T, kappa.T])
 
-    found = bootstrap(at_best, together)
+    found = bootstrap(at_best, together[::2], together[1::2])
     names = ["loss", *(f"{kind} {name}" for kind in ("per size", "kappa") for name in FIELDS)]
     return {name: found.map(lambda rows, place=place: rows[place]) for place, name in enumerate(names)}
 
@@ -129,6 +130,8 @@ def conclude(results: Results) -> list[Finding]:
     """Final losses of the others over that of |.|, and the diversity of |.| over that of the others."""
     names, found = results.sizes.activations, _found(results)
     first = names.index(ABS)
+    lost = [name for name, loss in zip(names, found["loss"].values, strict=True) if not np.isfinite(loss)]
+    note = f" ({', '.join(lost)} diverged at every rate)" if lost else ""
     findings = []
     for place, name in enumerate(names):
         if name == ABS:
@@ -136,7 +139,10 @@ def conclude(results: Results) -> list[Finding]:
         ratio = found["loss"].map(lambda x, place=place: x[place] - x[first]).estimate()
         findings.append(
             Finding(
-                f"log(loss of {name} / loss of |.|), final, best rates", SOURCES.get(name, "TP6"), at_least(0), ratio
+                f"log(loss of {name} / loss of |.|), final, best rates{note}",
+                SOURCES.get(name, "TP6"),
+                at_least(0),
+                ratio,
             )
         )
     for kind, text in (("per size", "log ratio of D(1/8) per unit size"), ("kappa", "difference of kappa")):
@@ -146,7 +152,7 @@ def conclude(results: Results) -> list[Finding]:
                     continue
                 more = found[f"{kind} {field}"].map(lambda x, place=place: x[first] - x[place]).estimate()
                 findings.append(
-                    Finding(f"{text}, {symbol}, |.| against {name}", SOURCES.get(name, "TP6"), at_least(0), more)
+                    Finding(f"{text}, {symbol}, |.| against {name}{note}", SOURCES.get(name, "TP6"), at_least(0), more)
                 )
     return findings
 
@@ -186,9 +192,9 @@ STUDY = Study(
     source="TP6",
     setting="digits of ten classes, cross-entropy, TP6's block (mean subtracted), depth-muP, all weights trained by "
     "mini-batch SGD, rates falling linearly to 0; TP6 trained on its own data with Adam; tanh is not homogeneous; "
-    "definitions of diversity are ours; rates are chosen and judged on the same seeds",
+    "definitions of diversity are ours; rates are chosen on half of the seeds and judged on the other half",
     sizes={
-        "smoke": Sizes(activations=("abs", "relu"), learning_rates=(0.25, 0.5), width=32, depth=16, seeds=3, steps=8),
+        "smoke": Sizes(activations=("abs", "relu"), learning_rates=(0.25, 0.5), width=32, depth=16, seeds=4, steps=8),
         "laptop": Sizes(),
         "accelerator": Sizes(width=512, depth=64, seeds=16, samples=1024, batch=64, steps=200),
     },

@@ -16,7 +16,7 @@ class Line:
 
     `slope`: a fitted power law, drawn through the points and printed in the legend. `predicted`: an exponent, drawn as
     a dotted guide through the last point. `joined`: connect the points where there is no fit. `curve`: a known
-    function, without points.
+    function, without points. A label that starts with an underscore stays out of the legend.
     """
 
     label: str
@@ -30,7 +30,12 @@ class Line:
 
     @classmethod
     def of(
-        cls, label: str, x: Sequence[float], found: Sampled, slope: Slope | None = None, predicted: float | None = None
+        cls,
+        label: str,
+        x: Sequence[float] | np.ndarray,
+        found: Sampled,
+        slope: Slope | None = None,
+        predicted: float | None = None,
     ) -> Line:
         """From resampled numbers."""
         return cls(label, x, found.values, found.half_widths, slope, predicted)
@@ -38,7 +43,7 @@ class Line:
 
 @dataclass(frozen=True, eq=False)
 class Level:
-    """A value with its 95 % half-width, as a horizontal line with a band."""
+    """A value with its 95 % half-width, or the allowance of a prediction, as a horizontal line with a band."""
 
     label: str
     value: float

@@ -92,9 +92,9 @@ def _rms(values: np.ndarray) -> np.ndarray:
 
 
 def _exponents(results: Results, name: str) -> Sampled:
-    """Exponents in L, `(alphas, gammas)`: least squares of logarithms. What is not finite grows faster than any power:
-    its exponent counts as `STEEPEST`. The seeds of all points and depths are resampled together, for they share U and
-    V."""
+    """Exponents in L, `(alphas, gammas)`: least squares of logarithms. What is finite at the first depth and not at all
+    grows faster than any power: its exponent counts as `STEEPEST`. What diverges at the first has none, NaN. The seeds
+    of all points and depths are resampled together, for they share U and V."""
     logs = np.log(results.sizes.depths)
     centred = logs - logs.mean()
 
@@ -102,7 +102,7 @@ def _exponents(results: Results, name: str) -> Sampled:
         mean = _rms(values)
         finite = np.isfinite(mean).all(axis=0)
         slopes = np.tensordot(centred, np.log(np.where(finite, mean, 1.0)), 1) / np.sum(centred**2)
-        return np.where(finite, slopes, STEEPEST)
+        return np.where(finite, slopes, np.where(np.isfinite(mean[0]), STEEPEST, np.nan))
 
     return bootstrap(fitted, _values(results, name))
 
@@ -133,6 +133,8 @@ def _share(results: Results) -> Sampled:
     def agreeing(pair: np.ndarray) -> float:
         agree = _classes(*pair) == expected
         agree[2] |= ~expected[0]
+        if not np.all(np.isfinite(pair)):
+            return np.nan
         return float(np.mean(np.all(agree, axis=0)))
 
     return both.map(agreeing)
@@ -197,7 +199,7 @@ def conclude(results: Results) -> list[Finding]:
 def _text(initial: float, outputs: float) -> str:
     faithful, stable, nontrivial = _classes(np.array(initial), np.array(outputs))
     words = "unstable" if not stable else "learns" if nontrivial else "trivial"
-    shown = f">= {STEEPEST:g}" if outputs >= STEEPEST else f"{outputs:+.2f}"
+    shown = f">= {STEEPEST:g}" if outputs >= STEEPEST else f"{outputs:+.2f}" if np.isfinite(outputs) else "none"
     return f"{shown}\n{words}" + ("" if faithful else ",\nnot faithful")
 
 

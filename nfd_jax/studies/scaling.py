@@ -140,7 +140,7 @@ def conclude(results: Results) -> list[Finding]:
 def draw(results: Results) -> list[Panel]:
     """Loss against width and depth, the limits as levels, and the excess over them with the fitted laws."""
     infinite = _limit(results, None)
-    level = Level("n = inf, L = inf", float(infinite.values), 2 * float(infinite.errors))
+    level = Level("n = inf, L = inf", float(infinite.values), float(infinite.half_widths))
     losses, excesses = [], []
     for depth in results.sizes.network_depths:
         widths, means, excess = _over_width(results, depth)
@@ -148,7 +148,7 @@ def draw(results: Results) -> list[Panel]:
         losses.append(Line.of(f"networks, L = {depth}", widths, means))
         excesses.append(Line.of(f"L = {depth}", widths, excess, law, -1.0))
     levels = [
-        Level(f"n = inf, L = {depth}", float(limit.values), 2 * float(limit.errors))
+        Level(f"n = inf, L = {depth}", float(limit.values), float(limit.half_widths))
         for depth in results.sizes.network_depths
         for limit in (_limit(results, depth),)
     ]

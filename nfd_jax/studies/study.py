@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import jax
+import numpy as np
 import xarray as xr
 from tqdm import tqdm
 
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 SCALES = ("smoke", "laptop", "accelerator")
 PRESENTATION = ("plotting", "cli", "cluster", "comparison", "records", "statistics", "coordinates")  # decide no record
+
+SMOKE = "smoke scale: these sizes are too small to say anything about the claim"
+MANY = 4  # cells that a line names
 
 PADDING = ("room",)  # arguments for which compiled programs are larger, and numbers the same
 
@@ -96,6 +100,17 @@ class Results:
             raise LookupError(f"{len(chosen)} cells have the arguments {arguments}")
         return chosen[0][1]
 
+    def diverged(self) -> list[Cell]:
+        """The cells in whose record some number is not finite, each by the arguments that differ from cell to cell."""
+        shared = {
+            name for name, value in self.found[0][0].items() if all(cell.get(name) == value for cell, _ in self.found)
+        }
+        return [
+            {name: value for name, value in cell.items() if name not in {*shared, *PADDING}}
+            for cell, kept in self.found
+            if any(not np.isfinite(each.values).all() for each in kept.values() if each.dtype.kind == "f")
+        ]
+
     def along(self, argument: str) -> Iterator[tuple[Any, xr.Dataset]]:
         """Every value of an argument with its record, in the order of the grid."""
         return ((cell[argument], kept) for cell, kept in self.found)
@@ -119,15 +134,24 @@ class Report:
         """The claim as its source states it, and the setting in which it was run, in lines of this width."""
         study = self.study
         claim = f"{study.number} {study.name} ({study.source}): {study.claim}"
-        parts = textwrap.wrap(claim, width), textwrap.wrap(f"run here: {study.setting}", width - 2)
-        return [*parts[0], *(f"  {line}" for line in parts[1])]
+        below = [f"run here: {study.setting}", *self.warnings()]
+        lines = [f"  {line}" for text in below for line in textwrap.wrap(text, width - 2)]
+        return [*textwrap.wrap(claim, width), *lines]
+
+    def warnings(self) -> list[str]:
+        """What has to be known before any verdict is read: that sizes are too small, and where something diverged."""
+        cells = self.results.diverged()
+        where = "; ".join(", ".join(f"{key} {value}" for key, value in cell.items()) for cell in cells[:MANY])
+        rest = f"; and {len(cells) - MANY} more" if len(cells) > MANY else ""
+        lost = f"not finite, as something diverged, in {len(cells)} of {len(self.results.found)} cells: {where}{rest}"
+        return [*([SMOKE] if self.scale == "smoke" else []), *([lost] if cells else [])]
 
     def figure(self) -> Figure:
         """What the reader of the source would look for."""
         from nfd_jax import plotting  # a slow import, only needed here
 
         title = f"{self.study.number} {self.study.name}: {self.study.claim}"
-        return plotting.panels(title, self.study.draw(self.results))
+        return plotting.panels(title, self.study.draw(self.results), note="; ".join(self.warnings()))
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write findings as netCDF with provenance, the table as text, and the figure as SVG and PNG."""
@@ -262,4 +286,5 @@ def summary(reports: Sequence[Report]) -> str:
         text += [*report.heading(len(head)), *own, ""]
     verdicts = [finding.verdict for report in reports for finding in report.findings]
     counts = ", ".join(f"{verdicts.count(verdict)} {verdict.value}" for verdict in Verdict)
-    return "\n".join([*text, counts])
+    smoke = [f"({SMOKE})"] if any(report.scale == "smoke" for report in reports) else []
+    return "\n".join([*text, counts, *smoke])

@@ -12,6 +12,7 @@ from nfd_jax.network import solve_members
 from nfd_jax.optimizers import Optimizer
 from nfd_jax.statistics import Estimate, Sampled, Slope, bootstrap, combined, fit_power, stacked
 from nfd_jax.studies.findings import Finding, about, at_least, at_most
+from nfd_jax.studies.limits import halved
 from nfd_jax.studies.panels import Line, Panel
 from nfd_jax.studies.study import Arrays, Cell, Results, Study
 
@@ -42,6 +43,7 @@ class Sizes:
 
 def cells(sizes: Sizes) -> list[Cell]:
     """Networks of every row and depth, and the limit of the first row at the last depth."""
+    halved("seeds", sizes.seeds)
     networks = [
         {"block": block, "parametrization": row, "depth": depth, "room": max(sizes.depths)}
         for block in ("pre", "pre_inner")
@@ -139,14 +141,34 @@ def _logs(losses: np.ndarray) -> np.ndarray:
     return np.where(usable, np.log(np.where(np.isfinite(losses), losses, 1.0)).mean(axis=0), np.inf)
 
 
-def _sampled(results: Results, block: str, row: str, depth: int, *, limit: bool = False) -> Sampled:
-    """Mean log losses with resamples over seeds, `(rates,)`; all rates of a seed are drawn together."""
+def _losses(results: Results, block: str, row: str, depth: int, *, limit: bool = False) -> np.ndarray:
+    """Final losses of networks or of the limit, `(seeds, rates)`."""
     chosen = results.where(block=block, parametrization=row, depth=depth)
     kept = next(kept for cell, kept in chosen.found if (cell["width"] is None) == limit)
-    losses = kept.loss.values.T.astype(np.float64)
+    return kept.loss.values.T.astype(np.float64)
+
+
+def _sampled(results: Results, block: str, row: str, depth: int, *, limit: bool = False) -> Sampled:
+    """Mean log losses with resamples over seeds, `(rates,)`; all rates of a seed are drawn together."""
+    losses = _losses(results, block, row, depth, limit=limit)
     usable = np.isfinite(losses).all(axis=0)
     found = bootstrap(lambda x: np.where(usable, _logs(x), 0.0), losses, seed=depth)
     return found.map(lambda x: np.where(usable, x, np.inf))
+
+
+def _judged(results: Results, block: str, row: str, depth: int) -> Sampled:
+    """Mean log losses of every other seed, `(1 + rates,)`: first at the rate that is best for the rest, then at all
+    rates. Both halves are resampled, and every resample chooses anew. Infinite where a member of either half diverged.
+    """
+    losses = _losses(results, block, row, depth)
+    usable = np.isfinite(losses).all(axis=0)
+
+    def both(choosing: np.ndarray, judging: np.ndarray) -> np.ndarray:
+        logs = np.where(usable, _logs(judging), 0.0)  # a spread of infinite numbers is none
+        return np.append(logs[np.argmin(np.where(usable, _logs(choosing), np.inf))], logs)
+
+    found = bootstrap(both, losses[::2], losses[1::2], seed=depth)
+    return found.map(lambda x: np.where(np.append(usable.any(), usable), x, np.inf))
 
 
 def _optimum(logs: np.ndarray, rates: np.ndarray) -> float:
@@ -203,15 +225,16 @@ def conclude(results: Results) -> list[Finding]:
     middle = depths[len(depths) // 2 - 1]
     for (block, row), (name, source) in ROWS.items():
         if source is not None:
-            ends = [_sampled(results, block, row, depth).map(np.min) for depth in (middle, depths[-1])]
-            ratio = combined(lambda shallow, deep: np.exp(deep - shallow), *ends).estimate()
+            ends = [_judged(results, block, row, depth) for depth in (middle, depths[-1])]
+            ratio = combined(lambda shallow, deep: np.exp(deep[0] - shallow[0]), *ends).estimate()
             quantity = f"loss at L = {depths[-1]} over that at L = {middle}, best eta each, {name}"
             found.append(Finding(quantity, "TP6" if block == "pre" else source, at_most(1), ratio))
     block, row = next(iter(ROWS))
     limit = _sampled(results, block, row, depths[-1], limit=True).map(lambda logs: _optimum(logs, rates))
     network = _sampled(results, block, row, depths[-1])
     both = combined(lambda logs, rate: np.log2(_optimum(logs, rates) / rate), network, limit)
-    paid = combined(lambda logs, rate: np.exp(_between(logs, rates, rate) - np.min(logs)), network, limit)
+    judged = _judged(results, block, row, depths[-1])
+    paid = combined(lambda logs, rate: np.exp(_between(logs[1:], rates, rate) - logs[0]), judged, limit)
     at = f"n = {results.sizes.width}, L = {depths[-1]}, one matrix"
     return [
         *found,
@@ -221,8 +244,11 @@ def conclude(results: Results) -> list[Finding]:
 
 
 def _between(logs: np.ndarray, rates: np.ndarray, rate: float) -> float:
-    """Mean log loss at a rate between those of the grid, linear in the logarithm of the rate: above a convex curve."""
+    """Mean log loss at a rate between those of the grid, linear in the logarithm of the rate: above a convex curve; not
+    a number where every rate of the grid diverges."""
     usable = np.isfinite(logs)
+    if not usable.any():
+        return np.nan
     return float(np.interp(np.log(rate), np.log(rates[usable]), logs[usable], left=np.nan, right=np.nan))
 
 
@@ -241,7 +267,7 @@ def draw(results: Results) -> list[Panel]:
         drift, _ = _drift(results, block, row)
         if depths:
             best.append(Line.of(name, depths, optima, drift if isinstance(drift, Slope) else None))
-        losses = stacked([_sampled(results, block, row, depth).map(np.min) for depth in sizes.depths])
+        losses = stacked([_judged(results, block, row, depth).map(lambda logs: logs[0]) for depth in sizes.depths])
         bottom.append(Line.of(name, sizes.depths, losses))
     return [
         *panels,
@@ -265,8 +291,8 @@ STUDY = Study(
     "CompleteP; under two-matrix depth-muP it does",
     source="TP6, NFD v1, CompleteP",
     setting="two classes of digits, ReLU, hidden matrices trained by a few full-batch steps of SGD, blocks W phi(h), "
-    "W2 phi(W1 phi(h)), training loss after the last step; rates are chosen and judged on the same seeds; the sources "
-    "train longer, TP6 and CompleteP by Adam",
+    "W2 phi(W1 phi(h)), training loss after the last step; losses at the best rate are of one half of the seeds, "
+    "which the other half chose; the sources train longer, TP6 and CompleteP by Adam",
     sizes={
         "smoke": Sizes(
             depths=(2, 4), width=16, lowest=0.5, ratio=2.0, rates=5, seeds=4, samples=2, steps=2, particles=32
