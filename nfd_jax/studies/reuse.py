@@ -139,7 +139,8 @@ def _networks(
     outputs, loss, found = zip(*threads.each(one, seeds_of_place, threads.at_once(needed)), strict=True)
     record = dict(_at(steps, np.stack(outputs), np.stack(loss)))
     for name, (axes, _) in found[0].items():
-        record[name] = (("seed", *axes), np.stack([each[name][1] for each in found]))
+        values = np.stack([each[name][1] for each in found])
+        record[name] = (("seed", *axes), np.ascontiguousarray(values))  # as it is read back, sums in the same order
     return record
 
 
@@ -431,10 +432,10 @@ def _against_depth(results: Results) -> list[Finding]:
         ):
             along = _along_of(results, "depth", direction, step, measure)
             found += _exponents(f"{quantity} {where}", readings, along)
-        _, shares = _along_of(results, "depth", direction, step, one_sign)
-        quantity = f"share of blocks of one sign, {direction}, step {step}, L = {results.sizes.depths[-1]}"
-        found.append(Finding(quantity, "blocks of one sign", at_least(0.9), shares.estimate(-1)))
     for step in ends:
+        _, shares = _along_of(results, "depth", "forward", step, one_sign)
+        quantity = f"share of blocks of one sign, forward, step {step}, L = {results.sizes.depths[-1]}"
+        found.append(Finding(quantity, "blocks of one sign", at_least(0.9), shares.estimate(-1)))
         from_below = _along_of(results, "depth", "neighbour", step, _block)
         near = _along_of(results, "depth", "by_distance", step, _up_to(0.25))
         found += _exponents(f"mean square of a_l from block l - 1 ~ L^p, step {step}", NEIGHBOUR, from_below)
@@ -495,15 +496,14 @@ def draw(results: Results) -> list[Panel]:
     panels.append(Panel("against width", "width n", "", lines))
     horizons, gap = _gaps_along(results, "horizon", "outputs", steps[1])
     lines = [Line.of(f"coupled - decoupled f, step {steps[1]}", horizons, gap, fit_power(horizons, gap))]
-    for direction in DIRECTIONS:
-        total = _along_of(results, "horizon", direction, steps[-1], _square_of_sum)
-        lines.append(Line.of(f"(sum of a_l)^2, {direction}, step {steps[-1]}", *total, fit_power(*total)))
+    total = _along_of(results, "horizon", "forward", steps[1], _square_of_sum)
+    lines.append(Line.of(f"(sum of a_l)^2, step {steps[1]}", *total, fit_power(*total)))
     panels.append(Panel("against layer time", "horizon T", "", lines))
     lines, fine = [], np.linspace(min(horizons), max(horizons), 40)
     for activation in results.sizes.activations:
         lines.append(Line(f"delta(T), {activation}", fine, [_delta(time, activation) for time in fine], curve=True))
         found = _deficits(results, activation)
-        lines.append(Line(f"measured, {activation}", horizons, found.values, 2 * found.errors, joined=False))
+        lines.append(Line(f"measured, {activation}", horizons, found.values, found.half_widths, joined=False))
     zero = Level("NFD at infinite depth", 0.0)
     panels.append(
         Panel("first step, one sample", "horizon T", "relative deficit of f_1 - f_0", lines, [zero], False, False)
