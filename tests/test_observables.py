@@ -154,7 +154,12 @@ def test_signed_response_of_dense_networks():
     options = {"width": 96, "steps": 3, "learning_rate": 4.0, "seeds": members}
     run = nfd.solve_network(task, nfd.ResNet(3, "tanh"), observe=observables.signed_response, **options).observed
     revealed = np.stack([run["forward_response"], run["backward_response"]], axis=2)
-    assert two_sample_p(dense[:, 1:], revealed[:, 1:3]) > 1e-3
+
+    def compared(found):  # block 1 has no forward response but rounding: h_0 does not move
+        forward, backward = found[:, 1:3, 0, 1:], found[:, 1:3, 1]
+        return np.concatenate([forward.reshape(members, -1), backward.reshape(members, -1)], axis=1)
+
+    assert two_sample_p(compared(dense), compared(revealed)) > 1e-3
     assert np.abs(dense[:, 2].mean(axis=0)).max() > 2 * np.max(sampling_bound(dense[:, 2]))
 
 
