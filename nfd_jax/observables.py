@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import jax.numpy as jnp
 from jax import lax
 
@@ -54,8 +57,9 @@ def effective_updates(sweep: Sweep) -> dict[str, Array]:
 
 
 def reuse(sweep: Sweep) -> dict[str, Array]:
-    """The weight-reuse responses (theory section 3), block by block: what of the images W^0 x / sqrt(n) lies in the
-    span of the backward queries, Qs <Z, x>, and of W^0T g / sqrt(n) in that of the forward ones, Qx <Y, g>.
+    """The weight-reuse responses (theory section 3), block by block: what the images W^0 x / sqrt(n) have along the
+    backward queries before them, Qs <R, x>, and W^0T g / sqrt(n) along the forward ones, Qx <U, g>. R and U are the
+    Gaussian parts of the images: what is left of Z and Y without the queries that came before them.
 
     - `forward_reuse`, `backward_reuse`: the coordinates in the orthonormal bases Qs and Qx, `(L, M, P)`. Their mean
       over seeds is sqrt(T/L) times the response, A or B, in these bases; in one network, chance adds to each a variance
@@ -63,24 +67,26 @@ def reuse(sweep: Sweep) -> dict[str, Array]:
     - `forward_reuse_sum`, `backward_reuse_sum`: root mean square entries of the sum over blocks of these vectors,
       backward ones times phi'(h_{l-1}), `(P,)`: sqrt(T/L) times this is what reuse adds to h_L and to g_0 directly.
 
-    Untied networks have chance alone. Needs revealed matrices of `ResNet(block="pre")`.
+    Squares and sizes of one network, or of one solution with plain noise, are mostly chance at L >= 32: its share grows
+    as L / n. At n = 1024 (ReLU, four samples, 1 to 10 steps of rate 1) it is 0.7 to 0.97 of the mean square backward
+    coordinate at L = 32, and a third of the forward one, half of it at L = 64. Chance has mean zero and is independent
+    from seed to seed: average the coordinates over seeds, and for a square multiply those of different seeds, as
+    `nfd_jax.studies.reuse` does. `signed_response` is one number a block, with the chance of one.
+
+    Nothing of it acts in the forward pass of an untied network, where R is that of the independent copy: there it is
+    what tying would add. Needs revealed matrices of `ResNet(block="pre")`.
     """
-    matrices, structure = _revealed("reuse", sweep), sweep.structure
-    if structure.activated != BLOCKS["pre"] or not structure.skip or structure.centred:
-        raise ValueError("reuse is defined for ResNet(block='pre') without centring; pass such a model")
-    phi, phi_prime = structure.phi, structure.phi_prime
+    reused, phi_prime = _reused("reuse", sweep), sweep.structure.phi_prime
 
     def one_block(carry: tuple[Vectors, Vectors], layer: Index) -> tuple[tuple[Vectors, Vectors], tuple[Array, Array]]:
-        below = lax.dynamic_index_in_dim(sweep.features, layer, keepdims=False)
-        above = lax.dynamic_index_in_dim(sweep.gradients, layer + 1, keepdims=False)
-        # a step's forward queries come before its backward ones
-        up, forward = _response(matrices, FORWARD, layer, sweep.step, phi(below))
-        down, backward = _response(matrices, BACKWARD, layer, sweep.step + 1, above)
-        return (carry[0] + forward, carry[1] + phi_prime(below) * backward), (up, down)
+        below, above = _ends(sweep, layer)
+        up, down = reused(FORWARD, layer), reused(BACKWARD, layer)
+        forward, backward = up.coordinates(sweep.structure.phi(below)), down.coordinates(above)
+        total = carry[0] + bases.combination(forward, up.queries)
+        return (total, carry[1] + phi_prime(below) * bases.combination(backward, down.queries)), (forward, backward)
 
     nothing = jnp.zeros_like(sweep.features[0])
-    layers = jnp.arange(len(sweep.features) - 1, dtype=jnp.int32)
-    (forward, backward), (up, down) = lax.scan(one_block, (nothing, nothing), layers)
+    (forward, backward), (up, down) = lax.scan(one_block, (nothing, nothing), _layers(sweep))
     return {
         "forward_reuse": up,
         "backward_reuse": down,
@@ -89,16 +95,92 @@ def reuse(sweep: Sweep) -> dict[str, Array]:
     }
 
 
-def _response(
-    matrices: RevealedMatrices, direction: int, layer: Index, filled: Index, vectors: Vectors
-) -> tuple[Float[Array, "basis batch"], Vectors]:
-    """What the first `filled` opposite query blocks have revealed of the initial image: coordinates, and vectors."""
-    opposite = matrices.sides[1 - direction]
-    _, _, batch, _ = opposite.queries.shape
-    queries, images = _rows(opposite.queries, layer), _rows(opposite.images, layer)
-    known = jnp.arange(len(queries), dtype=jnp.int32)[:, None] < filled * batch
-    coordinates = jnp.where(known, matrices.trained.initial[layer] * bases.inner(images, vectors), 0)
-    return coordinates, bases.combination(coordinates, queries)
+def signed_response(sweep: Sweep) -> dict[str, Array]:
+    """The weight-reuse responses as one signed number a block and sample, each `(L, P)`, over sqrt(T/L).
+
+    - `forward_response`: <v_l, g_l> with v_l what reuse of W_l adds to h_l. Times sqrt(T/L) and summed over blocks it
+      is the first-order effect on the output (on the loss, for several outputs) of reuse in the forward pass.
+    - `backward_response`: <w_l, h_{l-1}> with w_l what reuse adds to g_{l-1}: likewise its effect on <g_0, h_0>, which
+      is the output where phi is homogeneous (identity, ReLU, abs).
+
+    Its mean over seeds is sqrt(T/L) sum_j A^{ij} <g_l^j, g_l^i>, and sqrt(T/L) sum_i B^{ji} <phi(h_{l-1}^i),
+    phi'(h_{l-1}^j) h_{l-1}^j>. In one network chance adds to each a variance of order 1/n: at n = 1024 and L = 256, ten
+    steps of four samples, as much as the square of the mean forward, and ten times as much backward. Average over
+    seeds, and multiply different seeds where a square is wanted; sums over blocks have far less of it. What is said of
+    untied networks at `reuse` holds here. Needs revealed matrices of `ResNet(block="pre")`.
+    """
+    reused, phi, phi_prime = _reused("signed_response", sweep), sweep.structure.phi, sweep.structure.phi_prime
+
+    def one_block(layer: Index) -> tuple[Array, Array]:
+        below, above = _ends(sweep, layer)
+        up, down = reused(FORWARD, layer), reused(BACKWARD, layer)
+        forward = up.coordinates(phi(below)) * bases.inner(up.queries, above)
+        backward = down.coordinates(above) * bases.inner(down.queries, phi_prime(below) * below)
+        return jnp.sum(forward, axis=0), jnp.sum(backward, axis=0)
+
+    forward, backward = lax.map(one_block, _layers(sweep))
+    return {"forward_response": forward, "backward_response": backward}
+
+
+def response_gradient(sweep: Sweep) -> dict[str, Array]:
+    """`response_gradient (L, P, width)`: the vectors p_l for which `forward_response` is <p_l, phi(h_{l-1})>, n times
+    its gradient in the input of block l. Needs revealed matrices of `ResNet(block="pre")`."""
+    reused = _reused("response_gradient", sweep)
+
+    def one_block(layer: Index) -> Vectors:
+        up = reused(FORWARD, layer)
+        return up.gradient(bases.inner(up.queries, _ends(sweep, layer)[1]))
+
+    return {"response_gradient": lax.map(one_block, _layers(sweep))}
+
+
+class _Reused(NamedTuple):
+    """What earlier queries of the other direction tell of the images under one initial matrix: rows `(M, width)`."""
+
+    queries: Vectors
+    images: Vectors
+    own: Vectors  # the queries of this direction
+    known: Array  # (M, M): <images, own> where the own query came first, which is no response
+    scale: Array  # (M, 1): of the initial matrix, 0 for queries that came later
+
+    def coordinates(self, vectors: Vectors) -> Array:
+        """Of the response to `vectors`, along `queries`: (M, P)."""
+        return self.scale * (bases.inner(self.images, vectors) - product(self.known, bases.inner(self.own, vectors)))
+
+    def gradient(self, along: Array) -> Vectors:
+        """The transposed map, from what is wanted of the coordinates (M, P)."""
+        along = self.scale * along
+        return bases.combination(along, self.images) - bases.combination(product(self.known.T, along), self.own)
+
+
+def _reused(name: str, sweep: Sweep) -> Callable[[int, Index], _Reused]:
+    """By direction and layer; refused where responses are not defined."""
+    matrices, structure = _revealed(name, sweep), sweep.structure
+    if structure.activated != BLOCKS["pre"] or not structure.skip or structure.centred:
+        raise ValueError(f"{name} is defined for ResNet(block='pre') without centring; pass such a model")
+
+    def one_matrix(direction: int, layer: Index) -> _Reused:
+        opposite = matrices.sides[1 - direction]
+        _, _, batch, _ = opposite.queries.shape
+        queries, images = _rows(opposite.queries, layer), _rows(opposite.images, layer)
+        own = _rows(matrices.sides[direction].queries, layer)
+        step = jnp.arange(len(queries), dtype=jnp.int32)[:, None] // batch
+        # a step's forward queries come before its backward ones
+        earlier = step >= step.T if direction == FORWARD else step > step.T
+        scale = jnp.where(step < sweep.step + direction, matrices.trained.initial[layer], 0)
+        return _Reused(queries, images, own, jnp.where(earlier, bases.inner(images, own), 0), scale)
+
+    return one_matrix
+
+
+def _layers(sweep: Sweep) -> Array:
+    return jnp.arange(len(sweep.features) - 1, dtype=jnp.int32)
+
+
+def _ends(sweep: Sweep, layer: Index) -> tuple[Vectors, Vectors]:
+    """h_{l-1} and g_l."""
+    below = lax.dynamic_index_in_dim(sweep.features, layer, keepdims=False)
+    return below, lax.dynamic_index_in_dim(sweep.gradients, layer + 1, keepdims=False)
 
 
 def _rows(basis: bases.Basis, layer: Index) -> Float[Array, "basis width"]:

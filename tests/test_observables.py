@@ -1,17 +1,20 @@
-"""Observables against what one can work out by hand from the features and gradients of the same run."""
+"""Observables against what one can work out by hand from the features and gradients of the same run, from dense
+matrices, and from the recursion of linear networks."""
 
 import numpy as np
 import pytest
+from helpers import sampling_bound, two_sample_p
 
 import nfd_jax as nfd
 from nfd_jax import observables
+from nfd_jax.analytic import linear_dynamics
 
 RATE, DEPTH, STEPS = 0.7, 3, 3
 
 
 def everything(sweep):
-    found = observables.reuse(sweep) | observables.effective_updates(sweep)
-    return found | {"features": sweep.features, "gradients": sweep.gradients}
+    found = observables.reuse(sweep) | observables.signed_response(sweep) | observables.response_gradient(sweep)
+    return found | observables.effective_updates(sweep) | {"features": sweep.features, "gradients": sweep.gradients}
 
 
 @pytest.fixture(scope="module")
@@ -49,33 +52,174 @@ def test_effective_updates(run, step, layer):
     )
 
 
+def inner(a, b):
+    return a @ b.T / a.shape[-1]
+
+
+def new_directions(vectors, before):
+    """Orthonormal rows that span what rows of `vectors` add to the orthonormal rows `before`."""
+    rest = vectors - inner(vectors, before) @ before
+    _, singular, rows = np.linalg.svd(rest / rest.shape[-1] ** 0.5, full_matrices=False)
+    return rows[singular > 1e-9] * rest.shape[-1] ** 0.5
+
+
+def response(vectors, queries, images, own):
+    """Theory section 3, one opposite query block after the other: the rows that reuse adds to the images of `vectors`.
+
+    `queries` and `images` of the opposite blocks, `(P, n)` each; `own[j]`: the queries of this direction that came
+    before block j. The Gaussian part of an image is orthogonal to those, and what it has along `vectors` is response.
+    """
+    before, total = np.zeros((0, vectors.shape[-1])), np.zeros_like(vectors)
+    for count, earlier in enumerate(own, 1):
+        rows = new_directions(queries[count - 1], before)
+        asked, found = np.concatenate(queries[:count]), np.concatenate(images[:count])
+        known = np.linalg.lstsq(asked.T, rows.T, rcond=1e-9)[0].T @ found
+        span = new_directions(earlier, np.zeros_like(before[:0]))
+        total = total + inner(vectors, known - inner(known, span) @ span) @ rows
+        before = np.concatenate([before, rows])
+    return total
+
+
+def responses(phi, slope, h, g, forward_images, backward_images, step, layer):
+    """What reuse adds to the images of one block, forward and backward, `(P, n)` each, from features and gradients
+    `(steps, L + 1, P, n)` and the images under the initial matrix `(steps, P, n)`."""
+    x, above = phi(h[:, layer]), g[:, layer + 1]
+    seen = [np.concatenate(x[: j + 1]) for j in range(step)]
+    up = response(x[step], above, backward_images, seen)
+    seen = [np.concatenate([np.zeros_like(above[0][:0]), *above[:j]]) for j in range(step + 1)]
+    down = response(above[step], x, forward_images, seen)
+    return up, slope(h[step, layer]) * down
+
+
 @pytest.mark.parametrize("step", range(STEPS))
 def test_reuse(run, step):
-    """The coordinates are as long as the projection of the initial image on the span of the opposite queries."""
-    h, g = run[0]["features"][step], run[0]["gradients"][step]
+    """In a linear network all images can be read off: the part along earlier queries, without their own past."""
+    observed = run[0]
+    h, g = observed["features"], observed["gradients"]
     sums = {"forward": 0.0, "backward": 0.0}
     for layer in range(DEPTH):
-        up, down = learned_images(run, step, layer)
-        images = {
-            "forward": (h[layer + 1] - h[layer]) * DEPTH**0.5 - up,
-            "backward": (g[layer] - g[layer + 1]) * DEPTH**0.5 - down,
-        }
-        opposite = {
-            "forward": run[0]["gradients"][:step, layer + 1].reshape(-1, h.shape[-1]),
-            "backward": run[0]["features"][: step + 1, layer].reshape(-1, h.shape[-1]),
-        }
-        for direction, image in images.items():
-            left, singular, _ = np.linalg.svd(opposite[direction].T, full_matrices=False)
-            span = left[:, singular > 1e-9 * singular.max(initial=0)]
-            inside = span @ (span.T @ image.T)
-            sums[direction] = sums[direction] + inside.T
-            coordinates = run[0][f"{direction}_reuse"][step, layer]
-            np.testing.assert_allclose(
-                np.sum(coordinates**2, axis=0), np.mean(inside**2, axis=0), rtol=1e-8, atol=1e-12
-            )
+        learned = [learned_images(run, k, layer) for k in range(STEPS)]
+        up = np.stack([(h[k, layer + 1] - h[k, layer]) * DEPTH**0.5 - learned[k][0] for k in range(STEPS)])
+        down = np.stack([(g[k, layer] - g[k, layer + 1]) * DEPTH**0.5 - learned[k][1] for k in range(STEPS)])
+        found = responses(lambda h: h, np.ones_like, h, g, up, down, step, layer)
+        signed = zip(sums, found, (g[step, layer + 1], h[step, layer]), strict=True)
+        for direction, vectors, along in signed:
+            sums[direction] = sums[direction] + vectors
+            coordinates = observed[f"{direction}_reuse"][step, layer]
+            squares = np.mean(vectors**2, axis=1)
+            np.testing.assert_allclose(np.sum(coordinates**2, axis=0), squares, rtol=1e-8, atol=1e-12)
+            expected = np.mean(vectors * along, axis=1)
+            got = observed[f"{direction}_response"][step, layer]
+            np.testing.assert_allclose(got, expected, rtol=1e-8, atol=1e-12)
+        gradient = np.mean(observed["response_gradient"][step, layer] * h[step, layer], axis=1)
+        np.testing.assert_allclose(gradient, observed["forward_response"][step, layer], rtol=1e-8, atol=1e-12)
     for direction, total in sums.items():
-        expected = np.sqrt(np.mean(np.broadcast_to(total, h[0].shape) ** 2, axis=1))
-        np.testing.assert_allclose(run[0][f"{direction}_reuse_sum"][step], expected, rtol=1e-8, atol=1e-12)
+        expected = np.sqrt(np.mean(total**2, axis=1))
+        np.testing.assert_allclose(observed[f"{direction}_reuse_sum"][step], expected, rtol=1e-8, atol=1e-12)
+
+
+def dense_responses(rng, width, task, depth, rate, steps):
+    """Signed responses `(steps, 2, L, P)` of one tied tanh network with matrices as arrays (theory section 2)."""
+    inputs, samples = task.inputs / task.dimension**0.5, task.samples
+    u, v = rng.normal(size=(width, task.dimension)), rng.normal(size=width)
+    start = rng.normal(size=(depth, width, width))
+    weights, scale = start.copy(), (depth * width) ** -0.5
+    h, g = (np.zeros((steps, depth + 1, samples, width)) for _ in range(2))
+    up, down, found = np.zeros_like(h), np.zeros_like(h), np.zeros((steps, 2, depth, samples))
+    phi, slope = np.tanh, lambda x: 1 / np.cosh(x) ** 2
+    for k in range(steps):
+        h[k, 0], g[k, depth] = inputs @ u.T, v
+        for layer in range(depth):
+            x = phi(h[k, layer])
+            h[k, layer + 1] = h[k, layer] + scale * x @ weights[layer].T
+            up[k, layer] = x @ start[layer].T / width**0.5
+        for layer in reversed(range(depth)):
+            g[k, layer] = g[k, layer + 1] + scale * slope(h[k, layer]) * (g[k, layer + 1] @ weights[layer])
+            down[k, layer] = g[k, layer + 1] @ start[layer] / width**0.5
+        for layer in range(depth):
+            vectors = responses(phi, slope, h, g, up[:, layer], down[:, layer], k, layer)
+            pairs = zip(vectors, (g[k, layer + 1], h[k, layer]), strict=True)
+            found[k, :, layer] = [np.mean(each * along, axis=1) for each, along in pairs]
+        chi = (h[k, depth] @ v / width - task.targets[:, 0]) / samples
+        for layer in range(depth):
+            weights[layer] -= rate * scale * (chi[:, None] * g[k, layer + 1]).T @ phi(h[k, layer])
+    return found
+
+
+def test_signed_response_of_dense_networks():
+    """The same law with n x n matrices, whose responses are worked out from the matrices themselves."""
+    task, members = nfd.datasets.digits(2), 96
+    rng = np.random.default_rng(1)
+    dense = np.stack([dense_responses(rng, 96, task, 3, 4.0, 3) for _ in range(members)])
+    options = {"width": 96, "steps": 3, "learning_rate": 4.0, "seeds": members}
+    run = nfd.solve_network(task, nfd.ResNet(3, "tanh"), observe=observables.signed_response, **options).observed
+    revealed = np.stack([run["forward_response"], run["backward_response"]], axis=2)
+
+    def compared(found):  # block 1 has no forward response but rounding: h_0 does not move
+        forward, backward = found[:, 1:3, 0, 1:], found[:, 1:3, 1]
+        return np.concatenate([forward.reshape(members, -1), backward.reshape(members, -1)], axis=1)
+
+    assert two_sample_p(compared(dense), compared(revealed)) > 1e-3
+    assert np.abs(dense[:, 2].mean(axis=0)).max() > 2 * np.max(sampling_bound(dense[:, 2]))
+
+
+LINEAR = nfd.Task(np.array([[1.0, 0.0], [0.3, 0.9]]) * 2**0.5, np.array([[1.0], [-1.0]]))
+
+
+def expected_responses(depth, rate, steps):
+    """(T/L) sum_j A^{ij} <g^j, g^i> and (T/L) sum_i B^{ji} <h^i, h^j> of the linear network on `LINEAR`, at T = 1:
+    (steps, 2, L, P), from the recursion of theory section 5."""
+    limit = linear_dynamics(LINEAR.inputs @ LINEAR.inputs.T / 2, LINEAR.targets[:, 0], depth, 1.0, rate, steps)
+    found = np.zeros((steps, 2, depth, LINEAR.samples))
+    for k in range(steps):
+        for a in range(LINEAR.samples):
+            query = k * LINEAR.samples + a
+            found[k, 0, :, a] = np.sum(limit.forward_response[:, query] * limit.gradients[1:, k], axis=-1)
+            found[k, 1, :, a] = np.sum(limit.backward_response[:, k] * limit.features[:-1, query], axis=-1)
+    return found / depth
+
+
+def measured_responses(run, depth, steps):
+    """(seeds, steps, 2, L, P), with the factor sqrt(T/L)."""
+    values = [run[f"{direction}_response"][:, :steps] for direction in ("forward", "backward")]
+    return np.stack(values, axis=2) * depth**-0.5
+
+
+def test_signed_response_of_linear_networks():
+    """Networks of width n and 2n, extrapolated in 1/n, against the responses A and B of the limit."""
+    depth, rate, steps, expected = 4, 0.7, 4, expected_responses(4, 0.7, 4)
+
+    def networks(width, seeds):
+        run = nfd.solve_network(
+            LINEAR,
+            nfd.ResNet(depth, "identity"),
+            width=width,
+            steps=steps,
+            learning_rate=rate,
+            seeds=range(width * 10_000, width * 10_000 + seeds),
+            observe=observables.signed_response,
+        )
+        return measured_responses(run.observed, depth, steps)
+
+    small, large = networks(64, 768), networks(128, 768)
+    mean = 2 * large.mean(axis=0) - small.mean(axis=0)
+    bound = 2 * sampling_bound(large) + sampling_bound(small)
+    remainder = 24 / (64 * 128)  # as for outputs, in test_analytic
+    assert np.all(np.abs(mean - expected) < bound + remainder)
+    # the whole projection Qs <Z, x> is off by as much as the response from the second step on
+    assert np.abs(expected).max() > 2 * (np.max(bound) + remainder)
+
+
+def test_signed_response_of_the_limit():
+    """Matched noise leaves a bias of order 1/n and, to linear networks, little chance."""
+    depth, rate, steps, particles, expected = 4, 0.7, 4, 512, expected_responses(4, 0.7, 4)
+    options = {"steps": steps, "learning_rate": rate, "particles": particles, "observe": observables.signed_response}
+    runs = [nfd.solve_limit(LINEAR, nfd.ResNet(depth, "identity"), seed=seed, **options).observed for seed in range(12)]
+    found = {name: np.stack([run[name] for run in runs]) for name in runs[0]}
+    solutions = measured_responses(found, depth, steps)
+    bound = sampling_bound(solutions) + 4 / particles
+    assert np.all(np.abs(solutions.mean(axis=0) - expected) < bound)
+    assert np.abs(expected).max() > 3 * np.max(bound)
 
 
 def test_sizes_and_diversity():
@@ -90,12 +234,21 @@ def test_sizes_and_diversity():
         np.testing.assert_allclose(found[f"{name}_diversity"][0, 0], moved, rtol=1e-12)
 
 
-@pytest.mark.parametrize("observe", [observables.reuse, observables.effective_updates])
+NEED_REVEALED = [
+    observables.reuse,
+    observables.signed_response,
+    observables.response_gradient,
+    observables.effective_updates,
+]
+
+
+@pytest.mark.parametrize("observe", NEED_REVEALED)
 def test_dense_networks_are_refused(observe, task):
     with pytest.raises(ValueError, match=f"{observe.__name__} needs revealed matrices: use solve_network"):
         nfd.train_networks(task, nfd.ResNet(2), width=8, steps=1, seeds=1, observe=observe)
 
 
-def test_reuse_of_other_blocks_is_refused(task):
-    with pytest.raises(ValueError, match=r"reuse is defined for ResNet\(block='pre'\)"):
-        nfd.solve_network(task, nfd.ResNet(2, block="post"), width=8, steps=1, seeds=1, observe=observables.reuse)
+@pytest.mark.parametrize("observe", NEED_REVEALED[:3])
+def test_reuse_of_other_blocks_is_refused(observe, task):
+    with pytest.raises(ValueError, match=rf"{observe.__name__} is defined for ResNet\(block='pre'\)"):
+        nfd.solve_network(task, nfd.ResNet(2, block="post"), width=8, steps=1, seeds=1, observe=observe)

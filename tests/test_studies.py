@@ -15,7 +15,7 @@ import xarray as xr
 
 from nfd_jax import cli, records, statistics, studies
 from nfd_jax.statistics import Estimate, bootstrap, fit_power, quantile, stacked
-from nfd_jax.studies import collapse, independence, interaction, nonlinearity, reuse, transfer
+from nfd_jax.studies import collapse, independence, interaction, nonlinearity, transfer
 from nfd_jax.studies import study as module
 from nfd_jax.studies.findings import Finding, Verdict, about, at_least, at_most
 from nfd_jax.studies.panels import Level, Line, Map, Panel
@@ -173,17 +173,6 @@ def test_optimum_of_a_parabola():
     assert math.isnan(transfer._optimum(np.where(rates > 4, np.inf, logs), rates))
 
 
-def test_reuse_takes_chance_off():
-    """Sums add in squares; responses of different seeds have no chance in common."""
-    draw = np.random.default_rng(0)
-    assert reuse._beyond(np.full(3, 5.0), np.full(4, 3.0)) == pytest.approx(4.0)
-    mean, noise = draw.standard_normal(5000), draw.standard_normal((6, 5000))
-    responses = 0.1 * mean + noise
-    found = reuse._per_block(responses @ responses.T / 5000)
-    # products of different seeds have the mean square of the response, and an error of (30 x 5000)^-1/2 of the noise
-    assert found.values**2 == pytest.approx(0.01 * np.mean(mean**2), abs=5 * (15 * 5000) ** -0.5)
-
-
 def test_report(example, tmp_path):
     report = studies.run(example, "smoke", folder=tmp_path)
     written = {path.suffix for path in report.save(tmp_path)}
@@ -281,8 +270,6 @@ def test_a_smoke_run_says_that_it_is_one(smoke):
 def test_bars_and_bands_are_intervals(smoke, monkeypatch):
     """All of them go through one quantile: a planted `2 *` is not Student's, and would stay as it is."""
     report, _ = smoke
-    if report.study.name == "reuse":
-        pytest.xfail("its bars of measured deficits are two standard errors")
     before = _bars(report)
     monkeypatch.setattr(statistics, "quantile", lambda *arguments: 10 * quantile(*arguments))
     after = _bars(report)
