@@ -112,12 +112,9 @@ def solve_limit(
         evaluate_at=evaluate_at,
     )
     system = System(model, in_coordinates(problem), closure == "coupled", noise == "matched", task.dimension)
-    if model.depth == math.inf and not system.on_one_path:
-        raise ValueError(
-            "depth=inf needs a ResNet with block='pre', branch_scale=None and depth-muP's scales, got "
-            f"{model} with parametrization {problem.settings.row.name!r}; give a finite depth"
-        )
     system.scales(1 if model.depth == math.inf else int(model.depth))  # refuses what has no limit
+    if model.depth == math.inf:
+        system.powers  # noqa: B018 - likewise
     arguments = problem.arguments | {"solver": "limit", "closure": closure}
     if with_errors:
         return multilevel.estimate(
