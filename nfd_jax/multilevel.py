@@ -268,7 +268,8 @@ def estimate(
     deadline = time.monotonic() + budget
     infinite, particles = depth == math.inf, particles or default_particles(system)
     extrapolation = Extrapolation(*system.powers) if infinite else None
-    depths, counts, wanted = ladder(depth) if system.on_one_path else (int(depth),), {}, {}
+    depths = ladder(depth) if infinite or system.on_one_path else (int(depth),)
+    counts, wanted = {}, {}
     room, previous = _room(depths[-1], infinite), None
     arguments = arguments | {
         "solver": "limit",

@@ -63,7 +63,11 @@ class System(NamedTuple):
 
     @property
     def on_one_path(self) -> bool:
-        """Whether solutions with L and 2L blocks come near each other as L grows, if they follow one path."""
+        """Whether solutions with L and 2L blocks are close to each other where they follow one path, so that
+        differences are cheap: residual blocks linear in their images, with a limit as L grows. An activation inside a
+        block sees the images of every matrix by themselves, and those of the two grids differ."""
+        if any(self.model.structure.activated[1:]):
+            return False
         try:
             return bool(self.powers)
         except ValueError:
