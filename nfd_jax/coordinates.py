@@ -379,6 +379,7 @@ def expectations(
         found[SIZE, name] = (row.initial_output() if kind == "output" else ONE,)
     for name, kind in experiment.kinds.items():
         found[CHANGE, name] = (kind,) if isinstance(kind, Power) else changes[kind]
+    found = {line: tuple(power for power in powers if power != ZERO) for line, powers in found.items()}
     found = {line: powers for line, powers in found.items() if powers}
     for path, image in images.items():
         update = row.update(by_path[path], family)
