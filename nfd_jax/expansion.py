@@ -5,14 +5,18 @@ With branches b = sqrt(T) L^-alpha and hidden rates L^(alpha - gamma) (theory se
 - What an update adds to the stream, L coherent branches of b^2 L^(alpha - gamma), is of size L^-(alpha + gamma - 1):
   it must not grow.
 - The random parts of the branches add a variance L b^2 = T L^-(2 alpha - 1): it must not grow either. At alpha = 1/2 it
-  is the Brownian motion of the limit; beyond, it fades, and so do responses.
+  is the Brownian motion of the limit; beyond, it fades, and with it the responses through the stream (those inside
+  a block of two matrices stay).
 - An update moves what an activation acts on inside a branch by b L^(alpha - gamma), which is L^-gamma.
 - A branch that ends in an activation without symmetry has a mean, unless it is centred: L of them add L^-(alpha - 1).
 
-The law of training stays as it is when b changes sign: so do U, V and the matrices that act on the stream or write
-into it, and h, g with them. Hence movements inside the branches count with their squares, L^(-2 gamma), where
-activations are smooth. A kink feels their magnitude: phi' differs between two steps on a share L^-gamma of the
-neurons. L blocks are an Euler scheme, of order 1/L. Corrections to the limit come in all sums of these powers.
+The law of training is even in b: with b, U, V and the matrices that take the stream in or write into it change sign
+(h and g then do, outputs do not). So movements inside the branches count with their squares, L^(-2 gamma), where
+activations are smooth. At a kink they count by their magnitude, L^-gamma: phi' differs between two steps wherever the
+two images lie on either side of it. (As far as the stream itself has moved by more, this is smooth again, and of
+order L^(-2 gamma), with a logarithm where U is frozen; the lower power is extrapolated away in either case. Measured,
+post-activation ReLU, centred, depth-muP: differences between L and 2L fall by 1.4 from L = 4 to 64.) L blocks are an
+Euler scheme, of order 1/L. Corrections to the limit come in all sums of these powers.
 """
 
 from __future__ import annotations

@@ -52,7 +52,9 @@ def solve_limit(
     """The limit n -> infinity of a ResNet or MLP under training.
 
     At a finite depth L this is one solution by Monte Carlo. With a `tolerance`, or at `depth=math.inf`, it is an
-    estimate from many of them, with error bars in `errors` (`nfd_jax.multilevel` says how).
+    estimate from many of them, with error bars in `errors` (`nfd_jax.multilevel` says how). Which networks have a
+    limit of infinite depth, `nfd_jax.expansion` says: all blocks under CompleteP, and under depth-muP those whose
+    branches have no mean.
 
     **Arguments:**
 
@@ -114,7 +116,7 @@ def solve_limit(
     system = System(model, in_coordinates(problem), closure == "coupled", noise == "matched", task.dimension)
     system.scales(1 if model.depth == math.inf else int(model.depth))  # refuses what has no limit
     if model.depth == math.inf:
-        system.powers  # noqa: B018 - likewise
+        system.powers()  # likewise
     arguments = problem.arguments | {"solver": "limit", "closure": closure}
     if with_errors:
         return multilevel.estimate(

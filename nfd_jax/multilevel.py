@@ -267,7 +267,7 @@ def estimate(
     """
     deadline = time.monotonic() + budget
     infinite, particles = depth == math.inf, particles or default_particles(system)
-    extrapolation = Extrapolation(*system.powers) if infinite else None
+    extrapolation = Extrapolation(*system.powers()) if infinite else None
     depths = ladder(depth) if infinite or system.on_one_path else (int(depth),)
     counts, wanted = {}, {}
     room, previous = _room(depths[-1], infinite), None

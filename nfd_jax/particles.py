@@ -55,7 +55,6 @@ class System(NamedTuple):
         model, settings = replace(self.model, depth=depth), self.problem.settings
         return Scales.of(model, settings.row, width=None, dimension=self.dimension, richness=settings.richness)
 
-    @property
     def powers(self) -> tuple[float, float]:
         """Of 1/L, the first two in which infinite depth is approached; ValueError where there is no such limit."""
         settings = self.problem.settings
@@ -69,7 +68,7 @@ class System(NamedTuple):
         if any(self.model.structure.activated[1:]):
             return False
         try:
-            return bool(self.powers)
+            return bool(self.powers())
         except ValueError:
             return False
 

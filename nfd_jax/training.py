@@ -264,7 +264,8 @@ def train_step(
     if settings.observe is not None and initial is not None:
         sweep = _sweep(settings, state.network, step, inputs, targets, initial)
         observed = loop.observation(settings.observe, sweep)
-        initial = jax.tree.map(lambda matrix: (1 - rate * settings.optimizer.weight_decay) * matrix, initial)
+        if decay := settings.optimizer.weight_decay:
+            initial = jax.tree.map(lambda matrix: (1 - rate * decay) * matrix, initial)
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of integer counts
         updates, memory = _optimizer(settings, state.network).update(gradients, state.optimizer, parameters)
     parameters = optimizers.descend(parameters, updates, rate)
