@@ -187,6 +187,20 @@ def test_effective_images_under_adam(optimizer, decay):
     assert np.abs(expected).min() > 0
 
 
+def test_members_have_initial_matrices_of_their_own(tmp_path):
+    """Side by side, and from a checkpoint."""
+    task, options = nfd.datasets.digits(2), {"width": 8, "optimizer": "adamw", "weight_decay": 0.1, "observe": images}
+    one, model = {"checkpoint": tmp_path, "checkpoint_every": 1}, nfd.ResNet(2, block="inner")
+    both = nfd.train_networks(task, model, steps=2, seeds=2, **options).observed["effective_update"]
+    alone = nfd.train_networks(task, model, steps=2, seeds=[1], **options, **one).observed["effective_update"]
+    np.testing.assert_allclose(both[1], alone[0], rtol=1e-9)
+    assert both.shape == (2, 2, 4, 2)
+    assert np.all(both[:, 1] > 0)
+    assert not both[:, 0].any()
+    again = nfd.train_networks(task, model, steps=2, seeds=[1], **options, **one).observed["effective_update"]
+    np.testing.assert_array_equal(again, alone)
+
+
 def test_initial_matrices_are_kept_only_where_something_is_observed():
     task, model = nfd.datasets.digits(2), nfd.ResNet(2, block="inner")
     plain, observed = (prepare(task, model, width=8, observe=observe) for observe in (None, images))
