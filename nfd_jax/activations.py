@@ -71,3 +71,9 @@ def derivative(activation: str | ScalarFunction) -> ScalarFunction:
     """phi', elementwise, with jax's own convention at a kink: 0 at 0 for relu and abs."""
     phi = function(activation)
     return lambda x: jax.jvp(phi, (x,), (jnp.ones_like(x),))[1]
+
+
+def is_odd(activation: str | ScalarFunction) -> bool:
+    """Whether phi(-x) = -phi(x), on a grid and to rounding."""
+    phi, x = function(activation), jnp.linspace(0.0, 6.0, 61)
+    return bool(jnp.allclose(phi(-x), -phi(x), rtol=1e-5, atol=1e-6))

@@ -35,7 +35,7 @@ from nfd_jax._types import Array, Float, Index, PyTree, Scalar, ScalarFunction
 from nfd_jax.basis import Terms, product
 from nfd_jax.matrices import AbstractMatrices
 from nfd_jax.noise import BACKWARD, FORWARD
-from nfd_jax.parametrization import D, N, Parametrization, Power, Role
+from nfd_jax.parametrization import ROUNDING, D, N, Parametrization, Power, Role
 
 BLOCKS: dict[str, tuple[bool, ...]] = {  # whether phi acts before the first matrix, and after each
     "pre": (True, False),
@@ -203,18 +203,9 @@ class Scales(NamedTuple):
         Raises ValueError where the parametrization has no such limit, or hidden images of another size than 1.
         """
         sizes = {"width": width or 2, "depth": int(model.depth), "dimension": dimension}
-        entries = {role: row[role].std * row[role].multiplier for role in IMAGES}
-        for role, expected in IMAGES.items():
-            if entries[role] != expected:
-                raise ValueError(
-                    f"parametrization {row.name!r} gives {role.value} weights std x multiplier = {entries[role]}, and "
-                    f"revealed matrices need {expected}; use train_networks"
-                )
-        output = row.readout.std * row.readout.multiplier * N
-        rates = {
-            role.value: row[role].sgd * row[role].std ** -2 * output**2 * N**-1 for role in (*IMAGES, Role.READOUT)
-        }
-        growing = [f"{name} {power}" for name, power in {"output": output, **rates}.items() if power.width]
+        output, rates = scale_powers(row)
+        named = {"output": output} | {role.value: power for role, power in rates.items()}
+        growing = [f"{name} {power}" for name, power in named.items() if abs(power.width) > ROUNDING]
         if width is None and growing:
             raise ValueError(
                 f"parametrization {row.name!r} has no limit that learns features as n grows ({', '.join(growing)} "
@@ -225,8 +216,22 @@ class Scales(NamedTuple):
             np.asarray(model.blocks, np.int32),
             np.asarray(model.branch(row), dtype),
             np.asarray(output(**sizes) / richness, dtype),
-            {role: np.asarray(power(**sizes), dtype) for role, power in rates.items()},
+            {role.value: np.asarray(power(**sizes), dtype) for role, power in rates.items()},
         )
+
+
+def scale_powers(row: Parametrization) -> tuple[Power, dict[Role, Power]]:
+    """Output scale and SGD rates as `Scales` has them: for weights of N(0, 1) entries, so that rows that differ by an
+    abc shift have the same ones. ValueError where hidden images have another size than 1."""
+    for role, expected in IMAGES.items():
+        entries = row[role].std * row[role].multiplier
+        if not entries.is_close(expected):
+            raise ValueError(
+                f"parametrization {row.name!r} gives {role.value} weights std x multiplier = {entries}, and "
+                f"revealed matrices need {expected}; use train_networks"
+            )
+    output = row.readout.std * row.readout.multiplier * N
+    return output, {role: row[role].sgd * row[role].std ** -2 * output**2 * N**-1 for role in (*IMAGES, Role.READOUT)}
 
 
 class Layers(eqx.Module):

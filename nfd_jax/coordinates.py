@@ -22,7 +22,7 @@ from jax import lax
 
 from nfd_jax._errors import finite_float, one_of, positive_int, positive_ints, seed_sequence
 from nfd_jax._types import PyTree
-from nfd_jax.parametrization import FAMILIES, ONE, Parametrization, Power, Role, resolve
+from nfd_jax.parametrization import FAMILIES, ONE, ZERO, Parametrization, Power, Role, resolve
 from nfd_jax.scaling import Roles, assign_roles, check_growth, in_columns
 from nfd_jax.statistics import Slope, fit_slope
 
@@ -53,9 +53,9 @@ class Coordinate:
     """One line of a check: a quantity, its values `(seeds, sizes)` along widths ("n") or depths ("L"), their slope.
 
     `expected`: the range of the table, mostly one number twice: where contributions with different exponents add up,
-    the slope of their sum lies between the smallest and the largest. None where no power law is expected. `slope`:
-    None where values are zero or not finite. `allowance`: for corrections of finite size, how far outside the range
-    the slope may be; `margin`: half the interval around the measured one.
+    the slope of their sum lies between the smallest and the largest; empty where the values must be exactly 0. None
+    where nothing is expected. `slope`: None where values are zero or not finite. `allowance`: for corrections of finite
+    size, how far outside the range the slope may be; `margin`: half the interval around the measured one.
     """
 
     quantity: str
@@ -63,7 +63,7 @@ class Coordinate:
     axis: str
     sizes: tuple[int, ...]
     values: np.ndarray
-    expected: tuple[float, float] | None
+    expected: tuple[float, ...] | None
     slope: Slope | None
     allowance: float
     margin: float
@@ -76,17 +76,22 @@ class Coordinate:
     @property
     def expectation(self) -> str:
         """What is expected, as text."""
-        return "-" if self.expected is None else " to ".join(f"{end:+.2f}" for end in sorted(set(self.expected)))
+        if not self.expected:
+            return "-" if self.expected is None else "zero"
+        return " to ".join(f"{end:+.2f}" for end in sorted(set(self.expected)))
 
     @property
     def verdict(self) -> str:
         """`"pass"`, `"fail"`, `"undecided"`, or `"-"` where nothing is expected.
 
         The interval decides: it fails where it misses the expected range widened by the allowance, and passes where it
-        meets that and excludes every slope that is half a power or more outside the range.
+        meets that and excludes every slope that is half a power or more outside the range. What must be 0 passes where
+        every value is.
         """
         if self.expected is None or (self.quantity == SIZE and not self.values.any()):  # a readout that starts at zero
             return "-"
+        if not self.expected:
+            return "fail" if self.values.any() else "pass"
         if self.slope is None:
             return "fail"
         low, high = self.expected
@@ -242,7 +247,9 @@ def coordinate_check(
         for axis, along in sweeps.items():
             values = np.stack([cells[size][line] for size in along], axis=1)
             exponents = [power.width if axis == "n" else power.depth for power in powers]
-            span = (min(exponents), max(exponents)) if axis == "n" or row.alpha >= 0.5 else None
+            span = (min(exponents), max(exponents)) if powers else ()
+            if powers and axis == "L" and row.alpha < 0.5:
+                span = None
             slope = fit_slope(at[axis], values) if np.all(np.isfinite(values) & (values > 0)) else None
             margin = slope.half_width(1 - ALARM / judged) if slope else 0.0
             rows.append(Coordinate(*line, axis, at[axis], values, span, slope, allowance, margin))
@@ -344,7 +351,11 @@ def expectations(
     widths: Sequence[int],
     depth: int,
 ) -> dict[Line, tuple[Power, ...]]:
-    """The powers that add up to every quantity, after a look at the smallest two networks: built, but not trained."""
+    """The powers that add up to every quantity, after a look at the smallest two networks: built, but not trained.
+
+    None add up to the effective update of a role of rate 0, which is exactly 0. Changes to which no role adds anything
+    are left out.
+    """
     models = [_built(experiment.build, width, depth) for width in widths]
     assigned, wider = (assign_roles(model, roles) for model in models)
     check_growth(assigned, wider, (widths[0], widths[1]))
@@ -368,9 +379,12 @@ def expectations(
         found[SIZE, name] = (row.initial_output() if kind == "output" else ONE,)
     for name, kind in experiment.kinds.items():
         found[CHANGE, name] = (kind,) if isinstance(kind, Power) else changes[kind]
+    found = {line: tuple(power for power in powers if power != ZERO) for line, powers in found.items()}
+    found = {line: powers for line, powers in found.items() if powers}
     for path, image in images.items():
-        found[UPDATE, image] = (row.update(by_path[path], family),)
-    return {line: powers for line, powers in found.items() if powers}
+        update = row.update(by_path[path], family)
+        found[UPDATE, image] = () if update == ZERO else (update,)
+    return found
 
 
 def check_functions(

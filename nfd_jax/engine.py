@@ -36,8 +36,11 @@ class Sweep(NamedTuple):
     `features` h_0 to h_L and `gradients` g_0 to g_L are `(L + 1, P, width)`. For one output g is gamma n times the
     output gradient, so that g_L = V; for several it is gamma^2 n times the gradient of the loss, whose mean over the
     batch is included. gamma is the richness, times n^-1/2 where readouts are multiplied by n^-1/2 (NTP, SP). An MLP
-    has g_L = phi'(h_L) V. `step` counts the updates so far. Explicit sweeps (`solve_limit`, `solve_network`) add the
-    hidden `matrices` as they are after this step's queries, and the `handles (matrices, rows, P)` of the forward ones.
+    has g_L = phi'(h_L) V. `step` counts the updates so far. `effective_images()` are (W_l^k - a_k W_l^0) x times the
+    multiplier of the role, `(matrices, P, width)`: what training has added to the image of every hidden matrix, with
+    a_k = prod (1 - eta lambda) what weight decay has left of the initial one; of two a block the inner one is first.
+    Explicit sweeps (`solve_limit`, `solve_network`) add the hidden `matrices` as they are after this step's queries,
+    and the `handles (matrices, rows, P)` of the forward ones.
     """
 
     features: Float[Array, "layers batch width"]
@@ -45,6 +48,7 @@ class Sweep(NamedTuple):
     outputs: Float[Array, "batch outputs"]
     structure: Structure
     step: Index
+    effective_images: Callable[[], Float[Array, "matrices batch width"]]
     matrices: AbstractMatrices | None = None
     handles: Array | None = None
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -49,7 +50,8 @@ def train_step(
     observed = {}
     if settings.observe is not None and gradients.sweep is not None:
         seen = (found.features, gradients.sweep, found.outputs)
-        sweep = Sweep(*seen, settings.structure, step, layers.hidden, found.handles)
+        effective_images = partial(layers.hidden.effective_images, found.handles)
+        sweep = Sweep(*seen, settings.structure, step, effective_images, layers.hidden, found.handles)
         observed = observation(settings.observe, sweep)
 
     parameters = _trainable(settings, layers)

@@ -67,6 +67,7 @@ untied_product.defvjp(_untied_forward, _untied_backward)
 
 
 Weights = tuple[Float[Array, "*blocks width width"], Float[Array, "*blocks width width"] | None]  # forward, backward
+Matrices = list[tuple[Array, ...]]  # of every role, by group
 APART = 32  # blocks that have arrays of their own, at most; each adds about 0.05 s to the first call
 
 
@@ -139,6 +140,35 @@ class Network(eqx.Module):
         last = phi(h) if structure.activated_readout else h
         outputs = (self.multiplier(Role.READOUT) / self.richness) * (last @ self.readout)
         return outputs, jnp.concatenate(features)
+
+    @property
+    def forward_matrices(self) -> Matrices:
+        """The matrices of the forward pass, by group: inner ones, where there are any, and hidden ones."""
+        return [tuple(matrix for matrix, _ in weights) for weights in (self.inner, self.hidden) if weights is not None]
+
+    def effective_images(
+        self, features: Float[Array, "layers batch width"], initial: Matrices
+    ) -> Float[Array, "matrices batch width"]:
+        """What the matrices have gained over `initial` ones, `forward_matrices` of an earlier network, adds to their
+        images of these features h_0 to h_L; of two a block the inner one is first."""
+        structure, phi = self.model.structure, self.model.structure.phi
+        roles = (Role.INNER, Role.HIDDEN)[2 - structure.matrices :]
+
+        def block(parts: tuple[Array, list[Array], list[Array]]) -> Array:
+            h, ours, theirs = parts
+            x, found = phi(h) if structure.activated[0] else h, []
+            for role, matrix, before in zip(roles, ours, theirs, strict=True):
+                found.append(self.multiplier(role) * _times_transposed(x, matrix - before))
+                if role is Role.INNER:
+                    x = phi(self.multiplier(role) * _times_transposed(x, matrix))
+            return jnp.stack(found)
+
+        found = []
+        for index, (start, end) in enumerate(groups(self.model.blocks)):
+            pair = ([weights[index] for weights in matrices] for matrices in (self.forward_matrices, initial))
+            images = lax.map(block, (features[start:end], *pair))
+            found.append(images.reshape(-1, *images.shape[2:]))
+        return jnp.concatenate(found)
 
 
 class Shape(NamedTuple):

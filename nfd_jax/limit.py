@@ -52,7 +52,9 @@ def solve_limit(
     """The limit n -> infinity of a ResNet or MLP under training.
 
     At a finite depth L this is one solution by Monte Carlo. With a `tolerance`, or at `depth=math.inf`, it is an
-    estimate from many of them, with error bars in `errors` (`nfd_jax.multilevel` says how).
+    estimate from many of them, with error bars in `errors` (`nfd_jax.multilevel` says how). Which networks have a
+    limit of infinite depth, `nfd_jax.expansion` says: all blocks under CompleteP, and under depth-muP those whose
+    branches have no mean.
 
     **Arguments:**
 
@@ -112,12 +114,9 @@ def solve_limit(
         evaluate_at=evaluate_at,
     )
     system = System(model, in_coordinates(problem), closure == "coupled", noise == "matched", task.dimension)
-    if model.depth == math.inf and not system.on_one_path:
-        raise ValueError(
-            "depth=inf needs a ResNet with block='pre', branch_scale=None and depth-muP's scales, got "
-            f"{model} with parametrization {problem.settings.row.name!r}; give a finite depth"
-        )
     system.scales(1 if model.depth == math.inf else int(model.depth))  # refuses what has no limit
+    if model.depth == math.inf:
+        system.powers()  # likewise
     arguments = problem.arguments | {"solver": "limit", "closure": closure}
     if with_errors:
         return multilevel.estimate(

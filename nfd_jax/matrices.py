@@ -16,7 +16,7 @@ from jax import lax
 
 from nfd_jax import basis as bases
 from nfd_jax._types import Array, Float, Index, PyTree, Vectors
-from nfd_jax.noise import FORWARD, AbstractNoise
+from nfd_jax.noise import BACKWARD, FORWARD, AbstractNoise
 
 Handle = Array  # what a matrix remembers of a query block until the update: (rows, batch)
 
@@ -39,6 +39,11 @@ class AbstractMatrices(eqx.Module):
     def handles(self, batch: int) -> Handle:
         """Room for one handle a layer, `(depth, rows, batch)`."""
 
+    @abstractmethod
+    def effective_images(self, handles: Handle) -> Float[Array, "depth batch width"]:
+        """What training has added to the images of the queries with these handles, `(depth, rows, batch)`: those of
+        W_l^k - a_k W_l^0, of which weight decay has left a_k."""
+
     @property
     @abstractmethod
     def parameters(self) -> PyTree:
@@ -55,10 +60,12 @@ class AbstractMatrices(eqx.Module):
 
 
 class DenseMatrices(AbstractMatrices):
-    """Matrices held as arrays, for exact comparisons; `backward` holds the independent copies of an untied network."""
+    """Matrices held as arrays, for exact comparisons; `backward` holds the independent copies of an untied network, and
+    `initial` what weight decay leaves of the initial ones, where effective images are asked for."""
 
     forward: Float[Array, "depth width width"]
     backward: Float[Array, "depth width width"] | None = None
+    initial: Float[Array, "depth width width"] | None = None
 
     def query(
         self, direction: int, layer: Index, step: Index, vectors: Vectors, *, keep: bool
@@ -73,9 +80,15 @@ class DenseMatrices(AbstractMatrices):
         depth, width, _ = self.forward.shape
         return jnp.zeros((depth, width, batch), self.forward.dtype)
 
+    def effective_images(self, handles: Handle) -> Float[Array, "depth batch width"]:
+        if self.initial is None:
+            raise ValueError("effective images need the initial matrices: DenseMatrices(forward, initial=forward)")
+        images = bases.product(self.forward - self.initial, handles) / self.forward.shape[-1] ** 0.5
+        return images.swapaxes(1, 2)
+
     @property
     def parameters(self) -> PyTree:
-        return (self.forward, self.backward)
+        return (self.forward, self.backward, self.initial)
 
     def with_parameters(self, parameters: PyTree) -> DenseMatrices:
         return DenseMatrices(*parameters)
@@ -83,7 +96,7 @@ class DenseMatrices(AbstractMatrices):
     def add_gradient(self, gradients: PyTree, layer: Index, backward: Handle, forward: Handle) -> PyTree:
         gradient = bases.product(backward, forward.T) / backward.shape[0] ** 0.5
         stacked = lax.dynamic_update_index_in_dim(gradients[0], gradient, layer, axis=0)
-        return (stacked, None if self.backward is None else stacked)
+        return (stacked, None if self.backward is None else stacked, gradients[2])
 
 
 class Side(NamedTuple):
@@ -195,6 +208,18 @@ class RevealedMatrices(AbstractMatrices):
     def handles(self, batch: int) -> Handle:
         depth, rank, _ = self.trained.learned.shape
         return jnp.zeros((depth, rank, batch), self.trained.learned.dtype)
+
+    def effective_images(self, handles: Handle) -> Float[Array, "depth batch width"]:
+        queries = self.sides[BACKWARD].queries
+
+        def one_matrix(layer: Index) -> Vectors:
+            learned, handle, opposite = (
+                lax.dynamic_index_in_dim(array, layer, keepdims=False)
+                for array in (self.trained.learned, handles, queries)
+            )
+            return bases.combination(bases.product(learned, handle), opposite.reshape(-1, opposite.shape[-1]))
+
+        return lax.map(one_matrix, jnp.arange(len(queries), dtype=jnp.int32))
 
     @property
     def parameters(self) -> PyTree:

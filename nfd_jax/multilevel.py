@@ -5,8 +5,9 @@ An estimate is a weighted sum of independent means (multilevel Monte Carlo over 
 - solutions on the coarsest grid with n and with n / 4 particles, weights 4/3 and -1/3: the bias of order 1/n goes;
 - differences between solutions with 2l and l blocks on one Brownian path, l doubling, weight 1: cheap to average,
   since their variance falls with l, although finer grids cost more;
-- at infinite depth the last two differences have weights 2/3 and 8/3: Richardson extrapolation, twice, of an error in
-  powers of 1/L. The second extrapolation's correction, all of it, counts as the discretisation error.
+- at infinite depth the last two differences have other weights, those of Richardson extrapolation, twice, of an error
+  in the powers of 1/L that `expansion` says: 2/3 and 8/3 for 1/L and 1/L^2. The second extrapolation's correction, all
+  of it, counts as the discretisation error. Whether two depths follow one path changes no mean, only variances.
 
 Replicates are shared out so that the standard error falls fastest for the work (Neyman). Outputs are averaged first
 and losses taken from their mean, which has no bias of the size of one solution's variance.
@@ -76,13 +77,40 @@ def ladder(depth: int | float) -> tuple[int, ...]:
     return tuple(depths)
 
 
-def plan_of(particles: int, depths: tuple[int, ...], extrapolate: bool) -> Plan:
+class Extrapolation(NamedTuple):
+    """The limit from f at a depth and differences d, d' to twice and four times that: f'' + before d + last d'.
+
+    Exact for f + c L^-first + c' L^-second.
+    """
+
+    first: int | float
+    second: int | float
+
+    @property
+    def ratios(self) -> tuple[float, float]:
+        """By which either correction falls when depth doubles."""
+        return 2.0**self.first, 2.0**self.second
+
+    @property
+    def before(self) -> float:
+        """The weight of d, which only the second extrapolation has."""
+        x, y = self.ratios
+        return -1 / ((x - 1) * (y - 1))
+
+    @property
+    def last(self) -> float:
+        """The weight of d'."""
+        x, _ = self.ratios
+        return 1 / (x - 1) - x * self.before
+
+
+def plan_of(particles: int, depths: tuple[int, ...], extrapolation: Extrapolation | None) -> Plan:
     """The means that make up an estimate."""
     plan = {Term(particles, depths[0], False): 4 / 3, Term(particles // 4, depths[0], False): -1 / 3}
     plan |= {Term(particles, depth, True): 1.0 for depth in depths[1:]}
-    if extrapolate:  # with f at the last depth, f' and f'' at half and a quarter: (f'' - 6 f' + 8 f) / 3
-        for depth, weight in zip(depths[-2:], (2 / 3, 8 / 3), strict=True):
-            plan[Term(particles, depth, True)] = weight
+    if extrapolation:
+        for depth, weight in zip(depths[-2:], (extrapolation.before, extrapolation.last), strict=True):
+            plan[Term(particles, depth, True)] += weight
     return plan
 
 
@@ -95,7 +123,7 @@ class Estimate(NamedTuple):
     resolved: np.ndarray  # whether the discretisation error is more than noise
 
     @classmethod
-    def of(cls, plan: Plan, samples: Mapping[Term, np.ndarray], extrapolated: bool) -> Estimate:
+    def of(cls, plan: Plan, samples: Mapping[Term, np.ndarray], extrapolation: Extrapolation | None) -> Estimate:
         """`samples` are `(R, ...)` a mean; degrees of freedom by Welch and Satterthwaite."""
         means = {term: found.mean(axis=0) for term, found in samples.items()}
         variances = {term: plan[term] ** 2 * found.var(axis=0, ddof=1) for term, found in samples.items()}
@@ -106,13 +134,14 @@ class Estimate(NamedTuple):
         quantile = student.ppf(0.5 + CONFIDENCE / 2, np.minimum(freedom, 1e6))
         mean = np.sum([plan[term] * values for term, values in means.items()], axis=0)
         left, resolved = np.zeros_like(total), np.zeros_like(total, bool)
-        if extrapolated:
+        if extrapolation:
+            (x, y), share = extrapolation.ratios, abs(extrapolation.before)
             differences = [term for term in plan if term.difference]  # in order of depth
-            corrections = [np.abs(2 * means[b] - means[a]) / 3 for a, b in itertools.pairwise(differences)]
+            corrections = [share * np.abs(x * means[b] - means[a]) for a, b in itertools.pairwise(differences)]
             # of the last, or what that of the depth before, of second order, lets expect
-            left = np.max([correction / 4**age for age, correction in enumerate(corrections[:-3:-1])], axis=0)
+            left = np.max([correction / y**age for age, correction in enumerate(corrections[:-3:-1])], axis=0)
             before, last = (parts[term] / plan[term] ** 2 for term in differences[-2:])
-            resolved = corrections[-1] > 2 * np.sqrt(4 * last + before) / 3
+            resolved = corrections[-1] > 2 * share * np.sqrt(x**2 * last + before)
         return cls(mean, ErrorBars(np.sqrt(total), left, quantile), variances, resolved)
 
 
@@ -186,11 +215,11 @@ class Result(NamedTuple):
     loss: Estimate  # linearised at its value
 
 
-def combine(replicates: Replicates, plan: Plan, counts: Counts, extrapolated: bool) -> Result:
+def combine(replicates: Replicates, plan: Plan, counts: Counts, extrapolation: Extrapolation | None) -> Result:
     """All quantities from the first so many replicates of every mean."""
     task, values, errors = replicates.task, {}, {}
     for name in replicates.found[next(iter(plan))][0]:
-        found = Estimate.of(plan, replicates.of(counts, name), extrapolated)
+        found = Estimate.of(plan, replicates.of(counts, name), extrapolation)
         values[name], errors[name] = found.mean, found.errors
     losses = {}
     sets = {"outputs": ("loss", task)}
@@ -200,7 +229,7 @@ def combine(replicates: Replicates, plan: Plan, counts: Counts, extrapolated: bo
         mean, targets = (jnp.asarray(part, jnp.zeros(()).dtype) for part in (values[name], samples.targets))
         slope = np.asarray(jax.vmap(lambda f: loss_gradient(task.loss, f, targets))(mean))  # noqa: B023
         linear = {term: np.einsum("rsac,sac->rs", f, slope) for term, f in replicates.of(counts, name).items()}
-        found = Estimate.of(plan, linear, extrapolated)
+        found = Estimate.of(plan, linear, extrapolation)
         curved = 0.5 * (errors[name].standard_error ** 2).sum(axis=-1).mean(axis=-1)
         values[loss] = np.asarray(jax.vmap(lambda f: loss_value(task.loss, f, targets))(mean))  # noqa: B023
         errors[loss] = found.errors._replace(standard_error=np.hypot(found.errors.standard_error, curved))
@@ -238,7 +267,9 @@ def estimate(
     """
     deadline = time.monotonic() + budget
     infinite, particles = depth == math.inf, particles or default_particles(system)
-    depths, counts, wanted = ladder(depth) if system.on_one_path else (int(depth),), {}, {}
+    extrapolation = Extrapolation(*system.powers()) if infinite else None
+    depths = ladder(depth) if infinite or system.on_one_path else (int(depth),)
+    counts, wanted = {}, {}
     room, previous = _room(depths[-1], infinite), None
     arguments = arguments | {
         "solver": "limit",
@@ -250,12 +281,12 @@ def estimate(
     replicates = Replicates(system, task, seed, particles, checkpoint(arguments | {"seed": seed}))
     with engine.progress_bar("limit with error bars", 0, progress) as bar:
         while True:
-            plan = plan_of(particles, depths, infinite)
+            plan = plan_of(particles, depths, extrapolation)
             least = {term: PILOT_DIFFERENCES if term.difference else PILOT for term in plan}
             asked = {term: max(least[term], counts.get(term, 0), wanted.get(term, 0)) for term in plan}
             counts = _draw(replicates, asked, room, deadline, bar)
             with np.errstate(over="ignore", invalid="ignore"):  # where training diverges
-                result = combine(replicates, plan, counts, infinite)
+                result = combine(replicates, plan, counts, extrapolation)
                 relative = _relative(result)
             worst = int(np.argmax(relative))
             bar.set_postfix(half_width=f"{relative[worst]:.2g} of the loss", refresh=False)

@@ -17,7 +17,7 @@ from nfd_jax.architecture import AbstractModel, Layers, Scales
 from nfd_jax.checkpoint import Checkpoint
 from nfd_jax.explicit import EXPLICIT, State, in_coordinates, start, with_scales
 from nfd_jax.matrices import RevealedMatrices
-from nfd_jax.noise import AbstractNoise, PlainNoise
+from nfd_jax.noise import FINEST, AbstractNoise, Grid, PlainNoise
 from nfd_jax.optimizers import Optimizer
 from nfd_jax.parametrization import Parametrization
 from nfd_jax.sharding import Layout
@@ -174,13 +174,13 @@ def _create(settings: engine.Settings, shape: Shape, tied: bool, keys: Array, la
     return sharding.place(layout, jax.vmap(lambda key: start(settings, plain_layers(key, shape, tied)))(keys))
 
 
-def plain_layers(key: Key, shape: Shape, coupled: bool, refinement: int = 1) -> Layers:
+def plain_layers(key: Key, shape: Shape, coupled: bool, grid: Grid = FINEST) -> Layers:
     """U, V and hidden matrices of the exact law of a network, before training."""
 
     def rows(address: int, count: int) -> Float[Array, "rows width"]:
         return jax.random.normal(jax.random.fold_in(key, address), (count, shape.width), jnp.zeros(()).dtype)
 
-    source = PlainNoise(jax.random.fold_in(key, HIDDEN_ADDRESS), refinement)
+    source = PlainNoise(jax.random.fold_in(key, HIDDEN_ADDRESS), grid)
     first, readout = rows(INPUT_ADDRESS, shape.rank), rows(READOUT_ADDRESS, shape.outputs)
     return Layers(first, revealed(source, shape, coupled, readout.dtype), readout)
 

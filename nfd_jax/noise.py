@@ -1,8 +1,8 @@
 """The fresh Gaussian part of a revealed image: plain, or matched to what every particle already knows.
 
 Every draw is addressed by (seed, direction, layer, step), never by call order. Layers are counted on a grid that may
-be finer than the network's: the noise of a block is then the scaled sum over the finer blocks that it stands for, so
-that networks of different depths follow one Brownian path.
+be finer than the network's: the noise of a matrix is then the scaled sum over the finer blocks that its own stands for,
+so that networks of different depths follow one Brownian path.
 
 Matched noise (theory section 4) is a property of the limit solver. In the limit the fresh part of an image has no
 empirical correlation with anything revealed before; imposing that exactly, for linear functions, keeps the limit
@@ -15,6 +15,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import equinox as eqx
 import jax
@@ -26,6 +27,22 @@ from nfd_jax._types import Array, Float, Index, Key, Vectors
 from nfd_jax.quasi import QuasiNormals
 
 FORWARD, BACKWARD = 0, 1
+
+
+class Grid(NamedTuple):
+    """How the layers of a network lie on the finest one: a block stands for `refinement` blocks there, of `matrices`
+    matrices each."""
+
+    refinement: int = 1
+    matrices: int = 1
+
+    def finer(self, layer: Index, part: int | Index) -> Index:
+        """The layer on the finest grid in this part of a block."""
+        block, place = layer // self.matrices, layer % self.matrices
+        return (block * self.refinement + part) * self.matrices + place
+
+
+FINEST = Grid()
 
 
 class AbstractNoise(eqx.Module):
@@ -45,7 +62,7 @@ class PlainNoise(AbstractNoise):
     """Independent standard Gaussians: the exact law of a Gaussian matrix."""
 
     key: Key
-    refinement: int = eqx.field(static=True, default=1)
+    grid: Grid = eqx.field(static=True, default=FINEST)
 
     def draw(
         self, direction: int, layer: Index, step: Index, directions: Vectors, *, keep: bool
@@ -55,7 +72,7 @@ class PlainNoise(AbstractNoise):
         def draw(fine: Index) -> Vectors:
             return gaussians(self.key, direction, fine, step, directions)
 
-        return over_finer_blocks(draw, layer, self.refinement), self
+        return over_finer_blocks(draw, layer, self.grid), self
 
 
 def gaussians(key: Key, direction: int, layer: Index, step: Index, like: Vectors) -> Vectors:
@@ -66,14 +83,14 @@ def gaussians(key: Key, direction: int, layer: Index, step: Index, like: Vectors
     return jax.random.normal(key, like.shape, like.dtype)
 
 
-def over_finer_blocks(draw: Callable[[Index], Vectors], layer: Index, refinement: int) -> Vectors:
-    """The noise of a block from that of the `refinement` blocks of a finer grid that it stands for: their sum, scaled
-    to variance one. Increments of one Brownian path on two grids."""
-    if refinement == 1:
+def over_finer_blocks(draw: Callable[[Index], Vectors], layer: Index, grid: Grid) -> Vectors:
+    """The noise of a matrix from that of the finer blocks that its own stands for: their sum, scaled to variance one.
+    Increments of one Brownian path on two grids."""
+    if grid.refinement == 1:
         return draw(layer)
-    first = layer * refinement
-    total = lax.fori_loop(1, refinement, lambda j, total: total + draw(first + j), draw(first))
-    return total / refinement**0.5
+    first = draw(grid.finer(layer, 0))
+    total = lax.fori_loop(1, grid.refinement, lambda part, total: total + draw(grid.finer(layer, part)), first)
+    return total / grid.refinement**0.5
 
 
 def has_room(width: int, batch: int, steps: int, outputs: int, evaluated: int = 0) -> bool:
@@ -96,7 +113,7 @@ class MatchedNoise(AbstractNoise):
     key: Key
     known: tuple[bases.Basis, bases.Basis]  # of the forward images, of the backward ones
     offset: int = eqx.field(static=True)  # blocks taken by the readout
-    refinement: int = eqx.field(static=True, default=1)
+    grid: Grid = eqx.field(static=True, default=FINEST)
     first: QuasiNormals | None = None  # of the first step
 
     @classmethod
@@ -107,7 +124,7 @@ class MatchedNoise(AbstractNoise):
         depth: int,
         steps: int,
         batch: int,
-        refinement: int = 1,
+        grid: Grid = FINEST,
         first: QuasiNormals | None = None,
     ) -> MatchedNoise:
         """Room for `steps` steps; `readout` are orthonormal rows known to every block from the start, `first` the
@@ -118,7 +135,7 @@ class MatchedNoise(AbstractNoise):
         start = jnp.broadcast_to(padded.reshape(1, offset, batch, width), (depth, offset, batch, width))
         room = bases.empty(depth, 2 * steps, batch, width, readout.dtype)
         forward, backward = (jnp.concatenate([start, room], axis=1) for _ in range(2))
-        return cls(key, (forward, backward), offset, refinement, first)
+        return cls(key, (forward, backward), offset, grid, first)
 
     def _normals(self, direction: int, layer: Index, step: Index, like: Vectors) -> Vectors:
         spread, room = self.first, len(self.known[0])
@@ -132,7 +149,7 @@ class MatchedNoise(AbstractNoise):
             even = partial(spread.replace, dimensions=dimensions)
             return lax.cond(step == 0, lambda: even(independent()), independent)
 
-        return over_finer_blocks(draw, layer, self.refinement)
+        return over_finer_blocks(draw, layer, self.grid)
 
     def draw(
         self, direction: int, layer: Index, step: Index, directions: Vectors, *, keep: bool
@@ -155,4 +172,4 @@ class MatchedNoise(AbstractNoise):
         found = bases.reveal(opposite, layer, filled, directions).directions
         opposite = bases.write(opposite, layer, filled, found)
         known = (own, opposite) if direction == FORWARD else (opposite, own)
-        return fresh, MatchedNoise(self.key, known, self.offset, self.refinement, self.first)
+        return fresh, MatchedNoise(self.key, known, self.offset, self.grid, self.first)

@@ -44,16 +44,10 @@ def diversity(sweep: Sweep) -> dict[str, Array]:
 
 
 def effective_updates(sweep: Sweep) -> dict[str, Array]:
-    """Root mean square entries of (W_l^k - a_k W_l^0) x / sqrt(n), what training has added to the image of every
-    matrix, `(matrices, P)`; of two matrices a block the inner one is first. Needs revealed matrices."""
-    matrices = _revealed("effective_updates", sweep)
-
-    def one_matrix(layer: Index) -> Array:
-        learned = lax.dynamic_index_in_dim(matrices.trained.learned, layer, keepdims=False)
-        along = product(learned, lax.dynamic_index_in_dim(sweep.handles, layer, keepdims=False))
-        return _rms(bases.combination(along, _rows(matrices.sides[BACKWARD].queries, layer)))
-
-    return {"effective_update": lax.map(one_matrix, jnp.arange(len(matrices.trained.learned), dtype=jnp.int32))}
+    """Root mean square entries of what training has added to the image of every hidden matrix, (W_l^k - a_k W_l^0) x
+    times its multiplier, `(matrices, P)`; of two matrices a block the inner one is first. For every solver and
+    optimizer."""
+    return {"effective_update": _rms(sweep.effective_images())}
 
 
 def reuse(sweep: Sweep) -> dict[str, Array]:

@@ -30,41 +30,76 @@ class Role(enum.Enum):
 
 @dataclass(frozen=True)
 class Power:
-    """A product of powers of the width n, of the depth L and of the input dimension d."""
+    """A product of powers of the width n, of the depth L and of the input dimension d, times a constant `factor`:
+    `2 * rate` is `rate * Power(factor=2.0)`, and a role of rate `ZERO` is not moved by its gradients.
+
+    Raises ValueError unless the factor is a finite number of at least 0.
+    """
 
     width: float = 0.0
     depth: float = 0.0
     dimension: float = 0.0
+    factor: int | float = 1.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "factor", finite_float("factor", self.factor))
+        if not self.factor:  # there is one zero
+            for name in ("width", "depth", "dimension", "factor"):
+                object.__setattr__(self, name, 0.0)
 
     def __mul__(self, other: Power) -> Power:
-        return Power(self.width + other.width, self.depth + other.depth, self.dimension + other.dimension)
+        exponents = self.width + other.width, self.depth + other.depth, self.dimension + other.dimension
+        return Power(*exponents, self.factor * other.factor)
 
     def __pow__(self, exponent: int | float) -> Power:
-        return Power(self.width * exponent, self.depth * exponent, self.dimension * exponent)
+        if exponent < 0 and self == ZERO:
+            raise ValueError(f"a power of factor 0 has no inverse, got 0 ** {exponent:g}; only rates can be 0")
+        exponents = self.width * exponent, self.depth * exponent, self.dimension * exponent
+        return Power(*exponents, self.factor**exponent)
 
     def __call__(self, *, width: int | float, depth: int | float, dimension: int | float = 1) -> float:
         """Its value; products of large powers that cancel stay finite."""
         logs = self.width * math.log(width), self.depth * math.log(depth), self.dimension * math.log(dimension)
-        return math.exp(math.fsum(logs))
+        return self.factor * math.exp(math.fsum(logs))
+
+    def is_close(self, other: Power) -> bool:
+        """Whether the two are the same but for the rounding of products of powers."""
+        if ZERO in (self, other):
+            return self == other
+        ratio = self * other**-1
+        exponents = abs(ratio.width) + abs(ratio.depth) + abs(ratio.dimension)
+        return exponents + abs(ratio.factor - 1) < ROUNDING
 
     def __str__(self) -> str:
         named = (("n", self.width), ("L", self.depth), ("d", self.dimension))
-        return " ".join(name if power == 1 else f"{name}^{power:g}" for name, power in named if power) or "1"
+        powers = [name if power == 1 else f"{name}^{power:g}" for name, power in named if power]
+        return " ".join([f"{self.factor:g}"] * (self.factor != 1 or not powers) + powers)
 
 
+ROUNDING = 1e-9  # exponents and factors that differ by less are the same
+ZERO = Power(factor=0.0)
 ONE, N, L, D = Power(), Power(width=1.0), Power(depth=1.0), Power(dimension=1.0)
 IN_BRANCH = (Role.INNER, Role.HIDDEN, Role.BIAS)  # their signals pass the branch multiplier
 
 
 @dataclass(frozen=True)
 class Scaling:
-    """How the weights of one role scale: standard deviation, multiplier, SGD and Adam rate, Adam's eps."""
+    """How the weights of one role scale: standard deviation, multiplier, SGD and Adam rate, Adam's eps.
+
+    A rate may be `ZERO`: gradients then leave the role as it is. Weight decay, which is decoupled from the rates, acts
+    on it like on the others. Raises ValueError where anything else is zero.
+    """
 
     std: Power
     multiplier: Power
     sgd: Power
     adam: Power
     epsilon: Power = ONE
+
+    def __post_init__(self) -> None:
+        for name in ("std", "multiplier", "epsilon"):
+            if getattr(self, name) == ZERO:
+                raise ValueError(f"{name} can't be 0, only the rates sgd and adam; got {name}={ZERO!r}")
 
     def shifted(self, factor: Power) -> Scaling:
         """The same training in another convention (an "abc shift"): the multiplier times `factor`, whose inverse the
@@ -118,7 +153,7 @@ class Parametrization:
 
         Adam moves entries by the rate itself. The entries of a gradient are those of x times the signal that comes
         back, of size std x multiplier of the readout, times the branch multiplier for weights inside a branch. Either
-        way the update is aligned with x, so that its terms add up coherently over the inputs.
+        way the update is aligned with x, so that its terms add up coherently over the inputs. `ZERO` for a rate of 0.
         """
         scaling = self[role]
         inputs = {Role.INPUT: D, Role.BIAS: ONE}.get(role, N)
@@ -131,18 +166,20 @@ class Parametrization:
 
     def stream_updates(self, optimizer: str, roles: Iterable[Role] = tuple(Role)) -> tuple[Power, ...]:
         """Sizes of what the trained roles add to the first movement of the residual stream, behind all blocks: the
-        input's own, and L coherent ones of the branches'."""
-        return tuple(
+        input's own, and L coherent ones of the branches'. Roles of rate 0 add nothing."""
+        sizes = (
             self.update(role, optimizer) * (L ** (1 - self.alpha) if role in IN_BRANCH else ONE)
             for role in roles
             if role is not Role.READOUT
         )
+        return tuple(size for size in sizes if size != ZERO)
 
     def output_updates(self, optimizer: str, roles: Iterable[Role] = tuple(Role)) -> tuple[Power, ...]:
         """Sizes of what the trained roles add to the first movement of the outputs: the stream's movements through the
         readout, with which they are aligned, and the readout's own."""
         trained = tuple(roles)
-        own = (self.update(Role.READOUT, optimizer),) if Role.READOUT in trained else ()
+        readout = self.update(Role.READOUT, optimizer)
+        own = (readout,) if Role.READOUT in trained and readout != ZERO else ()
         through = self.readout.multiplier * self.readout.std * N
         return own + tuple(through * power for power in self.stream_updates(optimizer, trained))
 

@@ -14,13 +14,13 @@ import jax.numpy as jnp
 from tqdm import tqdm
 
 from nfd_jax import basis as bases
-from nfd_jax import engine, memory, sharding
+from nfd_jax import engine, expansion, memory, sharding
 from nfd_jax._types import Key
-from nfd_jax.architecture import AbstractModel, Layers, ResNet, Scales
+from nfd_jax.architecture import AbstractModel, Layers, Scales
 from nfd_jax.checkpoint import Checkpoint
 from nfd_jax.explicit import EXPLICIT, State, start, with_scales
 from nfd_jax.network import HIDDEN_ADDRESS, Shape, plain_layers, revealed
-from nfd_jax.noise import MatchedNoise, has_room
+from nfd_jax.noise import FINEST, Grid, MatchedNoise, has_room
 from nfd_jax.quasi import QuasiNormals
 from nfd_jax.sharding import Layout
 
@@ -55,13 +55,22 @@ class System(NamedTuple):
         model, settings = replace(self.model, depth=depth), self.problem.settings
         return Scales.of(model, settings.row, width=None, dimension=self.dimension, richness=settings.richness)
 
+    def powers(self) -> tuple[float, float]:
+        """Of 1/L, the first two in which infinite depth is approached; ValueError where there is no such limit."""
+        settings = self.problem.settings
+        return expansion.powers(self.model, settings.row, settings.trained)
+
     @property
     def on_one_path(self) -> bool:
-        """Whether solutions with L and 2L blocks can follow one Brownian path, and have a limit as L grows: residual
-        blocks linear in their images, scaled with depth as under depth-muP."""
-        row, model = self.problem.settings.row, self.model
-        scaled = row.alpha == 0.5 and row.hidden.sgd.depth == 0
-        return scaled and isinstance(model, ResNet) and model.block == "pre" and model.branch_scale is None
+        """Whether solutions with L and 2L blocks are close to each other where they follow one path, so that
+        differences are cheap: residual blocks linear in their images, with a limit as L grows. An activation inside a
+        block sees the images of every matrix by themselves, and those of the two grids differ."""
+        if any(self.model.structure.activated[1:]):
+            return False
+        try:
+            return bool(self.powers())
+        except ValueError:
+            return False
 
     def _matrices(self, depth: int) -> int:
         return replace(self.model, depth=depth).matrices
@@ -103,11 +112,12 @@ def _create(
     key: Key,
     layout: Layout | None = None,
 ) -> State:
-    layers = (matched_layers if matched else plain_layers)(key, shape, coupled, refinement)
+    grid = Grid(refinement, settings.structure.matrices)
+    layers = (matched_layers if matched else plain_layers)(key, shape, coupled, grid)
     return sharding.place(layout, start(settings, layers))
 
 
-def matched_layers(key: Key, shape: Shape, coupled: bool, refinement: int = 1) -> Layers:
+def matched_layers(key: Key, shape: Shape, coupled: bool, grid: Grid = FINEST) -> Layers:
     """Layers of matched noise: the rows of U and V orthonormal too, so that <h_0, h_0> is exact and <V, h_0> = 0.
 
     What is random before training is spread evenly, U before V before the images of the first step.
@@ -127,7 +137,7 @@ def matched_layers(key: Key, shape: Shape, coupled: bool, refinement: int = 1) -
         shape.matrices,
         shape.steps,
         shape.batch,
-        refinement,
+        grid,
         spread[ends:],
     )
     return Layers(first, revealed(source, shape, coupled, rows.dtype), readout)

@@ -76,8 +76,9 @@ def scale_rates(
       number L of residual blocks (1 where depth is not scaled).
     - `optimizer`: whose rates to take: `"sgd"` for directions linear in the gradient (momentum too), `"adam"` or
       `"adamw"` for those that move every entry by about 1 (Lion, RMSProp and sign descent too).
-    - `base`: `(width, depth)` of a model in which all factors are 1: a rate tuned there is the rate of all others. By
-      default factors are the powers of n, L and d themselves, and the learning rate is the eta of the table.
+    - `base`: `(width, depth)` of a model in which all factors are 1, but for constant ones of the row (a rate of 0, or
+      twice the rate): a rate tuned there is the rate of all others. By default factors are the powers of n, L and d
+      themselves, and the learning rate is the eta of the table.
     - `dimensions`: d by pattern, for input matrices. By default it is the product of the sizes of all axes but the
       one of size `width`, or a multiple of it: 1 for a vector. Embeddings looked up by an index have d = 1: say so.
     - `multipliers`: powers by which the model itself multiplies the weights of a role, none by default.

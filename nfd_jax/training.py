@@ -17,7 +17,7 @@ from nfd_jax._errors import one_of, positive_int, seed_sequence
 from nfd_jax._types import Array, Index, Key, PyTree, Scalar
 from nfd_jax.architecture import AbstractModel, Scales
 from nfd_jax.checkpoint import Checkpoint
-from nfd_jax.finite import Network, Shape, create_network
+from nfd_jax.finite import Matrices, Network, Shape, create_network
 from nfd_jax.network import BACKWARDS, solve_network
 from nfd_jax.optimizers import Optimizer
 from nfd_jax.parametrization import Parametrization, Role
@@ -33,10 +33,12 @@ CROSSOVER = 200, 2.5  # width at which both take the same time, measured: a + b 
 
 
 class TrainingState(eqx.Module):
-    """A network and its optimizer's memory."""
+    """A network and its optimizer's memory; where something is observed, what weight decay leaves of its initial
+    matrices too."""
 
     network: Network
     optimizer: PyTree
+    initial: Matrices | None = None
 
 
 def train_networks(
@@ -175,13 +177,15 @@ def train_members(
 
 
 def member_bytes(problem: loop.Problem, task: Task, model: AbstractModel, width: int, backward: str) -> int:
-    """Bytes of one member: its weights with their gradients and the optimizer's memory, and the activations of a batch
-    in all layers or of an evaluation in some. ValueError where the device lacks them."""
+    """Bytes of one member: its weights with their gradients and the optimizer's memory, its initial matrices where
+    something is observed, and the activations of a batch in all layers or of an evaluation in some. ValueError where
+    the device lacks them."""
     shape = Shape(width, task.dimension, task.outputs, backward == "untied")
     copies = 3 if problem.settings.optimizer.is_linear else 5
     evaluated = sum(len(samples.inputs) for samples in problem.data.sets)
     rows = max((model.matrices + 1) * problem.data.batches.shape[1], evaluated)
-    needed = (copies * shape.numbers(model) + 3 * rows * width) * jnp.zeros(()).dtype.itemsize
+    initial = 0 if problem.settings.observe is None else model.matrices * width**2
+    needed = (copies * shape.numbers(model) + initial + 3 * rows * width) * jnp.zeros(()).dtype.itemsize
     memory.check(needed, 1, "use a smaller width, depth or batch, or solve_network, which needs no n x n array")
     return needed
 
@@ -215,8 +219,10 @@ def _create(
 
 def start(settings: loop.Settings, network: Network) -> TrainingState:
     """The state before training."""
-    optimizer = _optimizer(settings, network)
-    return TrainingState(network, optimizer.init(_trainable(settings.trained, network)))
+    optimizer = _optimizer(settings, network).init(_trainable(settings.trained, network))
+    # copies: a step gives up the memory of the network before it
+    initial = None if settings.observe is None else jax.tree.map(jnp.copy, network.forward_matrices)
+    return TrainingState(network, optimizer, initial)
 
 
 def _optimizer(settings: loop.Settings, network: Network) -> optax.GradientTransformation:
@@ -254,16 +260,21 @@ def train_step(
 
     parameters = _trainable(settings.trained, state.network)
     (loss, outputs), gradients = jax.value_and_grad(objective, has_aux=True)(parameters)
-    observed = {}
-    if settings.observe is not None:
-        observed = loop.observation(settings.observe, _sweep(settings, state.network, step, inputs, targets))
+    observed, initial = {}, state.initial
+    if settings.observe is not None and initial is not None:
+        sweep = _sweep(settings, state.network, step, inputs, targets, initial)
+        observed = loop.observation(settings.observe, sweep)
+        if decay := settings.optimizer.weight_decay:
+            initial = jax.tree.map(lambda matrix: (1 - rate * decay) * matrix, initial)
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of integer counts
         updates, memory = _optimizer(settings, state.network).update(gradients, state.optimizer, parameters)
     parameters = optimizers.descend(parameters, updates, rate)
-    return TrainingState(_with(state.network, parameters), memory), loop.Record(outputs, loss, observed)
+    return TrainingState(_with(state.network, parameters), memory, initial), loop.Record(outputs, loss, observed)
 
 
-def _sweep(settings: loop.Settings, network: Network, step: Index, inputs: Array, targets: Array) -> loop.Sweep:
+def _sweep(
+    settings: loop.Settings, network: Network, step: Index, inputs: Array, targets: Array, initial: Matrices
+) -> loop.Sweep:
     """Features and gradients in the units of the explicit sweeps."""
     width, dimension = network.input.shape
     shifts = jnp.zeros((network.model.blocks + 1, len(inputs), width), inputs.dtype)
@@ -273,7 +284,8 @@ def _sweep(settings: loop.Settings, network: Network, step: Index, inputs: Array
     single = outputs.shape[1] == 1
     chi = jnp.ones_like(outputs) if single else per_output / width * loss_gradient(settings.loss, outputs, targets)
     (gradients,) = pull_back((chi, jnp.zeros_like(features)))
-    return loop.Sweep(features, per_output * gradients, outputs, network.model.structure, step)
+    effective_images = partial(network.effective_images, features, initial)
+    return loop.Sweep(features, per_output * gradients, outputs, network.model.structure, step, effective_images)
 
 
 def evaluate(

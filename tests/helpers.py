@@ -71,7 +71,7 @@ def layers_of(network):
         flat = stacked.reshape(-1, *stacked.shape[2:])
         return flat if len(flat) else jnp.zeros((1, *flat.shape[1:]))  # room for one, as revealed matrices have
 
-    hidden = DenseMatrices(interleaved(0), None if network.hidden[0][1] is None else interleaved(1))
+    hidden = DenseMatrices(interleaved(0), None if network.hidden[0][1] is None else interleaved(1), interleaved(0))
     return Layers(network.input.T / std[Role.INPUT], hidden, network.readout.T / std[Role.READOUT])
 
 

@@ -24,7 +24,7 @@ from nfd_jax.coordinates import (
     squared_loss,
 )
 from nfd_jax.optimizers import Optimizer
-from nfd_jax.parametrization import ONE, L, N, Role, alpha_gamma, resolve
+from nfd_jax.parametrization import ONE, ZERO, L, N, Role, alpha_gamma, resolve
 from nfd_jax.statistics import Slope
 
 KINDS = {"up": "inner", "stream": "stream", "outputs": "output"}
@@ -149,6 +149,22 @@ def test_networks_of_this_package(name, model, optimizer):
         seeds=20 if optimizer == "sgd" else 8,  # Adam's updates scatter less
     )
     assert found.passed, str(found)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_a_frozen_role(optimizer):
+    """Its effective update is exactly zero, and all other lines have the slopes of what still trains."""
+    row = resolve("depth_mup_corrected")
+    row = dataclasses.replace(row, inner=dataclasses.replace(row.inner, sgd=ZERO, adam=ZERO))
+    found = check(row, optimizer=optimizer)
+    assert found.passed, str(found)
+    lines = {line.axis: line for line in found.rows if (line.quantity, line.name) == (UPDATE, "up")}
+    assert {(line.expectation, line.verdict) for line in lines.values()} == {("zero", "pass")}
+    # the inner matrix's own change would be flat in L
+    (change,) = (line for line in found.rows if (line.quantity, line.name, line.axis) == (CHANGE, "up", "L"))
+    assert change.expected == (0.0, 0.0)
+    moving = check(row, build_in("depth_mup_corrected", optimizer), optimizer=optimizer, depths=(2,), seeds=2)
+    assert (UPDATE, "up", "n") in failed(moving)
 
 
 def test_standard_parametrization_is_no_mup():

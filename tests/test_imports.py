@@ -33,6 +33,7 @@ ORDER = (
     "noise",
     "matrices",
     "architecture",
+    "expansion",
     "sharding",
     "checkpoint",
     "memory",

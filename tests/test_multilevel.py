@@ -13,10 +13,11 @@ from scipy.stats import t as student
 import nfd_jax as nfd
 from nfd_jax import analytic, multilevel
 from nfd_jax._errors import Outcome
-from nfd_jax.multilevel import Estimate, Term, ladder, plan_of
-from nfd_jax.noise import PlainNoise, gaussians
+from nfd_jax.multilevel import Estimate, Extrapolation, Term, ladder, plan_of
+from nfd_jax.noise import Grid, PlainNoise, gaussians
 
 CLOSURES = ("coupled", "decoupled")
+WHOLE = Extrapolation(1, 2)
 
 
 def test_ladders():
@@ -39,22 +40,32 @@ def exact(plan, value):
 
 def test_first_orders_are_extrapolated_away():
     """In particles the first, in blocks two."""
-    plan = plan_of(1024, (4, 8, 16, 32), True)
-    found = Estimate.of(plan, exact(plan, lambda n, L: 1 + 3 / L + 7 / L**2 + 5 / n), True)
+    plan = plan_of(1024, (4, 8, 16, 32), WHOLE)
+    found = Estimate.of(plan, exact(plan, lambda n, L: 1 + 3 / L + 7 / L**2 + 5 / n), WHOLE)
     assert found.mean == pytest.approx(1, abs=1e-12)
     assert found.errors.discretisation_error == pytest.approx(7 / (16 * 32), abs=1e-12)  # of one extrapolation alone
     assert found.errors.standard_error == pytest.approx(0, abs=1e-12)
-    plan = plan_of(1024, ladder(48), False)
-    found = Estimate.of(plan, exact(plan, lambda n, L: 1 + 3 / L + 5 / n), False)
+    plan = plan_of(1024, ladder(48), None)
+    found = Estimate.of(plan, exact(plan, lambda n, L: 1 + 3 / L + 5 / n), None)
     assert found.mean == pytest.approx(1 + 3 / 48, abs=1e-12)
     assert found.errors.half_width == pytest.approx(0, abs=1e-12)
+
+
+@pytest.mark.parametrize(("first", "second"), [(1, 2), (0.5, 1), (1, 1.5)])
+def test_any_two_powers_are_extrapolated_away(first, second):
+    extrapolation = Extrapolation(first, second)
+    plan = plan_of(1024, (4, 8, 16, 32), extrapolation)
+    found = Estimate.of(plan, exact(plan, lambda n, L: 1 + 3 / L**first + 7 / L**second + 5 / n), extrapolation)
+    assert found.mean == pytest.approx(1, abs=1e-12)
+    found = Estimate.of(plan, exact(plan, lambda n, L: 1 + 3 / L**first), extrapolation)
+    assert found.errors.discretisation_error == pytest.approx(0, abs=1e-12)  # one extrapolation is enough
 
 
 @pytest.mark.parametrize(("second", "third", "power"), [(7, 10, 3), (7, -10, 3), (0, 3, 1.5)])
 def test_what_extrapolation_leaves_is_covered(second, third, power):
     """Third order beside second, and an order that no expansion in powers of 1/L has."""
-    plan = plan_of(1024, (4, 8, 16), True)
-    found = Estimate.of(plan, exact(plan, lambda n, L: 1 + 3 / L + second / L**2 + third / L**power), True)
+    plan = plan_of(1024, (4, 8, 16), WHOLE)
+    found = Estimate.of(plan, exact(plan, lambda n, L: 1 + 3 / L + second / L**2 + third / L**power), WHOLE)
     assert 0 < np.abs(found.mean - 1) < found.errors.discretisation_error
     assert found.resolved
 
@@ -62,14 +73,14 @@ def test_what_extrapolation_leaves_is_covered(second, third, power):
 def test_intervals_of_unequal_means_cover():
     """Means of few replicates with different variances: the share of 95 % intervals that cover, within its sampling
     error (a fresh seed fails once in 10,000), and at most a percent off by Welch's approximation."""
-    plan = plan_of(64, (4, 8), False)
+    plan = plan_of(64, (4, 8), None)
     rng = np.random.default_rng(0)
     trials = 20_000
     samples = {
         term: scale * rng.normal(size=(count, trials))
         for (term, scale, count) in zip(plan, (1.0, 2.0, 0.3), (16, 16, 4), strict=True)
     }
-    found = Estimate.of(plan, samples, False)
+    found = Estimate.of(plan, samples, None)
     covered = int(np.sum(np.abs(found.mean) <= found.errors.half_width))
     assert binom.ppf(5e-5, trials, 0.94) <= covered <= binom.isf(5e-5, trials, 0.96)
     # the standard error itself
@@ -92,11 +103,13 @@ def test_replicates_are_shared_out_at_the_least_work():
         assert terms[0].cost * first + terms[1].cost * second > 0.9999 * work
 
 
-def test_a_coarse_block_has_the_noise_of_its_fine_ones():
+@pytest.mark.parametrize(("grid", "layers"), [(Grid(3), (6, 7, 8)), (Grid(3, 2), (6, 8, 10))])
+def test_a_coarse_block_has_the_noise_of_its_fine_ones(grid, layers):
+    """Of two matrices a block, the inner one that of inner ones."""
     key, like = jax.random.key(0), jnp.zeros((3, 1000))
     for direction in (0, 1):
-        fine = [gaussians(key, direction, jnp.array(layer), jnp.array(2), like) for layer in (6, 7, 8)]
-        coarse, _ = PlainNoise(key, 3).draw(direction, jnp.array(2), jnp.array(2), like, keep=True)
+        fine = [gaussians(key, direction, jnp.array(layer), jnp.array(2), like) for layer in layers]
+        coarse, _ = PlainNoise(key, grid).draw(direction, jnp.array(2), jnp.array(2), like, keep=True)
         np.testing.assert_allclose(coarse, sum(fine) / 3**0.5, rtol=0, atol=1e-15)
 
 

@@ -3,17 +3,18 @@
 import functools
 import math
 import sys
+from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from helpers import prepare, two_sample_p
+from helpers import copied, final_state, layers_of, prepare, run_both, two_sample_p
 
 import nfd_jax as nfd
-from nfd_jax import finite, training
+from nfd_jax import explicit, finite, training
 from nfd_jax.optimizers import Optimizer
-from nfd_jax.parametrization import ONE, PARAMETRIZATIONS, D, L, N, Power, Role, resolve
+from nfd_jax.parametrization import ONE, PARAMETRIZATIONS, ZERO, D, L, N, Power, Role, resolve
 from nfd_jax.task import loss_gradient
 
 SIZES = {"width": 16, "depth": 9, "dimension": 25}
@@ -97,6 +98,89 @@ def test_powers():
     assert Power() == ONE
 
 
+def test_constant_factors(plain):
+    twice = N * Power(factor=2)
+    assert (str(twice), str(twice**2), str(Power(factor=2)), str(ZERO)) == ("2 n", "4 n^2", "2", "0")
+    assert twice(width=8, depth=3) == pytest.approx(16, rel=1e-14)
+    assert (twice**-1)(width=8, depth=3) == pytest.approx(1 / 16, rel=1e-14)
+    assert twice * twice**-1 == ONE
+    assert ZERO * N**3 * twice == ZERO == ZERO**0.5  # there is one zero, whatever it is shifted by
+    assert (ZERO(width=5, depth=1), ZERO**0) == (0.0, ONE)
+    third = Power(width=0.7, depth=0.1, factor=49.0)
+    assert (N**-0.5 * third * third**-1).is_close(N**-0.5)
+    assert not any((N * third).is_close(other) for other in (third, N**2 * third, N * twice, ZERO))
+    power = plain.parametrization.Power
+    for factor in (-1.0, math.inf, math.nan):
+        with pytest.raises(ValueError, match=f"factor must be a finite number at least 0, got {factor}"):
+            power(factor=factor)
+    with pytest.raises(ValueError, match=r"a power of factor 0 has no inverse, got 0 \*\* -2"):
+        plain.parametrization.ZERO**-2
+    one = plain.parametrization.ONE
+    for name in ("std", "multiplier", "epsilon"):
+        scalings = {"std": one, "multiplier": one, "epsilon": one, name: plain.parametrization.ZERO}
+        with pytest.raises(ValueError, match=f"{name} can't be 0, only the rates sgd and adam"):
+            plain.parametrization.Scaling(sgd=one, adam=one, **scalings)
+
+
+def with_rates(name, role, factor):
+    """A row with the rates of one role times a constant."""
+    row = resolve(name)
+    constant = Power(factor=factor)
+    scaling = replace(row[role], sgd=row[role].sgd * constant, adam=row[role].adam * constant)
+    return replace(row, **{role.value: scaling})
+
+
+@pytest.mark.parametrize("untied", [False, True])
+@pytest.mark.parametrize("role", [Role.INPUT, Role.INNER, Role.HIDDEN, Role.READOUT])
+def test_a_role_of_rate_zero_does_not_move(role, untied):
+    """And both engines agree on the rest, momentum included; weight decay acts on it as on the others."""
+    task, model, width = nfd.datasets.digits(3), nfd.ResNet(2, "tanh", block="inner"), 12
+    row = with_rates("depth_mup", role, 0.0)
+    options = {"parametrization_name": row, "train_input": True, "train_readout": True, "momentum": 0.5}
+    for decay in (0.0, 0.1):
+        problem = prepare(task, model, width=width, steps=4, **options, weight_decay=decay)
+        network = finite.create_network(jax.random.key(1), model, row, finite.Shape(width, task.dimension, 1, untied))
+        layers, before = copied(layers_of(network)), copied(network)
+        sweeps, autodiff = run_both(problem, copied(network), task)
+        np.testing.assert_allclose(sweeps.outputs, autodiff.outputs, rtol=0, atol=1e-12)
+        assert np.abs(sweeps.outputs[-1] - sweeps.outputs[0]).max() > 1e-2
+    problem = prepare(task, model, width=width, steps=4, **options)
+    inputs, targets = jnp.asarray(task.inputs), jnp.asarray(task.targets)
+    state, _ = final_state(problem, explicit.start(problem.settings, layers), inputs / 8, targets)
+    both = {Role.INNER: state.layers.hidden.forward[::2], Role.HIDDEN: state.layers.hidden.forward[1::2]}
+    both |= {Role.INPUT: state.layers.input, Role.READOUT: state.layers.readout}
+    initial = layers_of(before)
+    start = {Role.INNER: initial.hidden.forward[::2], Role.HIDDEN: initial.hidden.forward[1::2]}
+    start |= {Role.INPUT: initial.input, Role.READOUT: initial.readout}
+    for other, now in both.items():
+        assert bool(jnp.all(now == start[other])) == (other is role), other
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+def test_twice_the_rate(optimizer):
+    """Of every role is twice eta; of one it is not."""
+    options = {"learning_rate": 0.02, "epsilon": 0.1} if optimizer == "adam" else {"learning_rate": 0.2}
+    options |= {"momentum": 0.0, "weight_decay": 0.0}
+    row = resolve("depth_mup")
+    for role in (Role.INPUT, Role.INNER, Role.HIDDEN, Role.READOUT):
+        changed = with_rates("depth_mup", role, 2.0)
+        row = replace(row, **{role.value: changed[role]})
+        assert np.abs(trained(changed, optimizer, **options) - trained("depth_mup", optimizer, **options)).max() > 1e-3
+    twice = options | {"learning_rate": 2 * options["learning_rate"]}
+    np.testing.assert_allclose(
+        trained(row, optimizer, **options), trained("depth_mup", optimizer, **twice), rtol=0, atol=1e-12
+    )
+
+
+def test_updates_of_a_frozen_role():
+    row = with_rates("depth_mup", Role.HIDDEN, 0.0)
+    for optimizer in ("sgd", "adam"):
+        assert row.update(Role.HIDDEN, optimizer) == ZERO
+        assert row.stream_updates(optimizer, (Role.HIDDEN,)) == row.output_updates(optimizer, (Role.HIDDEN,)) == ()
+        others = [role for role in Role if role is not Role.HIDDEN]
+        assert row.output_updates(optimizer) == resolve("depth_mup").output_updates(optimizer, others)
+
+
 # ------------------------------------------------------------------ other conventions of the same training
 
 OPTIMIZERS = {
@@ -126,6 +210,24 @@ def test_a_shift_changes_nothing(name, optimizer):
     for power, role in enumerate((Role.INPUT, Role.INNER, Role.HIDDEN, Role.READOUT), start=1):
         row = row.shifted(role, FACTOR**power)
     np.testing.assert_allclose(trained(row, optimizer, **options), plain, rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("factor", [0.0, 3.0])
+def test_a_shift_changes_nothing_where_rates_have_factors(factor):
+    """Explicit sweeps, which want images of size 1 whatever their convention, and autodiff; shifts with factors."""
+    task, model = nfd.datasets.digits(4), nfd.ResNet(3, "tanh", block="inner")
+    plain = row = with_rates("depth_mup", Role.INNER, factor)
+    for power, role in enumerate((Role.INPUT, Role.INNER, Role.HIDDEN, Role.READOUT), start=1):
+        row = row.shifted(role, FACTOR**power * Power(factor=7.0**power))
+    assert row.inner.sgd == ZERO if factor == 0 else row.inner.sgd.factor > 0
+    assert row.update(Role.INNER, "adam").is_close(plain.update(Role.INNER, "adam"))
+    options = {"width": 16, "steps": 3, "seeds": 2, "train_input": True, "train_readout": True}
+    for solver in (nfd.train_networks, nfd.solve_network):
+        shifted, expected = (solver(task, model, parametrization=r, **options).outputs for r in (row, plain))
+        np.testing.assert_allclose(shifted, expected, rtol=0, atol=1e-9)
+        changed = solver(task, model, parametrization="depth_mup", **options).outputs
+        assert np.abs(changed - expected).max() > 1e-3
+    nfd.solve_limit(task, model, parametrization=row, particles=64, steps=1)  # powers of n that cancel to rounding
 
 
 def test_eps_has_to_move():
@@ -195,13 +297,6 @@ def test_what_has_no_limit_is_refused():
     task = nfd.datasets.digits(2)
     with pytest.raises(ValueError, match=r"parametrization 'ntp' has no limit that learns features.*output n\^0\.5"):
         nfd.solve_limit(task, nfd.ResNet(2), parametrization="ntp")
-    for model, row in (
-        (nfd.ResNet(math.inf, block="post"), "depth_mup"),
-        (nfd.ResNet(math.inf), "complete_p"),
-        (nfd.ResNet(math.inf, branch_scale=0.1), "depth_mup"),
-    ):
-        with pytest.raises(ValueError, match="depth=inf needs a ResNet with block='pre'"):
-            nfd.solve_limit(task, model, parametrization=row)
     row = resolve("mup")
     wrong = type(row)(**(vars(row) | {"hidden": type(row.hidden)(ONE, N**-1, N, N)}))
     with pytest.raises(ValueError, match=r"hidden weights std x multiplier = n\^-1, and .* need n\^-0\.5; use train"):

@@ -1,6 +1,7 @@
 """scale_rates: the table's training of a model that it doesn't know, through any optax optimizer."""
 
 import math
+from dataclasses import replace
 
 import equinox as eqx
 import jax
@@ -11,7 +12,7 @@ import pytest
 from own_model import ROLES, Network
 
 import nfd_jax as nfd
-from nfd_jax.parametrization import ONE, D, L, N, Power, Role, resolve
+from nfd_jax.parametrization import ONE, ZERO, D, L, N, Power, Role, resolve
 
 WIDTH, DEPTH, INPUTS = 12, 2, 7
 MATRICES = {".embed.weight": Role.INPUT, ".blocks[1].up.weight": Role.INNER, ".blocks[1].down.weight": Role.HIDDEN}
@@ -208,6 +209,22 @@ def test_known_factors():
     assert sgd[".blocks[0].up.weight"].rate == pytest.approx(DEPTH)
     assert sgd[".embed.weight"].rate == pytest.approx(WIDTH / INPUTS)
     assert sgd[".blocks[0].up.weight"].epsilon == 1
+
+
+@pytest.mark.parametrize("optimizer", INNER)
+@pytest.mark.parametrize("base", [None, (WIDTH // 2, 1)])
+def test_a_role_of_rate_zero_does_not_move(optimizer, base):
+    row = resolve("depth_mup")
+    row = replace(row, inner=replace(row.inner, sgd=ZERO, adam=ZERO))
+    found = scaled(row, optimizer=optimizer, base=base)
+    transformation = optax.chain(found(INNER[optimizer]()), optax.scale_by_learning_rate(0.1))
+    parameters = eqx.filter(found.model, eqx.is_inexact_array)
+    updates, _ = transformation.update(parameters, transformation.init(parameters), parameters)
+    for path, update in jax.tree_util.tree_leaves_with_path(updates):
+        role = found.parameters[jax.tree_util.keystr(path)].role
+        assert bool(jnp.any(update != 0)) == (role != "inner"), path
+    assert "inner   " in str(found)
+    assert " 0 = 0 " in str(found)
 
 
 def test_base():
