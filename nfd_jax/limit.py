@@ -72,6 +72,9 @@ def solve_limit(
     - `seed`: of the Monte-Carlo noise. Same seed, same numbers.
     - `tolerance`: the 95 % half-width of every loss along training is to be at most so many times that loss.
     - `budget`: seconds after which an estimate ends as it is, with its honest error bars and an outcome that says so.
+      No solution is begun after them but the least that a first answer needs, two of every mean; those that have begun
+      are finished; more solutions than the time left has room for are not asked for. At infinite depth a round of
+      deeper solutions whose time, by those measured, is not left is not begun, and given up when time is over.
     - `observe`: called with a `Sweep` at every training step; the arrays it returns, by names of its own, are kept in
       `observed`.
     - `evaluate_at`: the steps, 0 to `steps`, at which held-out samples and, with mini-batches, all training samples
