@@ -329,7 +329,7 @@ def estimate(
     task: Task,
     depth: int | float,
     *,
-    particles: int | None,
+    particles: int,
     seed: int,
     tolerance: float | None,
     budget: float,
@@ -344,7 +344,7 @@ def estimate(
     the next round, or until memory or the last depth of the ladder ends it.
     """
     deadline = time.monotonic() + budget
-    infinite, particles = depth == math.inf, particles or default_particles(system)
+    infinite = depth == math.inf
     depths = ladder(depth) if system.on_one_path else (int(depth),)
     arguments = arguments | {
         "solver": "limit",
@@ -442,7 +442,7 @@ def _trajectory(
     values, held_out = result.values, None
     if "held_out_outputs" in values:
         held_out = HeldOut(values["held_out_outputs"], values["held_out_loss"], np.array(data.evaluate_at))
-    steps = np.arange(len(data.batches) + 1) if data.full_batch else np.array(data.evaluate_at)
+    steps = np.arange(data.steps + 1) if data.full_batch else np.array(data.evaluate_at)
     return Trajectory(
         task,
         values["outputs"],

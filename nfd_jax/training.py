@@ -83,8 +83,8 @@ def train_networks(
     - `richness`: gamma; outputs are divided by it and rates multiplied by its square. Towards 0 training is lazy.
     - `momentum`, `weight_decay`: heavy ball, for SGD; W <- (1 - eta lambda) W, for SGD and AdamW.
     - `betas`, `epsilon`: Adam's. eps is scaled as the gradients of a role are, but under `"sp"`.
-    - `observe`: called with a `Sweep` at every training step; the arrays it returns, by names of its own, are kept in
-      `observed`.
+    - `observe`: called with a `Sweep` before every update and after the last one; the arrays it returns, by names of
+      its own, are kept in `observed`. Its attribute `axes` may name their axes (`nfd.observables.axes`).
     - `evaluate_at`: the steps, 0 to `steps`, at which held-out samples and, with mini-batches, all training samples
       are evaluated; by default all.
     - `checkpoint`: a folder in which the run is kept; called again with the same arguments, it goes on from there, and

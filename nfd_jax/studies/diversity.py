@@ -65,7 +65,7 @@ def measure(
     if np.any(run.diverged_at >= 0):
         raise RuntimeError(f"{run.summary()}: choose a smaller learning_rate for study 'diversity'")
     axes = ("seed", "time", "lag")
-    found = {name: (axes, run.observed[f"{name}_diversity"][:, [0, -1]].astype(np.float64)) for name in FIELDS}
+    found = {name: (axes, run.observed[f"{name}_diversity"][:, [0, steps - 1]].astype(np.float64)) for name in FIELDS}
     return {"loss": (("seed", "step"), run.loss), **found}
 
 

@@ -102,7 +102,7 @@ def _networks(
         nfd.datasets.digits(samples),
         nfd.ResNet(depth, horizon=horizon),
         width=width,
-        steps=max(steps) + 1,
+        steps=max(steps),
         learning_rate=learning_rate,
         seeds=own_seeds(seeds, backward, depth, width, horizon),
         backward=backward,
