@@ -45,6 +45,7 @@ ORDER = (
     "limit",
     "finite",
     "training",
+    "sharpness",
     "sweeps",
     "observables",
     "analytic",

@@ -38,7 +38,7 @@ runs = dict(
         dense=lambda: nfd.train_networks(task, model, width=16, seeds=9, **both, **shared)),
     slow=dict(
         plain=lambda: nfd.solve_limit(task, model, particles=60, closure="decoupled", noise="plain", **shared),
-        few=lambda: nfd.solve_limit(task, model, particles=40, closure="coupled", observe=observe, **shared),
+        few=lambda: nfd.solve_limit(task, model, particles=40, noise="plain", observe=observe, **shared),
         prime=lambda: nfd.solve_network(task, model, width=61, seeds=3, **shared),
         untied=lambda: nfd.train_networks(task, model, width=16, seeds=3, backward="untied", **shared)))[sys.argv[2]]
 
