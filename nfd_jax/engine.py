@@ -106,7 +106,7 @@ def _are_names(axes: Any) -> bool:
 
 def _check_axes(axes: Mapping[str, tuple[str, ...]], found: Mapping[str, Array], sweep: Sweep) -> None:
     """ValueError where what is observed has other axes than those declared, or one axis two lengths."""
-    lengths = dict(zip(BATCH_AXES, sweep.outputs.shape, strict=True))
+    lengths: dict[str, int] = dict(zip(BATCH_AXES, sweep.outputs.shape, strict=True))
     for name in set(found) & set(axes):
         shape, declared = found[name].shape, axes[name]
         if len(declared) != len(shape) or any(

@@ -359,7 +359,7 @@ def estimate(
         if not memory.is_enough(*system.needed(particles, _room(2 * deepest, infinite))):
             break
         deepest *= 2
-    wanted, attempt = first_round(particles, depths, infinite), None
+    wanted, attempt, finite = first_round(particles, depths, infinite), None, True
     with engine.progress_bar("limit with error bars", 0, progress) as bar:
         while True:
             room = _room(wanted.depths[-1], infinite)
