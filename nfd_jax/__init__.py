@@ -7,6 +7,7 @@ from nfd_jax.limit import solve_limit
 from nfd_jax.network import solve_network
 from nfd_jax.parametrization import Role, alpha_gamma
 from nfd_jax.scaling import scale_rates
+from nfd_jax.sharpness import suggest_learning_rate
 from nfd_jax.sweeps import sweep
 from nfd_jax.task import Task
 from nfd_jax.training import train_networks
@@ -28,6 +29,7 @@ __all__ = [
     "solve_limit",
     "solve_network",
     "statistics",
+    "suggest_learning_rate",
     "sweep",
     "train_networks",
 ]

@@ -294,7 +294,7 @@ def forward(
                     images = lax.dynamic_update_index_in_dim(images, x, index * inside + seen, axis=0)
                 x, seen = phi(x), seen + 1
         branch = scales.branch * _centred(structure, x)
-        stream = stream.plus(branch) if structure.skip else Terms(branch, stream.low)
+        stream = stream.plus(branch) if structure.skip else Terms(jnp.asarray(branch), stream.low)
         if keep:
             features = lax.dynamic_update_index_in_dim(features, stream.high, index + 1, axis=0)
         return stream, features, images, handles, hidden

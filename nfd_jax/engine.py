@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -27,11 +28,11 @@ from nfd_jax.parametrization import PARAMETRIZATIONS, Parametrization
 from nfd_jax.sharding import Layout
 from nfd_jax.task import Task, check_task, loss_value
 from nfd_jax.threads import Bar
-from nfd_jax.trajectory import HeldOut, Trajectory
+from nfd_jax.trajectory import FOLLOWS, HeldOut, Trajectory
 
 
 class Sweep(NamedTuple):
-    """What an observe function sees of one training step.
+    """What an observe function sees of a network: before every update, and after the last one.
 
     `features` h_0 to h_L and `gradients` g_0 to g_L are `(L + 1, P, width)`. For one output g is gamma n times the
     output gradient, so that g_L = V; for several it is gamma^2 n times the gradient of the loss, whose mean over the
@@ -54,7 +55,8 @@ class Sweep(NamedTuple):
 
 
 Observe = Callable[[Sweep], dict[str, Array]]
-VARIABLES = "outputs", "loss", "batch_loss", "held_out_outputs", "held_out_loss", "diverged_at", "targets"
+VARIABLES = "outputs", *FOLLOWS, "held_out_outputs", "diverged_at", "diverged", "grown", "targets"
+BATCH_AXES = "sample", "output"  # of what is observed of a batch, as of its outputs
 AXES = (
     "width",
     "depth",
@@ -66,6 +68,9 @@ AXES = (
     "sample",
     "held_out_sample",
     "output",
+    "snapshot",
+    "batch_sample",
+    "layer_time",
 )
 RESERVED = frozenset((*VARIABLES, *AXES))  # names in datasets
 
@@ -83,15 +88,52 @@ class Settings:
     observe: Observe | None = None
 
 
+def declared_axes(observe: Observe | None) -> dict[str, tuple[str, ...]]:
+    """The names that an observe function gives to the axes of its arrays in its attribute `axes`, if any."""
+    declared = getattr(observe, "axes", {})
+    if not isinstance(declared, Mapping) or not all(_are_names(axes) for axes in (tuple(declared), *declared.values())):
+        raise TypeError(
+            "observe.axes must give distinct names of axes by the name of an array, such as "
+            f"{{'feature_size': ('layer', 'sample')}}; got {declared!r}"
+        )
+    taken = sorted(set().union(*declared.values()) & RESERVED - set(BATCH_AXES))
+    if taken:
+        raise ValueError(f"observe.axes must be names that no result has already, got {', '.join(taken)}")
+    return {name: tuple(axes) for name, axes in declared.items()}
+
+
+def _are_names(axes: Any) -> bool:
+    return (
+        isinstance(axes, tuple | list) and all(isinstance(axis, str) for axis in axes) and len(set(axes)) == len(axes)
+    )
+
+
+def _check_axes(axes: Mapping[str, tuple[str, ...]], found: Mapping[str, Array], sweep: Sweep) -> None:
+    """ValueError where what is observed has other axes than those declared, or one axis two lengths."""
+    lengths: dict[str, int] = dict(zip(BATCH_AXES, sweep.outputs.shape, strict=True))
+    for name in set(found) & set(axes):
+        shape, declared = found[name].shape, axes[name]
+        if len(declared) != len(shape) or any(
+            lengths.setdefault(axis, length) != length for axis, length in zip(declared, shape, strict=True)
+        ):
+            raise ValueError(
+                f"observe.axes gives {name!r} the axes {declared}, but observe returned it with shape {shape}; axes of "
+                f"one name have one length: {lengths}"
+            )
+
+
 def observation(observe: Observe, sweep: Sweep) -> dict[str, Array]:
     """What an observe function makes of a sweep; refused while tracing, before anything is trained."""
     found = observe(sweep)
     if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
         raise TypeError(f"observe must return arrays by name, a dict, got {found!r}")
-    taken = sorted(set(found) & RESERVED)
+    axes = declared_axes(observe)
+    taken = sorted(set(found) & RESERVED.union(*axes.values()))
     if taken:
         raise ValueError(f"observe must return names that no result has already, got {', '.join(taken)}")
-    return {name: jnp.asarray(values) for name, values in found.items()}
+    arrays = {name: jnp.asarray(values) for name, values in found.items()}
+    _check_axes(axes, arrays, sweep)
+    return arrays
 
 
 class Samples(NamedTuple):
@@ -105,10 +147,12 @@ class Data(NamedTuple):
     """What a run trains on and is asked about."""
 
     train: Samples
-    batches: np.ndarray  # (K, B), indices of the samples of every step
+    steps: int  # K
+    batches: np.ndarray  # (K, B), indices of the samples of every step; where something is observed of one more
     full_batch: bool  # every step sees all samples, so that its outputs need no evaluation
     held_out: Samples | None
     evaluate_at: tuple[int, ...]  # steps, for what is held out, and for all samples where batches are not full
+    axes: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # of what is observed, where they have names
 
     @property
     def sets(self) -> tuple[Samples, ...]:
@@ -117,12 +161,12 @@ class Data(NamedTuple):
 
     def asked(self, step: int) -> tuple[bool, bool]:
         """Whether the training samples and the held-out ones are to be evaluated before this step."""
-        due, last = step in self.evaluate_at, step == len(self.batches)
+        due, last = step in self.evaluate_at, step == self.steps
         return (last if self.full_batch else due), (due and self.held_out is not None)
 
 
 class Record(NamedTuple):
-    """What is kept of one step, as seen before its update; outputs and loss are those of its batch."""
+    """What a step saw before its update; outputs and loss are those of its batch."""
 
     outputs: Float[Array, "batch outputs"]
     loss: Scalar
@@ -207,41 +251,30 @@ class Problem(NamedTuple):
 class Kept(NamedTuple):
     """What a run has recorded so far, in order."""
 
-    records: list[Record]
+    records: list[Evaluated]  # of the batch of every step, before its update
     train: list[Evaluated]
     held_out: list[Evaluated]
+    observed: list[dict[str, np.ndarray]]  # before every update, and after the last; empty where nothing is observed
 
     def arrays(self) -> dict[str, np.ndarray]:
         """For a checkpoint: everything by place and name."""
-        named = {}
-        for field, found in zip(self._fields, self, strict=True):
-            for index, each in enumerate(found):
-                for name, value in each._asdict().items():
-                    parts = value if name == "observed" else {"": value}
-                    named |= {f"{field}/{index}/{name}/{key}": part for key, part in parts.items()}
-        return named
+        return {
+            f"{field}/{index}/{name}": value
+            for field, found in zip(self._fields, self, strict=True)
+            for index, each in enumerate(found)
+            for name, value in (each if isinstance(each, dict) else each._asdict()).items()
+        }
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> Kept:
         """From what `arrays` gave."""
-        kept = cls([], [], [])
-        kinds = {
-            "records": (kept.records, Record),
-            "train": (kept.train, Evaluated),
-            "held_out": (kept.held_out, Evaluated),
-        }
-        found: dict[tuple[str, int], dict[str, Any]] = {}
+        kept, found = cls([], [], [], []), {}
         for address, value in arrays.items():
             if "/" in address:
-                field, index, name, key = address.split("/", 3)
-                entry = found.setdefault((field, int(index)), {"observed": {}} if field == "records" else {})
-                if name == "observed":
-                    entry["observed"][key] = value
-                else:
-                    entry[name] = value
+                field, index, name = address.split("/", 2)
+                found.setdefault((field, int(index)), {})[name] = value
         for (field, _), entry in sorted(found.items()):
-            place, kind = kinds[field]
-            place.append(kind(**entry))
+            getattr(kept, field).append(entry if field == "observed" else Evaluated(**entry))
         return kept
 
     def trajectory(
@@ -249,13 +282,11 @@ class Kept(NamedTuple):
     ) -> Trajectory:
         """The finished run; outputs of full batches are those that training saw, and the last evaluation."""
         axis = 1 if members else 0
-        steps = len(self.records)
 
         def stack(values: Sequence[Any]) -> np.ndarray:
             return np.stack(values, axis)
 
-        seen = [Evaluated(record.outputs, record.loss) for record in self.records] if data.full_batch else []
-        train = [*seen, *self.train]
+        train = [*self.records, *self.train] if data.full_batch else self.train
         held_out = None
         if self.held_out:
             outputs, loss = (stack([getattr(found, name) for found in self.held_out]) for name in Evaluated._fields)
@@ -266,10 +297,14 @@ class Kept(NamedTuple):
             loss=stack([found.loss for found in train]),
             seeds=seeds,
             settings=arguments,
-            observed={name: stack([r.observed[name] for r in self.records]) for name in self.records[0].observed},
-            steps=np.arange(steps + 1) if data.full_batch else np.array(data.evaluate_at),
+            observed={
+                name: stack([found[name] for found in self.observed])
+                for name in (self.observed[0] if self.observed else ())
+            },
+            steps=np.arange(data.steps + 1) if data.full_batch else np.array(data.evaluate_at),
             batch_loss=stack([record.loss for record in self.records]),
             held_out=held_out,
+            axes=data.axes,
         )
 
 
@@ -308,12 +343,17 @@ def run(
             for place, wanted in zip((kept.train, kept.held_out), asked, strict=True):
                 if wanted:
                     place.append(jax.tree.map(np.asarray, found.pop(0)))
-        if step < steps:
-            rate, (x, y) = np.asarray(problem.rates[..., step], dtype), (part[data.batches[step]] for part in every[0])
+        if step < len(data.batches):  # the one after the last is observed and given up
+            rate = np.asarray(problem.rates[..., min(step, steps - 1)], dtype)
+            x, y = (part[data.batches[step]] for part in every[0])
             state, record = _jitted_step(method.step, settings, members, problem.scales, state, now, rate, x, y, layout)
-            kept.records.append(jax.tree.map(np.asarray, record))
-            with np.errstate(over="ignore"):  # of members about to diverge
-                progress.set_postfix(loss=f"{np.mean(kept.records[-1].loss):.4g}", refresh=False)
+            outputs, loss, observed = jax.tree.map(np.asarray, record)
+            if observed:
+                kept.observed.append(observed)
+            if step < steps:
+                kept.records.append(Evaluated(outputs, loss))
+                with np.errstate(over="ignore"):  # of members about to diverge
+                    progress.set_postfix(loss=f"{np.mean(loss):.4g}", refresh=False)
         progress.update()
         if checkpoint is not None and (step == steps or checkpoint.is_due(step + 1)):
             numbers = {} if step == steps else arrays_of(state)  # a finished run needs none
@@ -323,7 +363,7 @@ def run(
 
 def _resumed(checkpoint: Checkpoint | None, name: str, state: PyTree) -> tuple[int, PyTree, Kept]:
     """The step to go on from, the state before it, and what was recorded."""
-    nothing = Kept([], [], [])
+    nothing = Kept([], [], [], [])
     arrays = None if checkpoint is None else checkpoint.read(name)
     kept = nothing if arrays is None else Kept.of(arrays)
     done = 0 if arrays is None else int(arrays["done"])
@@ -446,7 +486,7 @@ def prepare(
         "batch_seed": task.batch_seed,
         "observe": _plain(observe),
     }
-    return Problem(settings, _data(task, steps, evaluate_at), rates, arguments)
+    return Problem(settings, _data(task, steps, evaluate_at, observe), rates, arguments)
 
 
 def _plain(argument: Any) -> Any:
@@ -454,7 +494,7 @@ def _plain(argument: Any) -> Any:
     return functions.described(argument) if callable(argument) else argument
 
 
-def _data(task: Task, steps: int, evaluate_at: Sequence[int] | None) -> Data:
+def _data(task: Task, steps: int, evaluate_at: Sequence[int] | None, observe: Observe | None) -> Data:
     """The arrays of a task, and when they are evaluated: by default before every step and at the end."""
     chosen = range(steps + 1) if evaluate_at is None else evaluate_at
     if isinstance(chosen, str) or not isinstance(chosen, Sequence | np.ndarray):
@@ -463,4 +503,5 @@ def _data(task: Task, steps: int, evaluate_at: Sequence[int] | None) -> Data:
     if not at or at[-1] > steps:
         raise ValueError(f"evaluate_at must be at least one step from 0 to {steps}, got {evaluate_at!r}")
     held_out = task.held_out and Samples(task.held_out.inputs, task.held_out.targets)
-    return Data(Samples(task.inputs, task.targets), task.batches(steps), task.full_batch, held_out, at)
+    train, batches = Samples(task.inputs, task.targets), task.batches(steps + (observe is not None))
+    return Data(train, steps, batches, task.full_batch, held_out, at, declared_axes(observe))

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -66,7 +68,8 @@ def solve_limit(
       `"decoupled"` drops them: Neural Feature Dynamics, the limit of a network whose backward pass uses an
       independent copy of each hidden matrix.
     - `noise`: `"matched"` (exact empirical moments, and evenly spread U, V and first images: far less Monte-Carlo
-      error; it gives way to plain noise where its constraints would exceed a quarter of the particles) or `"plain"`.
+      error; it gives way to plain noise, with a warning, where its constraints would exceed a quarter of the particles)
+      or `"plain"`.
     - `parametrization`: a row of the exponent table that learns features as n grows, or one of your own.
     - `train_input`, `train_readout`: whether U and V train as well, at the muP rates.
     - `richness`: gamma; outputs are divided by it and rates multiplied by its square. Towards 0 training is lazy.
@@ -74,8 +77,11 @@ def solve_limit(
     - `seed`: of the Monte-Carlo noise. Same seed, same numbers.
     - `tolerance`: the 95 % half-width of every loss along training is to be at most so many times that loss.
     - `budget`: seconds after which an estimate ends as it is, with its honest error bars and an outcome that says so.
-    - `observe`: called with a `Sweep` at every training step; the arrays it returns, by names of its own, are kept in
-      `observed`.
+      No solution is begun after them but the least that a first answer needs, two of every mean; those that have begun
+      are finished; more solutions than the time left has room for are not asked for. At infinite depth a round of
+      deeper solutions whose time, by those measured, is not left is not begun, and given up when time is over.
+    - `observe`: called with a `Sweep` before every update and after the last one; the arrays it returns, by names of
+      its own, are kept in `observed`. Its attribute `axes` may name their axes (`nfd.observables.axes`).
     - `evaluate_at`: the steps, 0 to `steps`, at which held-out samples and, with mini-batches, all training samples
       are evaluated, on queries that are not stored; by default all.
     - `checkpoint`: a folder in which the run is kept; called again with the same arguments, it goes on from there, and
@@ -118,8 +124,17 @@ def solve_limit(
     if model.depth == math.inf:
         system.powers()  # likewise
     arguments = problem.arguments | {"solver": "limit", "closure": closure}
+    particles = particles or (multilevel.default_particles(system) if with_errors else PARTICLES)
+    least = system.least_matched * (4 if with_errors else 1)  # n / 4 are compared with n
+    gave_way = system.matched and particles < least
+    if gave_way:
+        warnings.warn(
+            f"noise='matched' gives way to plain noise, of far more Monte-Carlo error: {steps} steps of these batches "
+            f"need particles={least}, got {particles}; give as many, or noise='plain'",
+            stacklevel=2,
+        )
     if with_errors:
-        return multilevel.estimate(
+        run = multilevel.estimate(
             system,
             task,
             model.depth,
@@ -131,16 +146,17 @@ def solve_limit(
             checkpoint=partial(Checkpoint.create, checkpoint, checkpoint_every, task),
             progress=progress,
         )
-    particles = particles or PARTICLES
-    arguments |= {"particles": particles, "noise": "matched" if system.matches(particles) else "plain"}
-    kept_in = Checkpoint.create(checkpoint, checkpoint_every, task, arguments | {"seed": seed})
-    with engine.progress_bar(f"{closure} limit", steps + 1, progress) as bar:
-        kept = system.solve(
-            jax.random.key(seed),
-            particles,
-            int(model.depth),
-            matched=system.matches(particles),
-            progress=bar,
-            checkpoint=kept_in,
-        )
-    return kept.trajectory(task, system.problem.data, (seed,), arguments, members=False)
+    else:
+        arguments |= {"particles": particles, "noise": "matched" if system.matches(particles) else "plain"}
+        kept_in = Checkpoint.create(checkpoint, checkpoint_every, task, arguments | {"seed": seed})
+        with engine.progress_bar(f"{closure} limit", steps + 1, progress) as bar:
+            kept = system.solve(
+                jax.random.key(seed),
+                particles,
+                int(model.depth),
+                matched=system.matches(particles),
+                progress=bar,
+                checkpoint=kept_in,
+            )
+        run = kept.trajectory(task, system.problem.data, (seed,), arguments, members=False)
+    return replace(run, settings={**run.settings, "matched_from": least}) if gave_way else run

@@ -153,6 +153,8 @@ class Replicates:
         self.system, self.task, self.seed, self.checkpoint = system, task, seed, checkpoint
         self.matched = system.matches(particles // 4)  # the same for all, so that biases extrapolate
         self.found: dict[Term, list[Parts]] = {}
+        self.seconds: dict[Term, float] = {}  # of a replicate, the least measured: the first are compiled
+        self.diverged: dict[Term, int] = {}  # the number of the first that is not finite
         arrays = (checkpoint and checkpoint.read("replicates")) or {}
         if sharding.same(sum(array.size for array in arrays.values())):
             self._restore(arrays)
@@ -173,10 +175,12 @@ class Replicates:
             parts = self.found.setdefault(Term(int(particles), int(depth), difference == "1"), [{} for _ in values])
             for part, value in zip(parts, values, strict=True):
                 part[name] = value
+        for term in self.found:
+            self._check(term)
 
     def draw(self, term: Term, room: int, count: int) -> None:
         """So many more replicates of a mean, all at once."""
-        found = self.found.setdefault(term, [])
+        found, begun = self.found.setdefault(term, []), time.monotonic()
 
         def replicate(number: int) -> Parts:
             key = jax.random.key(self.seed)
@@ -189,6 +193,8 @@ class Replicates:
             return {name: part - coarse[name] for name, part in parts.items()}
 
         found.extend(threads.each(replicate, range(len(found), len(found) + count), count))
+        self._check(term, len(found) - count)
+        self.seconds[term] = min((time.monotonic() - begun) / count, self.seconds.get(term, math.inf))
         if self.checkpoint is not None and self.checkpoint.is_due(sum(map(len, self.found.values())), count):
             self.write()
 
@@ -201,6 +207,20 @@ class Replicates:
         if run.held_out is not None:
             parts["held_out_outputs"] = run.held_out.outputs
         return {name: np.asarray(part, np.float64) for name, part in parts.items()}
+
+    def have(self, counts: Counts) -> Counts:
+        """How many there are of every mean, at most so many."""
+        return {term: min(count, len(self.found.get(term, []))) for term, count in counts.items()}
+
+    def are_finite(self, counts: Counts) -> bool:
+        """Whether the first so many replicates of every mean are finite numbers."""
+        return all(count <= self.diverged.get(term, count) for term, count in counts.items())
+
+    def _check(self, term: Term, first: int = 0) -> None:
+        """Look at the replicates of a mean from the first on."""
+        for number, parts in enumerate(self.found[term][first:], first):
+            if not all(np.isfinite(part).all() for part in parts.values()):
+                self.diverged.setdefault(term, number)
 
     def of(self, counts: Counts, name: str) -> dict[Term, np.ndarray]:
         """The first so many replicates `(R, ...)` of one part, a mean."""
@@ -238,12 +258,99 @@ def combine(replicates: Replicates, plan: Plan, counts: Counts, extrapolation: E
 
 
 class Attempt(NamedTuple):
-    """A round of an estimate; its half-width is relative to the loss."""
+    """What a round came to, at the step whose loss is known worst."""
 
-    half_width: float
-    result: Result
-    counts: Counts
     depths: tuple[int, ...]
+    counts: Counts
+    half_width: float  # of the loss, relative to it; infinite where either is not a finite number
+    loss: float
+    discretisation_error: float
+    resolved: bool  # whether that is more than noise
+    quantile: float
+    variances: dict[Term, float]  # of one weighted replicate
+    result: Result
+
+    @classmethod
+    def of(cls, depths: tuple[int, ...], counts: Counts, result: Result) -> Attempt:
+        """The attempt that these replicates make."""
+        relative = _relative(result.values["loss"], result.errors["loss"].half_width)
+        worst, errors = int(np.argmax(relative)), result.errors["loss"]
+        return cls(
+            depths,
+            counts,
+            float(relative[worst]),
+            float(result.values["loss"][worst]),
+            float(errors.discretisation_error[worst]),
+            bool(result.loss.resolved[worst]),
+            float(errors.quantile[worst]),
+            {term: float(variance[worst]) for term, variance in result.loss.variances.items()},
+            result,
+        )
+
+
+class Round(NamedTuple):
+    """What to draw for the next answer: replicates of every mean."""
+
+    depths: tuple[int, ...]
+    counts: Counts
+
+
+def first_round(particles: int, depths: tuple[int, ...]) -> Round:
+    """Enough of every mean to plan more."""
+    return Round(depths, _pilot(plan_of(particles, depths, None)))
+
+
+def next_draw(counts: Counts, have: Counts, *, answered: bool, late: bool, finite: bool) -> Term | None:
+    """The mean to draw from next: two of each first, then up to these counts, the cheapest first. None where the round
+    ends.
+
+    Once it is late only the least that the first answer needs is drawn; once a replicate is not finite only the least
+    that any answer needs.
+    """
+    for goal, go_on in ((FEWEST, not late or not answered), (math.inf, not late and finite)):
+        short = [term for term, count in counts.items() if have[term] < min(goal, count)]
+        if short:
+            return min(short, key=lambda term: term.cost) if go_on else None
+    return None
+
+
+def next_round(
+    attempt: Attempt, tolerance: float | None, *, seconds: Mapping[Term, float], left: float, deepest: int
+) -> Round | None:
+    """More replicates or, at infinite depth, another depth; None where the estimate ends: within its tolerance, for
+    want of it, at the `deepest` depth, or because nothing more can be drawn in the seconds that are `left`.
+
+    `seconds` of a replicate have been measured for some means; others take as long for their cost as the fastest of
+    these. Where time is short, there are fewer replicates than the tolerance asks for, in proportion.
+    """
+    if tolerance is None or not tolerance < attempt.half_width < math.inf:
+        return None
+    depths, goal, error = attempt.depths, tolerance * attempt.loss, attempt.discretisation_error
+    deeper = error > goal / 3 and attempt.resolved
+    if deeper:
+        depths = (*depths, 2 * depths[-1])
+        if depths[-1] > deepest:
+            return None
+    allowed = 0.9 * max(goal - error, goal / 2) / attempt.quantile
+    wanted = _allocate(attempt.variances, allowed, attempt.counts)
+    if not deeper and all(count <= attempt.counts[term] for term, count in wanted.items()):
+        wanted = {term: count + count // 2 for term, count in attempt.counts.items()}  # noise counted as discretisation
+
+    particles = max(term.particles for term in attempt.counts)
+    least = _pilot(plan_of(particles, depths, None)) if deeper else attempt.counts
+    least = {term: max(count, attempt.counts.get(term, 0)) for term, count in least.items()}
+    more = {term: max(0, wanted.get(term, 0) - count) for term, count in least.items()}
+    pace = min((each / term.cost for term, each in seconds.items()), default=0.0)
+    each = {term: seconds.get(term, pace * term.cost) for term in least}
+    left -= sum(each[term] * (count - attempt.counts.get(term, 0)) for term, count in least.items())
+    needed = sum(each[term] * count for term, count in more.items())
+    share = min(1.0, max(left, 0.0) / needed) if needed else 1.0
+    counts = {term: count + math.floor(share * more[term]) for term, count in least.items()}
+    return None if left < 0 or counts == attempt.counts else Round(depths, counts)
+
+
+def _pilot(plan: Plan) -> Counts:
+    return {term: PILOT_DIFFERENCES if term.difference else PILOT for term in plan}
 
 
 def estimate(
@@ -251,7 +358,7 @@ def estimate(
     task: Task,
     depth: int | float,
     *,
-    particles: int | None,
+    particles: int,
     seed: int,
     tolerance: float | None,
     budget: float,
@@ -262,15 +369,13 @@ def estimate(
     """The limit with error bars.
 
     With a tolerance, replicates and (at infinite depth) blocks are added until the 95 % half-width of every loss is
-    at most `tolerance` times that loss, until `budget` seconds have passed, or until memory or the last depth of the
-    ladder ends it.
+    at most `tolerance` times that loss, until a replicate diverges, until `budget` seconds have passed or would pass in
+    the next round, or until memory or the last depth of the ladder ends it.
     """
     deadline = time.monotonic() + budget
-    infinite, particles = depth == math.inf, particles or default_particles(system)
+    infinite = depth == math.inf
     extrapolation = Extrapolation(*system.powers()) if infinite else None
     depths = ladder(depth) if infinite or system.on_one_path else (int(depth),)
-    counts, wanted = {}, {}
-    room, previous = _room(depths[-1], infinite), None
     arguments = arguments | {
         "solver": "limit",
         "depth": depth,
@@ -279,35 +384,31 @@ def estimate(
     }
     # more replicates leave the first as they are, so that a tolerance or a budget may differ from those before
     replicates = Replicates(system, task, seed, particles, checkpoint(arguments | {"seed": seed}))
+    deepest = depths[-1]
+    while infinite and deepest < DEEPEST:
+        if not memory.is_enough(*system.needed(particles, _room(2 * deepest, infinite))):
+            break
+        deepest *= 2
+    wanted, attempt, finite = first_round(particles, depths), None, True
     with engine.progress_bar("limit with error bars", 0, progress) as bar:
         while True:
-            plan = plan_of(particles, depths, extrapolation)
-            least = {term: PILOT_DIFFERENCES if term.difference else PILOT for term in plan}
-            asked = {term: max(least[term], counts.get(term, 0), wanted.get(term, 0)) for term in plan}
-            counts = _draw(replicates, asked, room, deadline, bar)
+            room = _room(wanted.depths[-1], infinite)
+            counts = _draw(replicates, wanted.counts, room, deadline, bar, answered=attempt is not None)
+            if attempt is not None and min(counts.values()) < FEWEST:
+                break  # time was over before the next depth had an answer
+            finite = replicates.are_finite(counts)
             with np.errstate(over="ignore", invalid="ignore"):  # where training diverges
-                result = combine(replicates, plan, counts, extrapolation)
-                relative = _relative(result)
-            worst = int(np.argmax(relative))
-            bar.set_postfix(half_width=f"{relative[worst]:.2g} of the loss", refresh=False)
-            attempt, late = Attempt(float(relative[worst]), result, counts, depths), _is_over(deadline)
-            if tolerance is None or not attempt.half_width > tolerance or late:
+                plan = plan_of(particles, wanted.depths, extrapolation)
+                latest = Attempt.of(wanted.depths, counts, combine(replicates, plan, counts, extrapolation))
+            bar.set_postfix(half_width=f"{latest.half_width:.2g} of the loss", refresh=False)
+            left = _left(deadline)
+            if attempt is None or not finite or left > 0 or latest.half_width <= attempt.half_width:
+                attempt = latest  # otherwise time was over before the last depth had its replicates
+            seconds = {term: sharding.agreed(each) for term, each in replicates.seconds.items()}
+            following = next_round(attempt, tolerance, seconds=seconds, left=left, deepest=deepest)
+            if following is None or not finite:
                 break
-            previous = attempt
-            goal, left = tolerance * result.values["loss"][worst], result.errors["loss"].discretisation_error[worst]
-            deeper = left > goal / 3 and result.loss.resolved[worst]
-            if deeper:
-                room = max(room, _room(2 * depths[-1], infinite))
-                if depths[-1] == DEEPEST or not memory.is_enough(*system.needed(particles, room)):
-                    break
-                depths = (*depths, 2 * depths[-1])
-            allowed = 0.9 * max(goal - left, goal / 2) / result.errors["loss"].quantile[worst]
-            wanted = _allocate({term: var[worst] for term, var in result.loss.variances.items()}, allowed, counts)
-            if not deeper and all(count <= counts[term] for term, count in wanted.items()):
-                wanted = {term: count + count // 2 for term, count in counts.items()}  # noise counted as discretisation
-    if late and previous is not None and previous.half_width < attempt.half_width:
-        attempt = previous  # time ran out before the last depth had its replicates
-    met = None if tolerance is None else attempt.half_width <= tolerance
+            wanted = following
     replicates.write()
     arguments |= {
         "depths": list(attempt.depths),
@@ -315,6 +416,7 @@ def estimate(
         "tolerance": tolerance,
         "budget": budget,
     }
+    met = None if tolerance is None else finite and attempt.half_width <= tolerance
     return _trajectory(attempt.result, system.problem.data, task, seed, arguments, met)
 
 
@@ -326,31 +428,33 @@ def _room(depth: int, infinite: bool) -> int:
     return room if infinite else depth
 
 
-def _draw(replicates: Replicates, counts: Counts, room: int, deadline: float, bar: tqdm) -> Counts:
-    """Draw replicates up to these counts, the cheapest first, or as many as time allows: the counts there are.
+def _draw(replicates: Replicates, counts: Counts, room: int, deadline: float, bar: tqdm, *, answered: bool) -> Counts:
+    """Draw replicates up to these counts, or as many as `next_draw` lets: the counts there are.
 
     Those that a checkpoint had beyond the counts wait their turn: every decision is the one of an unbroken run.
     """
     bar.total = sum(max(count, len(replicates.found.get(term, []))) for term, count in counts.items())
-    for term in sorted(counts, key=lambda term: term.cost):
-        at_once = threads.at_once(replicates.system.needed(term.particles, room)[0])
-        while (have := len(replicates.found.get(term, []))) < counts[term]:
-            if have >= FEWEST and _is_over(deadline):
-                break
-            count = min(at_once, counts[term] - have)
-            replicates.draw(term, room, count)
-            bar.update(count)
-    return {term: min(count, len(replicates.found[term])) for term, count in counts.items()}
+    while True:
+        have, late = replicates.have(counts), _left(deadline) <= 0
+        term = next_draw(counts, have, answered=answered, late=late, finite=replicates.are_finite(have))
+        if term is None:
+            return have
+        goal = FEWEST if have[term] < FEWEST else counts[term]
+        count = min(threads.at_once(replicates.system.needed(term.particles, room)[0]), goal - have[term])
+        replicates.draw(term, room, count)
+        bar.update(count)
 
 
-def _is_over(deadline: float) -> bool:
-    return sharding.agreed(time.monotonic() > deadline)
+def _left(deadline: float) -> float:
+    """Seconds, the same for all processes."""
+    return sharding.agreed(deadline - time.monotonic())
 
 
-def _relative(result: Result) -> np.ndarray:
-    """Half-widths of the losses relative to the losses; 0 where a loss is known exactly, infinite where it is 0."""
-    width, loss = result.errors["loss"].half_width, result.values["loss"]
-    return np.divide(width, loss, out=np.where(width > 0, math.inf, 0.0), where=loss > 0)
+def _relative(loss: np.ndarray, half_width: np.ndarray) -> np.ndarray:
+    """Half-widths of losses relative to these; 0 where a loss is known exactly, infinite where it is 0 or where either
+    is not a finite number."""
+    relative = np.divide(half_width, loss, out=np.where(half_width > 0, math.inf, 0.0), where=loss > 0)
+    return np.where(np.isfinite(half_width) & np.isfinite(loss), relative, math.inf)
 
 
 def _allocate(variances: dict[Term, float], standard_error: float, counts: Counts) -> Counts:
@@ -368,7 +472,7 @@ def _trajectory(
     values, held_out = result.values, None
     if "held_out_outputs" in values:
         held_out = HeldOut(values["held_out_outputs"], values["held_out_loss"], np.array(data.evaluate_at))
-    steps = np.arange(len(data.batches) + 1) if data.full_batch else np.array(data.evaluate_at)
+    steps = np.arange(data.steps + 1) if data.full_batch else np.array(data.evaluate_at)
     return Trajectory(
         task,
         values["outputs"],

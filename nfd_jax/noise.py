@@ -93,12 +93,12 @@ def over_finer_blocks(draw: Callable[[Index], Vectors], layer: Index, grid: Grid
     return total / grid.refinement**0.5
 
 
-def has_room(width: int, batch: int, steps: int, outputs: int, evaluated: int = 0) -> bool:
-    """Whether matched noise may be imposed up to step `steps`: constraints and the block together are at most a
-    quarter of the particles. The last block is a batch, or `evaluated` samples that are queried without being kept."""
+def least_width(batch: int, steps: int, outputs: int, evaluated: int = 0) -> int:
+    """The particles from which on matched noise may be imposed up to step `steps`: constraints and the block together
+    are at most a quarter of them. The last block is a batch, or `evaluated` samples that are queried without being
+    kept; one more step that is only observed takes 2 `batch` more, and three eighths in all at most."""
     block = max(batch, evaluated)
-    constraints = outputs + 2 * batch * steps + block
-    return constraints + block <= width / 4
+    return 4 * (outputs + 2 * batch * steps + 2 * block)
 
 
 class MatchedNoise(AbstractNoise):

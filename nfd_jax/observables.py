@@ -1,9 +1,13 @@
-"""Pure functions of a training step, to be passed as `observe` or called by one."""
+"""Pure functions of a training step, to be passed as `observe` or called by one.
+
+Each names the axes of its arrays in its attribute `axes`, which datasets take over; a function of one's own may do the
+same: `@axes(**kernels.axes, mine=("layer", "sample"))`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
 from jax import lax
@@ -16,7 +20,27 @@ from nfd_jax.engine import Sweep
 from nfd_jax.matrices import RevealedMatrices
 from nfd_jax.noise import BACKWARD, FORWARD
 
+Function = TypeVar("Function", bound=Callable[..., object])
 
+
+def axes(**names: tuple[str, ...]) -> Callable[[Function], Function]:
+    """Decorator of an observe function: the names of the axes of its arrays, by their names.
+
+    `sample` and `output` are those of the batch and of the network; an axis `layer` of length L + 1 has layer times in
+    datasets. One name stands for one length.
+    """
+
+    def decorate(function: Function) -> Function:
+        setattr(function, "axes", names)  # noqa: B010 - functions have no declared attributes
+        return function
+
+    return decorate
+
+
+KERNEL = ("layer", "sample", "other_sample")
+
+
+@axes(feature_kernel=KERNEL, gradient_kernel=KERNEL)
 def kernels(sweep: Sweep) -> dict[str, Array]:
     """Feature kernels <h_l^a, h_l^b> and gradient kernels <g_l^a, g_l^b>, each `(L + 1, P, P)` (theory section 3)."""
 
@@ -26,11 +50,13 @@ def kernels(sweep: Sweep) -> dict[str, Array]:
     return {"feature_kernel": gram(sweep.features), "gradient_kernel": gram(sweep.gradients)}
 
 
+@axes(feature_size=("layer", "sample"), gradient_size=("layer", "sample"))
 def sizes(sweep: Sweep) -> dict[str, Array]:
     """Root mean square entries of features h_0 to h_L and of gradients g_0 to g_L, each `(L + 1, P)`."""
     return {"feature_size": _rms(sweep.features), "gradient_size": _rms(sweep.gradients)}
 
 
+@axes(feature_diversity=("lag",), gradient_diversity=("lag",))
 def diversity(sweep: Sweep) -> dict[str, Array]:
     """How far features and gradients move over m = 1, 2, 4, ... blocks, up to L / 2: the root mean square of
     h_{l+m} - h_l over entries, samples and starts l, each `(lags,)` (TP6 section 5, |h^{(t + e)L} - h^{tL}|)."""
@@ -43,6 +69,7 @@ def diversity(sweep: Sweep) -> dict[str, Array]:
     return {"feature_diversity": moved(sweep.features), "gradient_diversity": moved(sweep.gradients)}
 
 
+@axes(effective_update=("matrix", "sample"))
 def effective_updates(sweep: Sweep) -> dict[str, Array]:
     """Root mean square entries of what training has added to the image of every hidden matrix, (W_l^k - a_k W_l^0) x
     times its multiplier, `(matrices, P)`; of two matrices a block the inner one is first. For every solver and
@@ -50,6 +77,12 @@ def effective_updates(sweep: Sweep) -> dict[str, Array]:
     return {"effective_update": _rms(sweep.effective_images())}
 
 
+@axes(
+    forward_reuse=("block", "direction", "sample"),
+    backward_reuse=("block", "direction", "sample"),
+    forward_reuse_sum=("sample",),
+    backward_reuse_sum=("sample",),
+)
 def reuse(sweep: Sweep) -> dict[str, Array]:
     """The weight-reuse responses (theory section 3), block by block: what the images W^0 x / sqrt(n) have along the
     backward queries before them, Qs <R, x>, and W^0T g / sqrt(n) along the forward ones, Qx <U, g>. R and U are the

@@ -132,6 +132,18 @@ class Parametrization:
     bias: Scaling
     readout: Scaling
 
+    def __str__(self) -> str:
+        """A table of the roles' scalings, for people."""
+        rows = [["role", "std", "multiplier", "SGD rate", "Adam rate", "eps"]]
+        for role in Role:
+            scaling = self[role]
+            powers = scaling.std, scaling.multiplier, scaling.sgd, scaling.adam, scaling.epsilon
+            rows.append([role.value, *map(str, powers)])
+        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
+        branch = f"sqrt(T) {L**-self.alpha}" if self.alpha else "sqrt(T)"
+        return "\n".join([f"{self.name}: branches times {branch}, rates times eta", *lines])
+
     def __getitem__(self, role: Role) -> Scaling:
         return getattr(self, role.value)
 

@@ -20,7 +20,7 @@ from nfd_jax.architecture import AbstractModel, Layers, Scales
 from nfd_jax.checkpoint import Checkpoint
 from nfd_jax.explicit import EXPLICIT, State, start, with_scales
 from nfd_jax.network import HIDDEN_ADDRESS, Shape, plain_layers, revealed
-from nfd_jax.noise import FINEST, Grid, MatchedNoise, has_room
+from nfd_jax.noise import FINEST, Grid, MatchedNoise, least_width
 from nfd_jax.quasi import QuasiNormals
 from nfd_jax.sharding import Layout
 
@@ -38,8 +38,13 @@ class System(NamedTuple):
 
     def matches(self, particles: int) -> bool:
         """Whether the noise is matched with so many particles; with too few it is plain."""
-        shape = Shape.of(self.problem, particles, 1)
-        return self.matched and has_room(particles, shape.batch, shape.steps, shape.outputs, shape.evaluated)
+        return self.matched and particles >= self.least_matched
+
+    @property
+    def least_matched(self) -> int:
+        """The particles from which on noise can be matched, whatever is observed."""
+        shape, steps = Shape.of(self.problem, 1, 1), self.problem.data.steps
+        return least_width(shape.batch, steps, shape.outputs, shape.evaluated)
 
     def needed(self, particles: int, room: int) -> tuple[int, int]:
         """Bytes of a solution with room for this depth, and the devices that share them."""

@@ -104,11 +104,11 @@ def replicate(layout: Layout | None, tree: PyTree) -> PyTree:
     return tree if layout is None else lax.with_sharding_constraint(tree, layout.everywhere)
 
 
-def agreed(decision: bool) -> bool:
-    """The decision of process 0, where the processes may see it differently: they have to go on alike."""
+def agreed(value: float) -> float:
+    """The number of process 0, where the processes may see another: they have to go on alike."""
     if jax.process_count() == 1:
-        return decision
-    return bool(multihost_utils.broadcast_one_to_all(np.array(decision)))
+        return value
+    return float(multihost_utils.broadcast_one_to_all(np.array(value)))
 
 
 def same(value: int) -> bool:

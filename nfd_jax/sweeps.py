@@ -21,7 +21,7 @@ from nfd_jax.optimizers import Optimizer
 from nfd_jax.parametrization import Parametrization
 from nfd_jax.task import Task, check_task
 from nfd_jax.training import ENGINES, is_revealed, member_bytes, train_members
-from nfd_jax.trajectory import Trajectory
+from nfd_jax.trajectory import FOLLOWS, Trajectory, labelled
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -43,6 +43,11 @@ class Plan:
     folder: str | Path | None
     progress: bool | None
     options: dict[str, Any]  # as `engine.prepare` takes them
+
+    @property
+    def axes(self) -> dict[str, tuple[str, ...]]:
+        """Of what is observed, where they have names."""
+        return loop.declared_axes(self.options["observe"])
 
 
 class Cell(NamedTuple):
@@ -96,9 +101,13 @@ def sweep(
       that are missing; cells of other arguments are refused by name.
 
     Returns a labelled dataset with axes `width`, `depth`, `learning_rate`, `seed`: `loss` along `step`, `batch_loss`
-    along `update`, `held_out_loss` where the task has held-out samples, `diverged_at` (the step of a member, -1 for
-    none) and what `observe` returned at every step, of one shape in all cells. Outputs are not kept. Raises ValueError
-    or TypeError for bad arguments before any cell is trained.
+    along `update`, `held_out_loss` where the task has held-out samples, `accuracy` and `held_out_accuracy` where it has
+    classes, `diverged_at` (the step of a member, -1 for none), `diverged` (how many members of a cell and rate did),
+    `grown` (a finite loss above 1e6 times the initial one) and what `observe` returned along `snapshot`, before every
+    update and after the last, of one shape in all cells, with axes as `Trajectory.to_dataset` names them. Losses of a
+    diverged member are +inf from its divergence on, so that `loss.mean("seed")` is infinite and no average of
+    survivors; its accuracies are NaN where its outputs are not finite. Outputs are not kept. Raises ValueError or
+    TypeError for bad arguments before any cell is trained.
     """
     check_task(task)
     one_of("engine", engine, ENGINES)
@@ -126,7 +135,7 @@ def sweep(
         for cell in cells:
             found.append(_train(shared, cell))
             bar.update()
-    return _dataset(cells[0].arguments, across, [int(each.depth) for each in models], found)
+    return _dataset(shared, cells[0].arguments, across, [int(each.depth) for each in models], found)
 
 
 def _listed(name: str, values: Any) -> list[Any]:
@@ -186,37 +195,36 @@ def _train(plan: Plan, cell: Cell) -> dict[str, np.ndarray]:
 
 def _kept(run: Trajectory) -> dict[str, np.ndarray]:
     """What a sweep keeps of its members: arrays by the name of their variable."""
-    kept = {"loss": run.loss, "diverged_at": run.diverged_at, "steps": np.tile(run.steps, (len(run.loss), 1))}
-    if run.batch_loss is not None:
-        kept["batch_loss"] = run.batch_loss
-    if run.held_out is not None:
-        kept["held_out_loss"] = run.held_out.loss
-    return kept | {f"observed/{name}": values for name, values in run.observed.items()}
+    kept = {"diverged_at": run.diverged_at, "grown": run.grown, "steps": np.tile(run.steps, (len(run.loss), 1))}
+    return kept | run.scores() | {f"observed/{name}": values for name, values in run.observed.items()}
 
 
 def _dataset(
-    arguments: dict[str, Any], widths: tuple[int, ...], depths: list[int], cells: list[dict[str, np.ndarray]]
+    plan: Plan,
+    arguments: dict[str, Any],
+    widths: tuple[int, ...],
+    depths: list[int],
+    cells: list[dict[str, np.ndarray]],
 ) -> xr.Dataset:
     """All cells with labelled axes; `arguments` are those of one of them."""
     import xarray as xr
 
-    follows = {"loss": ("step",), "batch_loss": ("update",), "held_out_loss": ("held_out_step",), "diverged_at": ()}
-    variables = {}
+    variables, observed = {}, {}
     for key in cells[0]:
         shapes = {cell[key].shape for cell in cells}
         if len(shapes) > 1:
             raise ValueError(f"observe must return arrays of one shape in all cells, got {key!r} of {sorted(shapes)}")
         values = np.stack([cell[key] for cell in cells]).reshape(len(widths), len(depths), *next(iter(shapes)))
         if key.startswith("observed/"):
-            name = key.removeprefix("observed/")
-            axes = tuple(f"{name}_{axis}" for axis in range(values.ndim - len(AXES) - 1))
-            variables[name] = ((*AXES, "update", *axes), values)
+            observed[key.removeprefix("observed/")] = values
         elif key != "steps":
-            variables[key] = ((*AXES, *follows[key]), values)
+            variables[key] = ((*AXES, *([FOLLOWS[key]] if key in FOLLOWS else [])), values)
+    variables["diverged"] = (AXES[:-1], (variables["diverged_at"][1] >= 0).sum(axis=-1))
     coordinates = dict(zip(AXES, (widths, depths, arguments["learning_rates"], arguments["seeds"]), strict=True))
     coordinates = {name: np.array(values) for name, values in coordinates.items()}
     coordinates["step"] = cells[0]["steps"][0, 0]
     if "held_out_loss" in cells[0]:
         coordinates["held_out_step"] = np.array(arguments["evaluate_at"])
+    more = labelled(observed, AXES, plan.axes, plan.task, depths[0] if len(depths) == 1 else None)
     shared = {name: value for name, value in arguments.items() if name not in ("width", "depth", "learning_rate")}
-    return xr.Dataset(variables, coordinates, {"settings": json.dumps(shared, default=str)})
+    return xr.Dataset(variables | more[0], coordinates | more[1], {"settings": json.dumps(shared, default=str)})

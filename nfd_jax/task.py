@@ -109,6 +109,40 @@ class Task:
         return self.targets.shape[1]
 
     @property
+    def labels(self) -> np.ndarray:
+        """The class of every sample, `(P,)`: the index of the largest target, or the sign -1 or +1 where there is one.
+
+        ValueError where targets are no classes: one output with other targets, or several that don't single out one
+        output alike for all samples (for `"mse"`, one-hot rows or the like; for `"cross_entropy"`, a largest one).
+        """
+        ordered = np.sort(self.targets, axis=1)
+        if self.outputs == 1:
+            are_classes, needed = np.abs(ordered) == 1, "one output needs targets -1 and +1"
+        elif self.loss == "mse":
+            code = np.append(np.full(self.outputs - 1, ordered[0, 0]), ordered[0, -1])
+            are_classes, needed = np.isclose(ordered, code) & (code[0] < code[-1]), "rows of targets must be one-hot"
+        else:
+            are_classes, needed = ordered[:, -1] > ordered[:, -2], "every row of targets must have one largest"
+        if not np.all(are_classes):
+            index = int(np.argmin(np.reshape(are_classes, (self.samples, -1)).all(axis=1)))
+            raise ValueError(
+                f"this task has no classes, so that there is no accuracy: {needed}, got {self.targets[index].tolist()} "
+                f"for sample {index}"
+            )
+        return self.targets[:, 0].astype(int) if self.outputs == 1 else np.argmax(self.targets, axis=1)
+
+    def accuracy(self, outputs: np.ndarray) -> np.ndarray:
+        """The share of samples whose class has the largest output, or whose only output has its sign, `(...)` for
+        outputs `(..., P, c)`; NaN where any of these is not a finite number. A tie is an error."""
+        outputs, labels = np.asarray(outputs), self.labels
+        if self.outputs == 1:
+            right = outputs[..., 0] * labels > 0
+        else:
+            own = labels[:, None] == np.arange(self.outputs)
+            right = np.where(own, outputs, -np.inf).max(axis=-1) > np.where(own, -np.inf, outputs).max(axis=-1)
+        return np.where(np.isfinite(outputs).all(axis=(-1, -2)), right.mean(axis=-1), np.nan)
+
+    @property
     def full_batch(self) -> bool:
         """Whether every step trains on all samples, in their order."""
         return self.batch_size in (None, self.samples) and not self.replacement

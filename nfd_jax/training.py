@@ -85,8 +85,8 @@ def train_networks(
     - `richness`: gamma; outputs are divided by it and rates multiplied by its square. Towards 0 training is lazy.
     - `momentum`, `weight_decay`: heavy ball, for SGD; W <- (1 - eta lambda) W, for SGD and AdamW.
     - `betas`, `epsilon`: Adam's. eps is scaled as the gradients of a role are, but under `"sp"`.
-    - `observe`: called with a `Sweep` at every training step; the arrays it returns, by names of its own, are kept in
-      `observed`.
+    - `observe`: called with a `Sweep` before every update and after the last one; the arrays it returns, by names of
+      its own, are kept in `observed`. Its attribute `axes` may name their axes (`nfd.observables.axes`).
     - `evaluate_at`: the steps, 0 to `steps`, at which held-out samples and, with mini-batches, all training samples
       are evaluated; by default all.
     - `checkpoint`: a folder in which the run is kept; called again with the same arguments, it goes on from there, and
@@ -197,12 +197,14 @@ def is_revealed(engine: str, task: Task, width: int, steps: int, optimizer: Opti
     return engine == "revealed" or (engine == "auto" and optimizer.is_linear and width >= least + a_query * queries)
 
 
-def _trainable(trained: tuple[str, ...], network: Network) -> dict[str, PyTree]:
+def trainable(trained: tuple[str, ...], network: Network) -> dict[str, PyTree]:
+    """The weights that training moves, by role."""
     roles = [*trained, *(["inner"] if "hidden" in trained and network.inner is not None else [])]
     return {role: getattr(network, role) for role in roles}
 
 
-def _with(network: Network, parameters: dict[str, PyTree]) -> Network:
+def with_weights(network: Network, parameters: dict[str, PyTree]) -> Network:
+    """The network with these in place of its own."""
     fields = {name: getattr(network, name) for name in ("input", "inner", "hidden", "readout")} | parameters
     return Network(**fields, model=network.model, row=network.row, richness=network.richness)
 
@@ -219,13 +221,13 @@ def _create(
 
 def start(settings: loop.Settings, network: Network) -> TrainingState:
     """The state before training."""
-    optimizer = _optimizer(settings, network).init(_trainable(settings.trained, network))
+    optimizer = directions(settings, network).init(trainable(settings.trained, network))
     # copies: a step gives up the memory of the network before it
     initial = None if settings.observe is None else jax.tree.map(jnp.copy, network.forward_matrices)
     return TrainingState(network, optimizer, initial)
 
 
-def _optimizer(settings: loop.Settings, network: Network) -> optax.GradientTransformation:
+def directions(settings: loop.Settings, network: Network) -> optax.GradientTransformation:
     """The directions of all roles, with their rates and gradient scales (theory section 6).
 
     A richness gamma divides gradients. SGD's rates are multiplied by gamma^2 and Adam's by gamma, so that outputs move
@@ -235,7 +237,7 @@ def _optimizer(settings: loop.Settings, network: Network) -> optax.GradientTrans
     sizes = {"width": width, "depth": int(network.model.depth), "dimension": dimension}
     rule, gamma = settings.optimizer, settings.richness
     directions = {}
-    for role in _trainable(settings.trained, network):
+    for role in trainable(settings.trained, network):
         scaling = network.row[Role(role)]
         rate = scaling.rate(rule.name)(**sizes) * (gamma**2 if rule.is_linear else gamma)
         directions[role] = rule.direction(rate, scaling.epsilon(**sizes) / gamma)
@@ -255,10 +257,10 @@ def train_step(
     del scales
 
     def objective(parameters: dict[str, PyTree]) -> tuple[Scalar, Array]:
-        outputs = _with(state.network, parameters)(inputs)
+        outputs = with_weights(state.network, parameters)(inputs)
         return loss_value(settings.loss, outputs, targets), outputs
 
-    parameters = _trainable(settings.trained, state.network)
+    parameters = trainable(settings.trained, state.network)
     (loss, outputs), gradients = jax.value_and_grad(objective, has_aux=True)(parameters)
     observed, initial = {}, state.initial
     if settings.observe is not None and initial is not None:
@@ -267,9 +269,9 @@ def train_step(
         if decay := settings.optimizer.weight_decay:
             initial = jax.tree.map(lambda matrix: (1 - rate * decay) * matrix, initial)
     with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of integer counts
-        updates, memory = _optimizer(settings, state.network).update(gradients, state.optimizer, parameters)
+        updates, memory = directions(settings, state.network).update(gradients, state.optimizer, parameters)
     parameters = optimizers.descend(parameters, updates, rate)
-    return TrainingState(_with(state.network, parameters), memory, initial), loop.Record(outputs, loss, observed)
+    return TrainingState(with_weights(state.network, parameters), memory, initial), loop.Record(outputs, loss, observed)
 
 
 def _sweep(

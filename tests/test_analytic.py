@@ -310,7 +310,7 @@ def autodiff_kernels(block, activation, centred, width, members):
 
         def rows(weights):
             """Derivatives of the outputs, (P, numbers) by role, of the matrices in the forward pass."""
-            found = jax.jacrev(lambda own: training._with(network, own)(inputs)[:, 0])(weights)
+            found = jax.jacrev(lambda own: training.with_weights(network, own)(inputs)[:, 0])(weights)
             arrays = {role: [each[0] for each in found[role] or ()] for role in ("inner", "hidden")}
             arrays |= {role: [found[role]] for role in ("input", "readout")}
             return {

@@ -108,13 +108,13 @@ def test_networks_of_this_package(name, model, optimizer):
         deep = dataclasses.replace(model, depth=depth) if is_resnet else model
         network = finite.create_network(key, deep, row, finite.Shape(width, task.dimension, task.outputs))
         rule = Optimizer.create(optimizer, 0.0, 0.0)
-        roles = partial(training._trainable, ("input", "hidden", "readout"))
+        roles = partial(training.trainable, ("input", "hidden", "readout"))
         settings = engine.Settings(structure, row, task.loss, tuple(roles(network)), rule)
-        by_role = optax.chain(training._optimizer(settings, network), optax.scale_by_learning_rate(RATES[optimizer]))
+        by_role = optax.chain(training.directions(settings, network), optax.scale_by_learning_rate(RATES[optimizer]))
 
         def update(gradient, state, parameters):
             updates, state = by_role.update(roles(gradient), state, roles(parameters))
-            return training._with(gradient, updates), state
+            return training.with_weights(gradient, updates), state
 
         return network, optax.GradientTransformation(lambda network: by_role.init(roles(network)), update)
 

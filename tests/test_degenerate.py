@@ -98,7 +98,8 @@ def test_equal_readout_columns():
 def test_more_queries_than_particles():
     """Matched noise gives way to plain; the rank of a basis never exceeds n, and outputs stay finite."""
     task = nfd.Task(np.random.default_rng(0).normal(size=(4, 5)), TARGETS)
-    run = nfd.solve_limit(task, nfd.ResNet(DEPTH, "tanh"), steps=6, particles=8)
+    with pytest.warns(UserWarning, match="need particles=228, got 8"):
+        run = nfd.solve_limit(task, nfd.ResNet(DEPTH, "tanh"), steps=6, particles=8)
     assert run.settings["noise"] == "plain"
     assert np.all(np.isfinite(run.outputs))
     layers = plain_layers(jax.random.key(0), Shape(DEPTH, 8, 4, 1, STEPS, 4), True)

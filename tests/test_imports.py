@@ -46,6 +46,7 @@ ORDER = (
     "limit",
     "finite",
     "training",
+    "sharpness",
     "sweeps",
     "observables",
     "analytic",

@@ -195,3 +195,26 @@ def test_longer_runs_begin_as_shorter_ones():
     short, long = small(0), small(0, steps=5)
     assert short.settings["noise"] == long.settings["noise"] == "matched"
     np.testing.assert_allclose(long.outputs[:4], short.outputs, rtol=0, atol=1e-13)
+
+
+# ------------------------------------------------------------------ where matched noise gives way
+
+
+@pytest.mark.parametrize(("tolerance", "least"), [(None, 68), (0.5, 272)])
+def test_matched_noise_gives_way_with_a_warning(tolerance, least):
+    """Once, naming the particles from which on it holds: by hand 4 (c + 2 K B + 2 B), and an estimate compares with a
+    quarter of them. Where something is observed it is no sooner."""
+    task = nfd.Task(INPUTS, np.array([1.0, -1.0]))
+    options = {"steps": 3, "tolerance": tolerance} | ({} if tolerance else {"observe": kernels})
+    assert least == 4 * (1 + 2 * 3 * 2 + 2 * 2) * (4 if tolerance else 1)
+    with pytest.warns(UserWarning, match=f"noise='matched' gives way .* particles={least}, got {least - 1}") as found:
+        run = nfd.solve_limit(task, nfd.ResNet(2, "tanh"), particles=least - 1, **options)
+    assert len(found) == 1
+    assert run.settings["noise"] == "plain"
+    assert f"matched noise gave way to plain, and needs particles={least}" in run.summary()
+    assert f"needs particles={least}" in str(run)
+    held = nfd.solve_limit(task, nfd.ResNet(2, "tanh"), particles=least, **options)
+    asked = nfd.solve_limit(task, nfd.ResNet(2, "tanh"), particles=least - 1, noise="plain", **options)
+    assert held.settings["noise"] == "matched"
+    assert "gave way" not in held.summary() + asked.summary()
+    np.testing.assert_array_equal(asked.outputs, run.outputs)

@@ -13,7 +13,7 @@ from helpers import input_coordinates, prepare
 
 import nfd_jax as nfd
 from nfd_jax import engine, explicit, network, particles
-from nfd_jax.noise import has_room
+from nfd_jax.noise import least_width
 
 DEPTH, STEPS, SAMPLES, WIDTH = 4, 8, 2, 2048
 
@@ -30,7 +30,7 @@ def compiled(solver, width):
     if solver == "network":
         create, key = functools.partial(network._create, problem.settings, shape, True), jax.random.key(0)[None]
     else:
-        assert has_room(width, SAMPLES, STEPS, 1)
+        assert width >= least_width(SAMPLES, STEPS, 1)
         create, key = functools.partial(particles._create, problem.settings, shape, True, True, 1), jax.random.key(0)
     state = jax.eval_shape(create, key)
     rate = np.full(1, 0.5) if solver == "network" else np.float64(0.5)  # of every member

@@ -217,5 +217,149 @@ def test_what_an_estimate_refuses():
 
 
 def test_an_estimate_that_diverges():
+    """It ends with the least that an answer takes, long before its budget, whatever its half-widths are."""
     run = linear("coupled", 4, learning_rate=1e120, tolerance=0.1)
     assert run.outcomes == (Outcome.DIVERGED,)
+    assert run.tolerance_met is False
+    assert set(run.settings["replicates"].values()) == {multilevel.FEWEST}
+
+
+# ------------------------------------------------------------------ what to draw next, and when to stop
+
+
+TERMS = tuple(plan_of(1024, (4, 8, 16), None))
+
+
+@pytest.mark.parametrize(
+    ("loss", "half_width", "expected"),
+    [
+        (2.0, 1.0, 0.5),
+        (2.0, 0.0, 0.0),
+        (0.0, 0.0, 0.0),
+        (0.0, 1.0, math.inf),
+        (math.nan, math.nan, math.inf),
+        (math.inf, 1.0, math.inf),
+        (1.0, math.nan, math.inf),
+        (math.nan, 0.0, math.inf),
+    ],
+)
+def test_what_is_not_finite_is_within_no_tolerance(loss, half_width, expected):
+    assert multilevel._relative(np.array([loss]), np.array([half_width])) == expected
+
+
+def drawn(counts, have, **state):
+    """Everything drawn until a round ends, at most so many of each mean."""
+    have, state = dict(have), {"answered": False, "late": False, "finite": True} | state
+    while (term := multilevel.next_draw(counts, have, **state)) is not None:
+        have[term] += 1
+    return have
+
+
+def test_the_least_is_drawn_first_and_then_the_cheapest():
+    nothing, wanted = dict.fromkeys(TERMS, 0), dict.fromkeys(TERMS, 5)
+    assert drawn(wanted, nothing) == wanted
+    least = dict.fromkeys(TERMS, multilevel.FEWEST)
+    assert drawn(wanted, nothing, late=True) == least  # a first answer is given, however late
+    assert drawn(wanted, nothing, finite=False) == least  # nothing makes a diverged one finite again
+    assert drawn(wanted, nothing, late=True, answered=True) == nothing
+    deeper = least | {TERMS[-1]: 0}
+    assert drawn(wanted, deeper, late=True, answered=True) == deeper
+    assert drawn(wanted, deeper, finite=False, answered=True) == least
+    assert multilevel.next_draw(wanted, deeper, answered=True, late=False, finite=True) == TERMS[-1]
+    assert multilevel.next_draw(wanted, least, answered=True, late=False, finite=True) == min(
+        TERMS, key=lambda term: term.cost
+    )
+
+
+def attempt(**changes):
+    """Of means with variances that fall as their cost rises."""
+    values = {
+        "depths": (4, 8, 16),
+        "counts": dict.fromkeys(TERMS, 8),
+        "half_width": 0.1,
+        "loss": 1.0,
+        "discretisation_error": 0.0,
+        "resolved": False,
+        "quantile": 2.0,
+        "variances": {term: 1 / term.cost for term in TERMS},
+        "result": None,
+    }
+    return multilevel.Attempt(**(values | changes))
+
+
+def following(found, tolerance=0.05, *, seconds=None, left=math.inf, deepest=1024):
+    return multilevel.next_round(found, tolerance, seconds=seconds or {}, left=left, deepest=deepest)
+
+
+@pytest.mark.parametrize("half_width", [math.nan, math.inf, 0.04])
+def test_no_round_follows_a_tolerance_met_or_a_number_that_is_not_finite(half_width):
+    assert following(attempt(half_width=half_width)) is None
+    assert following(attempt(), None) is None
+
+
+def test_a_round_has_no_more_replicates_than_time():
+    seconds = {TERMS[0]: 1e-3 * TERMS[0].cost, TERMS[1]: 2e-3 * TERMS[1].cost}
+    each = {term: seconds.get(term, 1e-3 * term.cost) for term in TERMS}  # the others at the least for their cost
+    found = attempt(variances=dict.fromkeys(TERMS, 1e3))
+
+    def needed(wanted):
+        return sum(each[term] * (count - found.counts[term]) for term, count in wanted.counts.items())
+
+    whole = following(found, seconds=seconds)
+    assert set(whole.counts.values()) == {8 * multilevel.GROWTH}
+    assert following(found, seconds=seconds, left=needed(whole)) == whole
+    half = following(found, seconds=seconds, left=needed(whole) / 2)
+    assert 0.9 * needed(whole) / 2 < needed(half) <= needed(whole) / 2
+    assert all(whole.counts[term] >= count >= found.counts[term] for term, count in half.counts.items())
+    assert following(found, seconds=seconds, left=min(each.values()) / 2) is None
+    assert following(found, seconds=seconds, left=-1.0) is None
+
+
+def test_a_deeper_round_is_begun_where_it_can_end():
+    found, seconds = attempt(discretisation_error=0.04, resolved=True), {TERMS[0]: 1e-3 * TERMS[0].cost}
+    whole, new = following(found, seconds=seconds), Term(1024, 32, True)
+    assert whole.depths == (4, 8, 16, 32)
+    assert whole.counts[new] == multilevel.PILOT_DIFFERENCES
+    assert following(found, seconds=seconds, deepest=16) is None
+    least = 1e-3 * sum(
+        term.cost
+        * ((multilevel.PILOT_DIFFERENCES if term.difference else multilevel.PILOT) - found.counts.get(term, 0))
+        for term in (*TERMS, new)
+    )
+    assert following(found, seconds=seconds, left=1.01 * least).depths == whole.depths
+    assert following(found, seconds=seconds, left=0.99 * least) is None
+
+
+class Clock:
+    """Time that passes where a solution is drawn, a second for this much work."""
+
+    WORK = 4096.0
+
+    def __init__(self):
+        self.now, self.begun = 0.0, []
+
+    def monotonic(self):
+        return self.now
+
+    def solve(self, replicates, key, particles, depth, refinement, room):
+        self.begun.append(self.now)
+        self.now += particles * depth / self.WORK
+        noise = float(jax.random.normal(jax.random.fold_in(key, 1)))
+        outputs = np.full((2, 2, 1), 0.5 + 1 / depth + 0.1 * noise / depth)
+        return {"outputs": outputs, "batch_loss": np.ones(1)}
+
+
+@pytest.mark.parametrize("budget", [1e-3, 20.0, 100.0, 300.0, 1000.0, 3000.0])
+def test_a_budget_is_exceeded_by_what_has_begun(monkeypatch, budget):
+    """By one replicate, beyond the least that a first answer needs."""
+    clock = Clock()
+    monkeypatch.setattr(multilevel, "time", clock)
+    monkeypatch.setattr(multilevel.threads, "at_once", lambda needed: 1)
+    monkeypatch.setattr(multilevel.Replicates, "_solve", lambda *arguments: clock.solve(*arguments))
+    run = linear.__wrapped__("coupled", math.inf, tolerance=1e-6, budget=budget, steps=1)
+    assert run.outcomes == (Outcome.TOLERANCE_NOT_MET,)
+    least = multilevel.FEWEST * sum(term.cost for term in plan_of(512, (4, 8, 16), None)) / clock.WORK
+    deepest = 1.5 * 512 * max(run.settings["depths"]) / clock.WORK
+    assert clock.now <= max(budget + deepest, least)
+    if budget > 2 * least:  # and it is used
+        assert clock.now > 0.5 * budget

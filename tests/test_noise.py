@@ -9,7 +9,7 @@ from scipy.stats import kstest
 import nfd_jax as nfd
 from nfd_jax import basis as bases
 from nfd_jax.matrices import RevealedMatrices
-from nfd_jax.noise import BACKWARD, FORWARD, MatchedNoise, PlainNoise, gaussians, has_room
+from nfd_jax.noise import BACKWARD, FORWARD, MatchedNoise, PlainNoise, gaussians, least_width
 
 WIDTH, BATCH, STEPS, INITIAL = 256, 2, 3, 3
 EPS = float(np.finfo(np.float64).eps)
@@ -90,8 +90,7 @@ def test_room():
     batch, steps, outputs = 4, 10, 1
     for evaluated, block in ((0, 4), (4, 4), (9, 9)):
         width = 4 * (outputs + 2 * batch * steps + 2 * block)
-        assert has_room(width, batch, steps, outputs, evaluated)
-        assert not has_room(width - 1, batch, steps, outputs, evaluated)
+        assert least_width(batch, steps, outputs, evaluated) == width
 
 
 def test_plain_noise_is_normal_and_addressed():

@@ -12,7 +12,7 @@ import pytest
 from helpers import copied, final_state, layers_of, prepare, run_both, two_sample_p
 
 import nfd_jax as nfd
-from nfd_jax import explicit, finite, training
+from nfd_jax import explicit, finite, parametrization, training
 from nfd_jax.optimizers import Optimizer
 from nfd_jax.parametrization import ONE, PARAMETRIZATIONS, ZERO, D, L, N, Power, Role, resolve
 from nfd_jax.task import loss_gradient
@@ -46,6 +46,20 @@ def values(name, role):
 )
 def test_rows_by_hand(name, role, expected):
     np.testing.assert_allclose(values(name, role), expected, rtol=1e-14)
+
+
+def test_a_row_prints_as_a_table():
+    """For people; its repr, which records keep, still makes the row."""
+    row = resolve("depth_mup_corrected").shifted(Role.READOUT, N)
+    lines = str(row).splitlines()
+    assert lines[0] == "depth_mup_corrected: branches times sqrt(T) L^-0.5, rates times eta"
+    assert len(lines) == 2 + len(Role)
+    assert max(map(len, lines)) < 80
+    for line, role in zip(lines[2:], Role, strict=True):
+        parts = [part.strip() for part in line.split("  ") if part.strip()]
+        assert parts[0] == role.value
+        assert parts[1:] == [str(getattr(row[role], name)) for name in ("std", "multiplier", "sgd", "adam", "epsilon")]
+    assert eval(repr(row), vars(parametrization)) == row
 
 
 def test_branches_by_hand():

@@ -38,7 +38,7 @@ runs = dict(
         dense=lambda: nfd.train_networks(task, model, width=16, seeds=9, **both, **shared)),
     slow=dict(
         plain=lambda: nfd.solve_limit(task, model, particles=60, closure="decoupled", noise="plain", **shared),
-        few=lambda: nfd.solve_limit(task, model, particles=40, closure="coupled", observe=observe, **shared),
+        few=lambda: nfd.solve_limit(task, model, particles=40, noise="plain", observe=observe, **shared),
         prime=lambda: nfd.solve_network(task, model, width=61, seeds=3, **shared),
         untied=lambda: nfd.train_networks(task, model, width=16, seeds=3, backward="untied", **shared)))[sys.argv[2]]
 
@@ -140,7 +140,7 @@ coordinates = explicit.in_coordinates(problem)
 inputs, shape = coordinates.data.train.inputs, network.Shape.of(coordinates, width, depth)
 particles, (_, members) = sharding.particles("width", width), sharding.members(8)
 keys = jax.random.split(jax.random.key(0), 8)
-assert noise.has_room(width, samples, steps, 1)
+assert width >= noise.least_width(samples, steps, 1)
 limit = solutions._create(problem.settings, shape, True, True, 1, keys[0], particles)
 scales = architecture.Scales.of(model, problem.settings.row, width=width, dimension=3)
 dense = training._create(problem.settings, model, finite.Shape(32, 3, 1), keys, members)

@@ -26,7 +26,7 @@ def test_cells_are_the_trainers_own_numbers(task):
     task = task.minibatches(2).holding_out(held)
     options = {"optimizer": "adamw", "weight_decay": 0.1, "parametrization": "complete_p", "evaluate_at": (1, 2)}
     found = run(task, schedule=lambda step: 1 / (1 + step), **options)
-    sizes = {"width": 2, "depth": 1, "learning_rate": 2, "seed": 3, "update": 2, "last_0": 2}
+    sizes = {"width": 2, "depth": 1, "learning_rate": 2, "seed": 3, "update": 2, "snapshot": 3, "last_0": 2}
     assert dict(found.sizes) == sizes | {"step": 2, "held_out_step": 2}
     for width in SWEEP["widths"]:
         for depth in SWEEP["depths"]:
@@ -79,6 +79,28 @@ def test_diverged_members_say_when(task):
     assert np.all(at[0] == -1)
     assert np.all(at[1] > 0)
     assert np.all(np.isfinite(found.loss.values[0, 0, 0]))
+    assert found.diverged.dims == ("width", "depth", "learning_rate")
+    assert found.diverged.values.tolist() == [[[0, 3]]]
+
+
+def test_means_over_seeds_are_no_averages_of_survivors(task):
+    """At a rate where width 2 is a gamble: the obvious mean is infinite from the first divergence on."""
+    held = task.holding_out(nfd.datasets.digits(3, split="test"))
+    options = {"learning_rates": (40.0,), "steps": 12, "widths": (2,), "seeds": 24, "observe": None}
+    found = nfd.sweep(held, nfd.ResNet(4, "relu"), **options).isel(width=0, depth=0, learning_rate=0)
+    at = found.diverged_at.values
+    assert 2 <= found.diverged <= 22
+    assert found.diverged == np.sum(at >= 0)
+    first = at[at >= 0].min()
+    for name, axis in (("loss", "step"), ("batch_loss", "update"), ("held_out_loss", "held_out_step")):
+        values = found[name].values
+        finite = np.isfinite(found[name].mean("seed").values)
+        np.testing.assert_array_equal(finite, np.arange(found.sizes[axis]) < first)
+        np.testing.assert_array_equal(
+            values == np.inf, np.arange(found.sizes[axis]) >= np.where(at < 0, 99, at)[:, None]
+        )
+    assert np.all(np.isnan(found.accuracy.values[at >= 0, -1]))
+    assert np.all(np.isfinite(found.accuracy.values[at < 0]))
 
 
 class KilledError(Exception):

@@ -86,3 +86,48 @@ def test_normalised_inputs_have_squared_length_d():
     scaled = nfd.Task(INPUTS + 1, np.zeros(3), normalise=True)
     np.testing.assert_allclose((scaled.inputs**2).sum(1), 2, rtol=1e-15)
     np.testing.assert_array_equal(scaled.minibatches(2).inputs, scaled.inputs)
+
+
+# ------------------------------------------------------------------ classes
+
+
+@pytest.mark.parametrize(
+    ("targets", "options", "labels"),
+    [
+        ([1.0, -1.0, 1.0], {}, [1, -1, 1]),
+        (np.eye(3), {}, [0, 1, 2]),
+        (np.eye(3)[[2, 0, 2]] - 1 / 3, {}, [2, 0, 2]),
+        ([2, 0, 2], {"loss": "cross_entropy"}, [2, 0, 2]),
+        ([[0.2, 0.8], [0.9, 0.1], [0.0, 1.0]], {"loss": "cross_entropy"}, [1, 0, 1]),
+    ],
+)
+def test_labels_and_accuracies(targets, options, labels):
+    task = nfd.Task(INPUTS, np.asarray(targets), **options)
+    np.testing.assert_array_equal(task.labels, labels)
+    right = task.targets - task.targets.mean(axis=1, keepdims=True) * (task.outputs > 1)
+    assert task.accuracy(right) == 1.0
+    assert task.accuracy(-right) == 0.0
+    one_wrong = np.stack([right, right])
+    one_wrong[1, 2] *= -1
+    np.testing.assert_allclose(task.accuracy(one_wrong), [1, 2 / 3], rtol=1e-15)
+    assert task.accuracy(np.zeros_like(right)) == 0.0  # a tie is no answer
+    for bad in (np.nan, np.inf):
+        one_wrong[0, 0, 0] = bad
+        np.testing.assert_array_equal(np.isnan(task.accuracy(one_wrong)), [True, False])
+
+
+@pytest.mark.parametrize(
+    ("targets", "options", "message"),
+    [
+        ([1.0, -1.0, 0.5], {}, r"one output needs targets -1 and \+1, got \[0.5\] for sample 2"),
+        ([0.0, 1.0, 1.0], {}, r"one output needs targets -1 and \+1, got \[0.0\] for sample 0"),
+        ([[1.0, 0.0], [0.0, 1.0], [0.5, 0.0]], {}, r"rows of targets must be one-hot, got \[0.5, 0.0\] for sample 2"),
+        ([[2.0, 1.0, 0.0]] * 3, {}, "rows of targets must be one-hot"),
+        (np.ones((3, 2)), {}, "rows of targets must be one-hot"),
+        ([[0.2, 0.8], [0.5, 0.5], [0, 1]], {"loss": "cross_entropy"}, r"one largest, got \[0.5, 0.5\] for sample 1"),
+    ],
+)
+def test_targets_that_are_no_classes(targets, options, message):
+    task = nfd.Task(INPUTS, np.asarray(targets), **options)
+    with pytest.raises(ValueError, match=f"this task has no classes, so that there is no accuracy: .*{message}"):
+        task.accuracy(np.zeros((3, task.outputs)))

@@ -25,7 +25,7 @@ def test_every_member_diverges(task):
 
 
 def test_limit_that_diverges(task):
-    run = diverging(nfd.solve_limit, task, particles=64, learning_rate=1e4)
+    run = diverging(nfd.solve_limit, task, particles=64, noise="plain", learning_rate=1e4)
     assert run.outcomes == (Outcome.DIVERGED,)
     assert "1 of 1 members diverged" in run.summary()
     assert run.to_dataset().diverged_at == run.diverged_at

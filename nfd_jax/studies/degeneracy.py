@@ -58,7 +58,7 @@ def measure(
     learning_rate: float,
     seeds: int,
 ) -> Arrays:
-    """Smallest relative eigenvalues along training, and the loss."""
+    """Smallest relative eigenvalues before every update, and the loss."""
     task, model = nfd.datasets.digits(samples), nfd.ResNet(depth, activation)
     shared = {
         "steps": steps,
@@ -79,7 +79,7 @@ def measure(
         kernels, loss = run.observed, run.loss
     found = {}
     for place, (name, time) in PLACES.items():
-        grams = np.asarray(kernels[name][:, :, round(time * depth)], np.float64)
+        grams = np.asarray(kernels[name][:, :steps, round(time * depth)], np.float64)
         finite = np.all(np.isfinite(grams), axis=(-2, -1), keepdims=True)
         kept = np.where(finite, grams, np.eye(samples))
         smallest = np.linalg.eigvalsh(kept)[..., 0] / (np.trace(kept, axis1=-2, axis2=-1) / samples)

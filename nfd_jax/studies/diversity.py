@@ -64,7 +64,7 @@ def measure(
         progress=False,
     )
     axes, lost = ("seed", "time", "lag"), np.logical_and(run.diverged_at[:, None] >= 0, [False, True])[..., None]
-    ends = {name: run.observed[f"{name}_diversity"][:, [0, -1]].astype(np.float64) for name in FIELDS}
+    ends = {name: run.observed[f"{name}_diversity"][:, [0, steps - 1]].astype(np.float64) for name in FIELDS}
     found = {name: (axes, np.where(lost, np.nan, values)) for name, values in ends.items()}
     return {"loss": (("seed", "step"), run.loss), **found}
 

@@ -84,7 +84,7 @@ def measure(
     ).isel(width=0, depth=0)
     diverged = runs.diverged_at.values >= 0
     axes = ("rate", "seed", "time", "kind")
-    found = {name: (axes, runs[name].values[:, :, [0, -1]].astype(np.float64)) for name in FIELDS}
+    found = {name: (axes, runs[name].values[:, :, [0, steps - 1]].astype(np.float64)) for name in FIELDS}
     return {"loss": (axes[:2], np.where(diverged, np.inf, runs.loss.values[..., -1])), **found}
 
 

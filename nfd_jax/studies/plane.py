@@ -60,7 +60,7 @@ def measure(
                 task,
                 model,
                 width=width,
-                steps=2,  # features are seen before an update: the second step shows those after the first
+                steps=1,
                 learning_rate=learning_rate,
                 seeds=seeds,
                 parametrization=nfd.alpha_gamma(alpha, gamma),

@@ -122,7 +122,7 @@ def _networks(
             nfd.datasets.digits(samples),
             model,
             width=width,
-            steps=max(steps) + 1,
+            steps=max(steps),
             learning_rate=learning_rate,
             seeds=[seed],
             backward=backward,
