@@ -20,10 +20,11 @@ import numpy as np
 import optax
 from jax import lax
 
-from nfd_jax._errors import finite_float, one_of, positive_int, positive_ints, seed_sequence
+from nfd_jax._errors import finite_float, one_of, positive_int, positive_ints
 from nfd_jax._types import PyTree
 from nfd_jax.parametrization import FAMILIES, ONE, Parametrization, Power, Role, resolve
 from nfd_jax.scaling import Roles, assign_roles, check_growth, in_columns
+from nfd_jax.seeds import seed_key, seed_sequence
 from nfd_jax.statistics import Slope, fit_slope
 
 KINDS = ("stream", "inner", "output")
@@ -280,7 +281,7 @@ class Experiment:
         self, width: int, depth: int, seeds: Sequence[int], inputs: PyTree, targets: PyTree
     ) -> dict[Line, np.ndarray]:
         """All quantities of all seeds `(seeds,)` at one size: built one by one, trained side by side."""
-        keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), width), depth) for seed in seeds]
+        keys = [jax.random.fold_in(jax.random.fold_in(seed_key(seed), width), depth) for seed in seeds]
         models, transformations = zip(*(self.build(key, width, depth) for key in keys), strict=True)
         arrays, others = zip(*(eqx.partition(model, eqx.is_array) for model in models), strict=True)
         together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *arrays)

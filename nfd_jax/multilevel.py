@@ -30,6 +30,7 @@ from nfd_jax import engine, memory, sharding, threads
 from nfd_jax._types import Key
 from nfd_jax.checkpoint import Checkpoint
 from nfd_jax.particles import System
+from nfd_jax.seeds import seed_key
 from nfd_jax.task import Task, loss_gradient, loss_value
 from nfd_jax.trajectory import ErrorBars, HeldOut, Trajectory
 
@@ -150,7 +151,7 @@ class Replicates:
         found = self.found.setdefault(term, [])
 
         def replicate(number: int) -> Parts:
-            key = jax.random.key(self.seed)
+            key = seed_key(self.seed)
             for address in (term.particles, term.depth, number):
                 key = jax.random.fold_in(key, address)
             parts = self._solve(key, term.particles, term.depth, 1, room)

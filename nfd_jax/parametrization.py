@@ -45,7 +45,12 @@ class Power:
     def __call__(self, *, width: int | float, depth: int | float, dimension: int | float = 1) -> float:
         """Its value; products of large powers that cancel stay finite."""
         logs = self.width * math.log(width), self.depth * math.log(depth), self.dimension * math.log(dimension)
-        return math.exp(math.fsum(logs))
+        try:
+            return math.exp(math.fsum(logs))
+        except OverflowError:
+            raise ValueError(
+                f"{self} overflows at n = {width}, L = {depth}, d = {dimension}; use smaller exponents or sizes"
+            ) from None
 
     def __str__(self) -> str:
         named = (("n", self.width), ("L", self.depth), ("d", self.dimension))

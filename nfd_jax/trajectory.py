@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from nfd_jax._errors import Outcome
+from nfd_jax.seeds import labels
 from nfd_jax.task import Task
 
 if TYPE_CHECKING:
@@ -169,7 +170,7 @@ class Trajectory:
             axes = tuple(f"{name}_{axis}" for axis in range(values.ndim - len(member) - 1))
             variables[name] = ((*member, "update", *axes), values)
         if self.ensemble:
-            coordinates["seed"] = np.array(self.seeds)
+            coordinates["seed"] = labels(self.seeds)
         for name, bars in self.errors.items():
             for kind in ("standard_error", "discretisation_error", "half_width"):
                 variables[f"{name}_{kind}"] = (variables[name][0], getattr(bars, kind))

@@ -17,8 +17,10 @@ CLAIMS = tuple(f"studies.{path.stem}" for path in sorted((FOLDER / "studies").gl
 ORDER = (
     "_types",
     "_errors",
+    "seeds",
     "functions",
     "activations",
+    "memory",
     "task",
     "datasets",
     "trajectory",
@@ -35,7 +37,6 @@ ORDER = (
     "architecture",
     "sharding",
     "checkpoint",
-    "memory",
     "threads",
     "engine",
     "explicit",

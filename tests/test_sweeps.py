@@ -161,7 +161,7 @@ def test_no_result_is_overwritten_by_what_is_observed(task):
         (
             {"depths": (1, 2), "widths": (4,), "observe": lambda sweep: {"h": sweep.features[:, 0, 0]}},
             ValueError,
-            r"observe must return arrays of one shape in all cells, got 'observed/h'",
+            r"one shape in all cells, got {'h': \(2,\)} at n = 4, L = 1 and {'h': \(3,\)} at n = 4, L = 2; reduce",
         ),
     ],
 )
