@@ -102,7 +102,7 @@ def compare(task: Task, setup: Comparison | None = None, *, progress: bool | Non
     check_task(task)
     setup = setup or Comparison()
     if not isinstance(setup, Comparison):
-        raise TypeError(f"setup must be an nfd.Comparison, got {setup!r}")
+        raise TypeError(f"setup must be a nfd_jax.comparison.Comparison, got {setup!r}")
     _check_runs(task, setup, progress)
     depths, widths = list(setup.depths), list(setup.widths)
     members = list(range(setup.seed, setup.seed + setup.seeds))

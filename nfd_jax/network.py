@@ -135,7 +135,7 @@ def in_shape(
     problem = with_scales(in_coordinates(problem), scales)
     shape = Shape.of(problem, width, (room or model.blocks) * model.structure.matrices)
     create = creation(problem, shape, backward)
-    ways_out = "use a smaller width or depth, fewer steps or a smaller batch, or more devices"
+    ways_out = f"use a smaller width than {width} or a smaller depth, fewer steps or a smaller batch, or more devices"
     memory.check(*shape.needed(create, jax.random.key(0)[None], layout), ways_out)
     return problem, shape
 

@@ -186,7 +186,8 @@ def member_bytes(problem: loop.Problem, task: Task, model: AbstractModel, width:
     evaluated = sum(len(samples.inputs) for samples in problem.data.sets)
     rows = max((model.matrices + 1) * problem.data.batches.shape[1], evaluated)
     needed = (copies * shape.numbers(model) + 3 * rows * width) * jnp.zeros(()).dtype.itemsize
-    memory.check(needed, 1, "use a smaller width, depth or batch, or solve_network, which needs no n x n array")
+    ways_out = f"use a smaller width than {width}, depth or batch, or solve_network, which needs no n x n array"
+    memory.check(needed, 1, ways_out)
     return needed
 
 

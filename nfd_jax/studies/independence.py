@@ -202,4 +202,5 @@ STUDY = Study(
     conclude=conclude,
     draw=draw,
     cost=lambda cell: cell["depth"] + 4,
+    least={"depths": 2},
 )

@@ -192,4 +192,5 @@ STUDY = Study(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    least={"depths": 2},
 )

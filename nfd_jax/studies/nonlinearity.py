@@ -196,4 +196,5 @@ STUDY = Study(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    least={"activations": 2},
 )

@@ -200,4 +200,5 @@ STUDY = Study(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    least={"widths": 2, "depths": 2},
 )

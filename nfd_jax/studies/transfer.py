@@ -280,4 +280,5 @@ STUDY = Study(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    least={"depths": 2},
 )
