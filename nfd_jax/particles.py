@@ -52,7 +52,7 @@ class System(NamedTuple):
 
     def check_memory(self, particles: int, room: int) -> None:
         """ValueError where the devices lack the memory of a solution with room for this depth."""
-        ways_out = f"use fewer particles than {particles}, a smaller depth, fewer steps, smaller batches or more devices"
+        ways_out = f"use fewer particles than {particles}, a smaller depth, fewer steps or smaller batches"
         memory.check(*self.needed(particles, room), ways_out)
 
     def scales(self, depth: int) -> Scales:
