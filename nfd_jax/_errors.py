@@ -34,8 +34,7 @@ def positive_int(name: str, value: Any, minimum: int | float = 1, maximum: int =
     if number < minimum:
         raise ValueError(f"{name} must be at least {minimum}, got {value}")
     if number > maximum:
-        way_out = "run it in parts" if maximum == MOST else "give a smaller one"
-        raise ValueError(f"{name} must be at most {maximum}, got {value}; {way_out}")
+        raise ValueError(f"{name} must be at most {maximum}, got {value}; give a smaller number")
     return number
 
 
@@ -47,7 +46,7 @@ def positive_ints(
         raise TypeError(f"{name} must be a sequence of {kind}, got {values!r}")
     listed = tuple(islice(values, MOST + 2))  # none is made of a range without end
     if len(listed) > MOST + 1:  # steps 0 to MOST are that many
-        raise ValueError(f"{name} must be at most {MOST} numbers, got more; run them in parts")
+        raise ValueError(f"{name} must be at most {MOST} numbers, got more; give fewer")
     return tuple(positive_int(name, value, minimum, maximum) for value in listed)
 
 
@@ -60,7 +59,10 @@ def finite_float(name: str, value: Any, minimum: float = 0.0, *, strict: bool = 
         is_real = isinstance(value, Real) and not isinstance(value, bool)
     if not is_real:
         raise TypeError(f"{name} must be a real number, got {value!r} of type {type(value).__name__}")
-    number = float(value)
+    try:
+        number = float(value)
+    except OverflowError:  # an integer
+        number = math.inf
     if not math.isfinite(number) or number < minimum or (strict and number == minimum):
         bound = f" above {minimum:g}" if strict else f" at least {minimum:g}" if math.isfinite(minimum) else ""
         raise ValueError(f"{name} must be a finite number{bound}, got {value!r}")
@@ -119,10 +121,10 @@ def in_precision(name: str, values: Any, *, positive: bool = False, power: int =
     be `positive`, is too small to be told from 0. Below the smallest normal number is 0, as on most devices."""
     dtype = np.dtype(jnp.result_type(float))
     found, limits = np.asarray(values, dtype=np.float64), jnp.finfo(dtype)
-    way_out = "rescale it" if dtype == np.float64 else "rescale it, or set jax_enable_x64 for float64"
+    way_out = "rescale" if dtype == np.float64 else "rescale, or set jax_enable_x64 for float64"
     most, least = (float(limit) ** (1 / power) for limit in (limits.max, limits.tiny))
     large, small = np.abs(found) > most, (found != 0) & (np.abs(found) < least)
     if large.any():
-        raise ValueError(f"{name} overflows in {dtype}, got {found[large][0]:g}; {way_out}")
+        raise ValueError(f"{name} must be finite in {dtype}, got {found[large][0]:g}, which overflows; {way_out}")
     if positive and small.any():
-        raise ValueError(f"{name} is 0 in {dtype}, got {found[small][0]:g}; {way_out}")
+        raise ValueError(f"{name} must not be lost in {dtype}, got {found[small][0]:g}, which is 0 there; {way_out}")

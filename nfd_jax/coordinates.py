@@ -415,9 +415,9 @@ def check_batch(name: str, batch: PyTree) -> None:
     """ValueError where an array of the batch holds numbers that are not finite: every slope would be one of them."""
     for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
         if isinstance(leaf, float | np.ndarray | np.generic | jax.Array):
-            wrong = np.argwhere(~np.isfinite(np.asarray(leaf))) if _is_inexact(leaf) else ()
-            if len(wrong):
-                at = f"{jax.tree_util.keystr(path)}{wrong[0].tolist()}"
+            wrong = np.argwhere(~np.isfinite(np.asarray(leaf))).tolist() if _is_inexact(leaf) else []
+            if wrong:
+                at = f"{jax.tree_util.keystr(path)}{wrong[0]}"
                 raise ValueError(f"{name} must be finite, which {name}{at} is not; clean the data first")
 
 

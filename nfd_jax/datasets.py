@@ -138,7 +138,14 @@ def gaussian(
     directions, triangle = np.linalg.qr(streams[0].standard_normal((k, d)).T)
     directions *= np.sign(np.diag(triangle))  # the first is along its Gaussian vector, not opposite
     z = inputs @ directions * (d**0.5 / np.linalg.norm(inputs, axis=1, keepdims=True))
-    targets = finite_array("targets of teacher", link(z), (1, 2))
+    try:
+        made = link(z)
+    except Exception as error:  # whatever a function of a user's raises
+        raise TypeError(
+            f"teacher must take z of shape {z.shape} to targets, got {teacher!r}, which raises "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    targets = finite_array("targets of teacher", made, (1, 2))
     if len(targets) != count:
         raise ValueError(f"teacher must give one target a sample, {count}, got shape {targets.shape}; keep the rows")
     if deviation > 0:

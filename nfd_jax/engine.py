@@ -90,6 +90,9 @@ def observation(observe: Observe, sweep: Sweep) -> dict[str, Array]:
             f"observe is traced by jax, so it can't turn arrays into numpy or Python numbers, nor branch on their "
             f"values: write it with jax.numpy. It raises {type(error).__name__}: {str(error).splitlines()[0]}"
         ) from error
+    except Exception as error:
+        error.add_note("raised by observe, which jax calls once, with arrays that have no values yet")
+        raise
     if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
         raise TypeError(f"observe must return arrays by name, a dict, got {found!r}")
     taken = sorted(set(found) & RESERVED)
@@ -500,7 +503,7 @@ def _check_precision(task: Task, model: AbstractModel, row: Parametrization, ric
             in_precision(f"{name}inputs", samples.inputs)
             in_precision(f"{name}targets", samples.targets)
             largest = np.abs(samples.inputs).max(axis=1)
-            in_precision(f"a sample of {name}inputs", largest, positive=True)
+            in_precision(f"every sample of {name}inputs", largest, positive=True)
     in_precision("richness (its square, which rates are multiplied by)", richness, positive=True, power=2)
     branch = model.branch(row) if math.isfinite(model.depth) else replace(model, depth=1).branch(row)
     least = 0.0 if getattr(model, "branch_scale", None) == 0 else float(np.nextafter(0, 1))  # 0 only where given

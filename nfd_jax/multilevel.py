@@ -241,6 +241,7 @@ def estimate(
     infinite, particles = depth == math.inf, particles or default_particles(system)
     depths, counts, wanted = ladder(depth) if system.on_one_path else (int(depth),), {}, {}
     room, previous = _room(depths[-1], infinite), None
+    system.check_memory(particles, room)  # of the largest, which is solved last
     arguments = arguments | {
         "solver": "limit",
         "depth": depth,

@@ -50,7 +50,7 @@ class Optimizer:
             if family == "sgd" and value is not None:
                 raise ValueError(f"{argument}={value!r} is Adam's; leave it out for optimizer='sgd'")
         betas = cls.betas if betas is None else betas
-        if not isinstance(betas, Sequence | np.ndarray) or isinstance(betas, str) or len(betas) != 2:
+        if not isinstance(betas, Sequence | np.ndarray) or np.shape(betas) != (2,):
             raise ValueError(f"betas must be two numbers, got {betas!r}")
         optimizer = cls(
             name,

@@ -87,6 +87,7 @@ class Task:
 
     def batches(self, steps: int) -> np.ndarray:
         """Indices of the samples of every step, `(steps, B)`; a longer schedule begins as a shorter one."""
+        positive_int("steps", steps, maximum=MOST)
         size = self.batch_size or self.samples
         if self.full_batch:
             return np.tile(np.arange(size), (steps, 1))
@@ -127,10 +128,11 @@ def _frozen(array: np.ndarray) -> np.ndarray:
 
 def _normalised(inputs: np.ndarray) -> np.ndarray:
     """Rows scaled to |x|^2 = d."""
-    length = np.linalg.norm(inputs, axis=1, keepdims=True)
-    if np.any(length == 0):
-        raise ValueError(f"inputs[{int(np.argmin(length))}] is zero and can't be normalised; leave it out")
-    return inputs * (inputs.shape[1] ** 0.5 / length)
+    largest = np.abs(inputs).max(axis=1, keepdims=True)
+    if np.any(largest == 0):
+        raise ValueError(f"inputs[{int(np.argmin(largest))}] is zero and can't be normalised; leave it out")
+    inputs = np.ldexp(inputs, -np.frexp(largest)[1])  # whose squares neither overflow nor vanish
+    return inputs * (inputs.shape[1] ** 0.5 / np.linalg.norm(inputs, axis=1, keepdims=True))
 
 
 def _probabilities(targets: np.ndarray, classes: int | None) -> np.ndarray:

@@ -13,7 +13,7 @@ import optax
 
 from nfd_jax import engine as loop
 from nfd_jax import memory, optimizers, sharding
-from nfd_jax._errors import one_of, positive_int
+from nfd_jax._errors import in_precision, one_of, positive_int
 from nfd_jax._types import Array, Index, Key, PyTree, Scalar
 from nfd_jax.architecture import AbstractModel, Scales
 from nfd_jax.checkpoint import Checkpoint
@@ -250,7 +250,10 @@ def _optimizer(settings: loop.Settings, network: Network) -> optax.GradientTrans
     for role in _trainable(settings.trained, network):
         scaling = network.row[Role(role)]
         rate = scaling.rate(rule.name)(**sizes) * (gamma**2 if rule.is_linear else gamma)
-        directions[role] = rule.direction(rate, scaling.epsilon(**sizes) / gamma)
+        of_gradients = 1.0 if rule.is_linear else scaling.epsilon(**sizes) / gamma
+        in_precision(f"the {role} rate of parametrization {settings.row.name!r}", rate, positive=True)
+        in_precision(f"epsilon of {role} weights", rule.epsilon * of_gradients, positive=True)
+        directions[role] = rule.direction(rate, of_gradients)
     return optax.partition(directions, {role: role for role in directions})
 
 

@@ -49,6 +49,8 @@ class Sizes:
 
 def cells(sizes: Sizes) -> list[Cell]:
     """All rates and seeds of an activation side by side."""
+    if ABS not in sizes.activations:
+        raise ValueError(f"activations of study 'nonlinearity' must have {ABS!r}, got {sizes.activations}")
     return [{"activation": activation} for activation in sizes.activations]
 
 

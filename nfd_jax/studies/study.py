@@ -160,6 +160,8 @@ def run(
     `sizes`: changes to the sizes of the scale, by name. Raises ValueError or TypeError for names and values that do
     not fit, before anything is measured.
     """
+    if not isinstance(study, Study):
+        raise TypeError(f"study must be a Study, such as studies.STUDIES['width'], got {study!r}")
     if progress is not None:
         boolean("progress", progress)
     chosen = sized(study, scale, sizes)
