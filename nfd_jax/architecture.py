@@ -30,7 +30,7 @@ import numpy as np
 from jax import lax
 
 from nfd_jax import activations
-from nfd_jax._errors import finite_float, one_of, positive_int
+from nfd_jax._errors import boolean, finite_float, in_precision, one_of, positive_int
 from nfd_jax._types import Array, Float, Index, PyTree, Scalar, ScalarFunction
 from nfd_jax.basis import Terms, product
 from nfd_jax.matrices import AbstractMatrices
@@ -130,12 +130,13 @@ class ResNet(AbstractModel):
         activations.check(self.activation)
         object.__setattr__(self, "horizon", finite_float("horizon", self.horizon, strict=True))
         one_of("block", self.block, BLOCKS)
+        object.__setattr__(self, "centred", boolean("centred", self.centred))
         if self.branch_scale is not None:
             object.__setattr__(self, "branch_scale", finite_float("branch_scale", self.branch_scale))
 
     @property
     def structure(self) -> Structure:
-        return Structure(self.activation, BLOCKS[self.block], bool(self.centred))
+        return Structure(self.activation, BLOCKS[self.block], self.centred)
 
     @property
     def blocks(self) -> int:
@@ -211,6 +212,11 @@ class Scales(NamedTuple):
                 f"parametrization {row.name!r} has no limit that learns features as n grows ({', '.join(growing)} "
                 "in units of depth-muP's); use 'depth_mup' or 'mup', or solve_network at a finite width"
             )
+        in_precision(
+            f"the output multiplier of parametrization {row.name!r}", output(**sizes) / richness, positive=True
+        )
+        for role, power in rates.items():
+            in_precision(f"the {role} rate of parametrization {row.name!r}", power(**sizes), positive=True)
         dtype = jnp.zeros(()).dtype
         return cls(
             np.asarray(model.blocks, np.int32),

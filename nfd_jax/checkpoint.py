@@ -22,7 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from nfd_jax import sharding
-from nfd_jax._errors import positive_int
+from nfd_jax._errors import folder_path, positive_int
 from nfd_jax._types import PyTree
 from nfd_jax.task import Task
 
@@ -45,7 +45,7 @@ class Checkpoint:
         positive_int("checkpoint_every", every)
         if folder is None:
             return None
-        path = Path(folder)
+        path = folder_path("checkpoint", folder)
         try:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:

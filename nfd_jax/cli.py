@@ -18,8 +18,24 @@ from nfd_jax.comparison import Comparison
 from nfd_jax.task import Task
 
 app = tyro.extras.SubcommandApp()
+
+
+class Setup(Comparison):
+    """A `Comparison` as it is given."""
+
+    def __post_init__(self) -> None:
+        """Nothing: the command checks, as tyro would report a ValueError under a name of its own."""
+
+
+class Processes(Cluster):
+    """A `Cluster` as it is given."""
+
+    def __post_init__(self) -> None:
+        """Nothing, as for `Setup`."""
+
+
 # every command takes these options, and joins before it computes
-OptionalCluster = Annotated[Cluster, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff]
+OptionalCluster = Annotated[Processes, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff]
 
 
 @app.command
@@ -28,9 +44,9 @@ def compare(
     folder: Path | None = None,
     samples: int = 16,
     classes: tuple[int, ...] = (0, 1),
-    setup: Annotated[Comparison, tyro.conf.OmitArgPrefixes] = Comparison(),  # noqa: B008 (frozen)
+    setup: Annotated[Setup, tyro.conf.OmitArgPrefixes] = Setup(),  # noqa: B008 (frozen)
     output: Path = Path("results/compare"),
-    cluster: OptionalCluster = Cluster(),  # noqa: B008 (frozen)
+    cluster: OptionalCluster = Processes(),  # noqa: B008 (frozen)
 ) -> None:
     """Solve both limits, train tied and untied networks beside them, and show which converges to which.
 
@@ -45,10 +61,11 @@ def compare(
         output: Folder for the figure and the dataset.
         cluster: More than one process; the first prints and writes.
     """
+    checked, together = Comparison(**asdict(setup)), Cluster(**asdict(cluster))
     written = records.output_folder(output)
-    first = cluster.join()
+    first = together.join()
     task = _task(data, folder, samples, classes)
-    dataset = comparison.compare(task, setup, progress=first)
+    dataset = comparison.compare(task, checked, progress=first)
     if not first:
         return
     dataset.attrs["title"] = (
@@ -80,7 +97,7 @@ def study(
     scale: Scale = "laptop",
     sizes: str = "{}",
     output: Path = Path("results/studies"),
-    cluster: OptionalCluster = Cluster(),  # noqa: B008 (frozen)
+    cluster: OptionalCluster = Processes(),  # noqa: B008 (frozen)
 ) -> None:
     """Run one claim's study, or what is missing of it; print its table and draw its figure.
 
@@ -104,7 +121,7 @@ def claims(
     names: tyro.conf.Positional[tuple[StudyName, ...]] = (),
     scale: Scale = "laptop",
     output: Path = Path("results/studies"),
-    cluster: OptionalCluster = Cluster(),  # noqa: B008 (frozen)
+    cluster: OptionalCluster = Processes(),  # noqa: B008 (frozen)
 ) -> None:
     """Run the studies of all claims, or of those named, and print one table: predicted, measured, verdict.
 
@@ -132,7 +149,8 @@ def _studies(
 ) -> tuple[list[studies.Report], list[str]]:
     """The reports of studies, printed and written as they finish (none in any process but the first), and why others
     have none: one that fails does not keep the rest from running."""
-    folder, first = records.output_folder(output), cluster.join()
+    together = Cluster(**asdict(cluster))
+    folder, first = records.output_folder(output), together.join()
     reports, failures = [], []
     for name in names:
         jax.clear_caches()  # programs of one study serve no other, and a process has room for so many

@@ -18,13 +18,17 @@ import numpy as np
 import xarray as xr
 from tqdm import tqdm
 
-from nfd_jax import parametrization, sharding
-from nfd_jax._errors import finite_float, positive_int
-from nfd_jax.architecture import ResNet, Scales
+from nfd_jax import engine, parametrization
+from nfd_jax._errors import MOST, finite_float, positive_int, positive_ints
+from nfd_jax.architecture import ResNet
+from nfd_jax.explicit import in_coordinates
 from nfd_jax.limit import CLOSURES, solve_limit
 from nfd_jax.network import BACKWARDS
+from nfd_jax.optimizers import Optimizer
+from nfd_jax.particles import System
+from nfd_jax.seeds import check_seed, labels
 from nfd_jax.task import Task, check_task
-from nfd_jax.training import is_revealed, train_networks
+from nfd_jax.training import check_cell, is_revealed, train_networks
 from nfd_jax.trajectory import Trajectory
 
 AXES = ("step", "sample", "output")
@@ -65,19 +69,19 @@ class Comparison:
     def __post_init__(self) -> None:
         """Check what the solvers would not see before the first of them has run."""
         for name in ("depths", "widths"):
-            sizes = getattr(self, name)
+            sizes = positive_ints(name, getattr(self, name))
             if not sizes or len(set(sizes)) != len(sizes):
                 raise ValueError(f"{name} must be at least one number, each given once, got {sizes!r}")
-            for size in sizes:
-                positive_int(name, size)
+            object.__setattr__(self, name, sizes)
         parametrization.resolve(self.parametrization)
         for depth in self.depths:
             self.model(depth)
         for name in ("seeds", "limit_seeds"):
-            positive_int(f"{name} (a standard error needs two)", getattr(self, name), minimum=2)
-        positive_int("steps", self.steps)
+            positive_int(f"{name} (a standard error needs two)", getattr(self, name), 2, MOST)
+        positive_int("steps", self.steps, maximum=MOST)
         positive_int("particles", self.particles)
-        positive_int("seed", self.seed, minimum=0)
+        check_seed("seed", self.seed)
+        check_seed("the last seed", self.seed + max(self.seeds, self.limit_seeds) - 1)
         finite_float("learning_rate", self.learning_rate)
 
     def model(self, depth: int) -> ResNet:
@@ -97,13 +101,10 @@ def compare(task: Task, setup: Comparison | None = None, *, progress: bool | Non
     """
     check_task(task)
     setup = setup or Comparison()
+    if not isinstance(setup, Comparison):
+        raise TypeError(f"setup must be a nfd_jax.comparison.Comparison, got {setup!r}")
+    _check_runs(task, setup, progress)
     depths, widths = list(setup.depths), list(setup.widths)
-    # refuse now what a solver would refuse later
-    Scales.of(setup.model(depths[0]), parametrization.resolve(setup.parametrization), width=None, dimension=1)
-    sharding.particles("particles", setup.particles)
-    for width in widths:
-        if is_revealed("auto", task, width, setup.steps):
-            sharding.particles("widths", width)
     members = list(range(setup.seed, setup.seed + setup.seeds))
     limit_members = list(range(setup.seed, setup.seed + setup.limit_seeds))
     limits, networks = _solve(task, setup, limit_members, members, progress)
@@ -131,13 +132,37 @@ def compare(task: Task, setup: Comparison | None = None, *, progress: bool | Non
             "backward": list(BACKWARDS),
             "depth": depths,
             "width": widths,
-            "limit_seed": limit_members,
-            "seed": members,
+            "limit_seed": labels(limit_members),
+            "seed": labels(members),
             "step": np.arange(setup.steps + 1),
         },
         attrs={"limit_noise": ", ".join(sorted({run.settings["noise"] for run in limit_runs}))},
     )
     return summarise(dataset)
+
+
+def _check_runs(task: Task, setup: Comparison, progress: bool | None) -> None:
+    """What a solver would refuse of any run, before the first of them."""
+    for depth in setup.depths:
+        model = setup.model(depth)
+        problem = engine.prepare(
+            task,
+            model,
+            steps=setup.steps,
+            learning_rate=setup.learning_rate,
+            parametrization_name=setup.parametrization,
+            optimizer=Optimizer(),
+            train_input=False,
+            train_readout=False,
+            richness=1.0,
+            progress=progress,
+        )
+        limit = System(model, in_coordinates(problem), True, True, task.dimension)
+        limit.scales(depth)
+        limit.check_memory(setup.particles, depth)
+        for width in setup.widths:
+            revealed = is_revealed("auto", task, width, setup.steps)
+            check_cell(problem, task, model, width, "untied", revealed=revealed)
 
 
 def _solve(

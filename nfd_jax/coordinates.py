@@ -8,6 +8,7 @@ with W_0 (x_t - x_0), what arrives from below; the effective update is the part 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +21,11 @@ import numpy as np
 import optax
 from jax import lax
 
-from nfd_jax._errors import finite_float, one_of, positive_int, positive_ints, seed_sequence
+from nfd_jax._errors import finite_float, one_of, positive_int, positive_ints
 from nfd_jax._types import PyTree
 from nfd_jax.parametrization import FAMILIES, ONE, ZERO, Parametrization, Power, Role, resolve
-from nfd_jax.scaling import Roles, assign_roles, check_growth, in_columns
+from nfd_jax.scaling import Roles, assign_roles, check_growth, check_transformation, in_columns
+from nfd_jax.seeds import seed_key, seed_sequence
 from nfd_jax.statistics import Slope, fit_slope
 
 KINDS = ("stream", "inner", "output")
@@ -196,7 +198,7 @@ def coordinate_check(
     - `build`: `(key, width, depth)` to a model and the optax transformation that trains it, which may depend on the
       sizes, but not on the key.
     - `features`: `(model, inputs)` to named arrays of activations on the whole batch, of any shapes.
-    - `inputs`, `targets`: one batch, on which all steps train; whatever `features` and `loss` take.
+    - `inputs`, `targets`: one batch of finite numbers, on which all steps train; whatever `features` and `loss` take.
     - `parametrization`, `roles`, `optimizer`: the row that training should follow, the roles of the parameters and the
       optimizer whose rates it takes, as in `scale_rates`.
     - `kinds`: of every feature whose size and change are judged. `"stream"`: the residual stream behind some blocks, or
@@ -233,8 +235,14 @@ def coordinate_check(
     if allowance >= HALF:
         raise ValueError(f"allowance must be below {HALF}, by which exponents of the table differ, got {allowance}")
     check_kinds(kinds)
+    for name, function in (("build", build), ("features", features), ("loss", loss)):
+        if not callable(function):
+            raise TypeError(f"{name} must be a function, got {function!r}")
+    check_batch("inputs", inputs)
+    check_batch("targets", targets)
     experiment = Experiment(build, features, loss, dict(kinds), images or {}, positive_int("steps", steps))
     expected = expectations(experiment, row, family, roles, inputs, targets, widths[:2], depths[0])
+    check_depths(experiment, inputs, widths[0], depths)
     middle = widths[(len(widths) - 1) // 2]
     sweeps = {"n": [(width, depths[0]) for width in widths], "L": [(middle, depth) for depth in depths]}
     sweeps = {axis: cells for axis, cells in sweeps.items() if len(cells) > 1}
@@ -287,7 +295,7 @@ class Experiment:
         self, width: int, depth: int, seeds: Sequence[int], inputs: PyTree, targets: PyTree
     ) -> dict[Line, np.ndarray]:
         """All quantities of all seeds `(seeds,)` at one size: built one by one, trained side by side."""
-        keys = [jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), width), depth) for seed in seeds]
+        keys = [jax.random.fold_in(jax.random.fold_in(seed_key(seed), width), depth) for seed in seeds]
         models, transformations = zip(*(self.build(key, width, depth) for key in keys), strict=True)
         arrays, others = zip(*(eqx.partition(model, eqx.is_array) for model in models), strict=True)
         together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *arrays)
@@ -411,9 +419,38 @@ def _is_real(array: Any) -> bool:
 def _built(build: Build, width: int, depth: int) -> PyTree:
     """The model that `build` returns at one size."""
     built = build(jax.random.key(0), width, depth)
-    if not isinstance(built, tuple) or len(built) != 2 or not callable(getattr(built[1], "update", None)):
+    if not isinstance(built, tuple) or len(built) != 2:
         raise TypeError(f"build must return a model and an optax transformation, got {type(built).__name__}")
+    check_transformation("build must return a model and", built[1])
     return built[0]
+
+
+def check_batch(name: str, batch: PyTree) -> None:
+    """ValueError where an array of the batch holds numbers that are not finite: every slope would be one of them."""
+    for path, leaf in jax.tree_util.tree_leaves_with_path(batch):
+        if isinstance(leaf, float | np.ndarray | np.generic | jax.Array):
+            wrong = np.argwhere(~np.isfinite(np.asarray(leaf))).tolist() if _is_inexact(leaf) else []
+            if wrong:
+                at = f"{jax.tree_util.keystr(path)}{wrong[0]}"
+                raise ValueError(f"{name} must be finite, which {name}{at} is not; clean the data first")
+
+
+def _is_inexact(leaf: Any) -> bool:
+    return jnp.issubdtype(jnp.result_type(leaf), jnp.inexact)
+
+
+def check_depths(experiment: Experiment, inputs: PyTree, width: int, depths: Sequence[int]) -> None:
+    """ValueError where networks of the first two depths compute the same: slopes in the depth would be of noise."""
+    programs = []
+    for depth in depths[:2]:
+        arrays, static = eqx.partition(_built(experiment.build, width, depth), eqx.is_array)
+        traced = jax.make_jaxpr(lambda arrays, x: experiment.features(eqx.combine(arrays, static), x))(arrays, inputs)  # noqa: B023
+        programs.append(re.sub(r" at 0x\w+", "", str(traced)))
+    if len(programs) > 1 and programs[0] == programs[1]:
+        raise ValueError(
+            f"build must make networks of the depth that it is given, and those of L = {depths[0]} and L = {depths[1]} "
+            "are the same; use depth in build, or give one depth: depths=(1,)"
+        )
 
 
 def check_images(images: Any) -> dict[str, str]:

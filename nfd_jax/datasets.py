@@ -13,7 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from nfd_jax._errors import finite_array, finite_float, one_of, positive_int, positive_ints
+from nfd_jax import memory
+from nfd_jax._errors import boolean, finite_array, finite_float, one_of, positive_int, positive_ints
+from nfd_jax.seeds import check_seed
 from nfd_jax.task import LOSSES, Task
 
 SPLITS = ("train", "test")
@@ -127,14 +129,23 @@ def gaussian(
     d, k = positive_int("dimension", dimension), positive_int("indices", indices)
     if k > d:
         raise ValueError(f"indices={k} orthonormal directions don't fit dimension={d}; ask for at most as many")
+    memory.check_array(f"samples={count} of dimension={d}", count, d)
+    memory.check_array(f"indices={k} of dimension={d}", k, d)
     deviation, link = finite_float("noise", noise), _link(teacher)
-    streams = np.random.default_rng(positive_int("seed", seed, minimum=0)).spawn(5)
+    streams = np.random.default_rng(check_seed("seed", seed)).spawn(5)
     draws, errors = streams[1:3] if one_of("split", split, SPLITS) == "train" else streams[3:]
     inputs = draws.standard_normal((count, d))
     directions, triangle = np.linalg.qr(streams[0].standard_normal((k, d)).T)
     directions *= np.sign(np.diag(triangle))  # the first is along its Gaussian vector, not opposite
     z = inputs @ directions * (d**0.5 / np.linalg.norm(inputs, axis=1, keepdims=True))
-    targets = finite_array("targets of teacher", link(z), (1, 2))
+    try:
+        made = link(z)
+    except Exception as error:  # whatever a function of a user's raises
+        raise TypeError(
+            f"teacher must take z of shape {z.shape} to targets, got {teacher!r}, which raises "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    targets = finite_array("targets of teacher", made, (1, 2))
     if len(targets) != count:
         raise ValueError(f"teacher must give one target a sample, {count}, got shape {targets.shape}; keep the rows")
     if deviation > 0:
@@ -164,11 +175,12 @@ def _drawn(
     positive_int("samples", samples)
     one_of("split", split, SPLITS)
     one_of("loss", loss, LOSSES)
+    boolean("normalise", normalise)
     chosen = positive_ints("classes", classes, minimum=-math.inf)
     if len(set(chosen)) != len(chosen) or len(chosen) < 2 or any(c not in range(10) for c in chosen):
         plural = {"digit": "digits", "class": "classes"}[kind]
         raise ValueError(f"classes must be at least two distinct {plural} from 0 to 9, got {chosen!r}")
-    generator = np.random.default_rng(positive_int("seed", seed, minimum=0))
+    generator = np.random.default_rng(check_seed("seed", seed))
     images, labels = read()
     pools = []
     for label in chosen:

@@ -6,8 +6,9 @@ between which progress is shown and a run can be interrupted. Rates and data are
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -18,13 +19,14 @@ import numpy as np
 from tqdm import tqdm
 
 from nfd_jax import functions, memory, optimizers, parametrization, sharding, threads
-from nfd_jax._errors import finite_float, positive_int
-from nfd_jax._types import Array, Float, Index, PyTree, Scalar
+from nfd_jax._errors import MOST, boolean, finite_float, in_precision, positive_int, positive_ints
+from nfd_jax._types import Array, Float, Index, Key, PyTree, Scalar
 from nfd_jax.architecture import AbstractModel, Scales, Structure, check_model
 from nfd_jax.checkpoint import Checkpoint, arrays_of, with_arrays
 from nfd_jax.matrices import AbstractMatrices
 from nfd_jax.optimizers import Optimizer
 from nfd_jax.parametrization import PARAMETRIZATIONS, Parametrization
+from nfd_jax.seeds import seed_key
 from nfd_jax.sharding import Layout
 from nfd_jax.task import Task, check_task, loss_value
 from nfd_jax.threads import Bar
@@ -124,16 +126,39 @@ def _check_axes(axes: Mapping[str, tuple[str, ...]], found: Mapping[str, Array],
 
 def observation(observe: Observe, sweep: Sweep) -> dict[str, Array]:
     """What an observe function makes of a sweep; refused while tracing, before anything is trained."""
-    found = observe(sweep)
+    try:
+        found = observe(sweep)
+    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
+        raise TypeError(
+            f"observe is traced by jax, so it can't turn arrays into numpy or Python numbers, nor branch on their "
+            f"values: write it with jax.numpy. It raises {type(error).__name__}: {str(error).splitlines()[0]}"
+        ) from error
+    except Exception as error:
+        error.add_note("raised by observe, which jax calls once, with arrays that have no values yet")
+        raise
     if not isinstance(found, Mapping) or not all(isinstance(name, str) for name in found):
         raise TypeError(f"observe must return arrays by name, a dict, got {found!r}")
     axes = declared_axes(observe)
     taken = sorted(set(found) & RESERVED.union(*axes.values()))
     if taken:
         raise ValueError(f"observe must return names that no result has already, got {', '.join(taken)}")
-    arrays = {name: jnp.asarray(values) for name, values in found.items()}
+    if bad := [name for name in found if not name or "/" in name]:
+        raise ValueError(f"observe must return names without '/', which files can't hold, got {bad[0]!r}")
+    arrays = {name: _observed(name, values) for name, values in found.items()}
     _check_axes(axes, arrays, sweep)
     return arrays
+
+
+def _observed(name: str, values: Any) -> Array:
+    try:
+        array = jnp.asarray(values)
+    except (TypeError, ValueError) as error:
+        raise TypeError(
+            f"observe must return arrays, got {values!r} of type {type(values).__name__} for {name!r}"
+        ) from error
+    if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
+        raise TypeError(f"observe must return arrays of numbers, got a random key for {name!r}")
+    return array
 
 
 class Samples(NamedTuple):
@@ -308,6 +333,22 @@ class Kept(NamedTuple):
         )
 
 
+def observed_shapes(method: Method, problem: Problem, create: Callable[[Array], PyTree]) -> dict[str, tuple[int, ...]]:
+    """Shapes of what is observed of one member at a step, by name: traced, not compiled. `create` makes states of
+    members from keys."""
+    if problem.settings.observe is None:
+        return {}
+    samples, rows, dtype = problem.data.train, problem.data.batches.shape[1], jnp.zeros(()).dtype
+
+    def one(key: Key) -> dict[str, Array]:
+        state = jax.tree.map(lambda leaf: leaf[0], create(key[None]))
+        x, y = (jnp.zeros((rows, part.shape[1]), dtype) for part in samples)
+        _, record = method.step(problem.settings, problem.scales, state, jnp.int32(0), jnp.zeros((), dtype), x, y)
+        return record.observed
+
+    return {name: array.shape for name, array in jax.eval_shape(one, jax.random.key(0)).items()}
+
+
 @partial(jax.jit, donate_argnames="state")
 def _only_member(state: PyTree) -> PyTree:
     return jax.tree.map(lambda x: x.reshape(x.shape[1:]), state)
@@ -425,7 +466,7 @@ def run_members(
 
 def _keys(seeds: Sequence[int]) -> Array:
     """A key a seed, put together on the host: a program that stacked thousands would take minutes to compile."""
-    numbers = [np.asarray(jax.random.key_data(jax.random.key(seed))) for seed in seeds]
+    numbers = [np.asarray(jax.random.key_data(seed_key(seed))) for seed in seeds]
     return jax.random.wrap_key_data(jnp.asarray(np.stack(numbers)))
 
 
@@ -451,22 +492,32 @@ def prepare(
     richness: float,
     observe: Observe | None = None,
     evaluate_at: Sequence[int] | None = None,
+    progress: bool | None = None,
 ) -> Problem:
     """Check the arguments of a run before anything is compiled."""
     check_task(task)
     check_model(model, finite=finite)
+    if progress is not None:
+        boolean("progress", progress)
     if observe is not None and not callable(observe):
         raise TypeError(f"observe must be a function of a Sweep that returns arrays by name, got {observe!r}")
     row = parametrization.resolve(parametrization_name)
-    rates = optimizers.rates(learning_rate, positive_int("steps", steps))
-    trained = {"input": train_input, "hidden": True, "readout": train_readout}
+    rates = optimizers.rates(learning_rate, positive_int("steps", steps, maximum=MOST))
+    trained = {
+        "input": boolean("train_input", train_input),
+        "hidden": True,
+        "readout": boolean("train_readout", train_readout),
+    }
+    richness = finite_float("richness", richness, strict=True)
+    optimizers.check_rates("learning_rate", rates, optimizer)
+    _check_precision(task, model, row, richness)
     settings = Settings(
         structure=model.structure,
         row=row,
         loss=task.loss,
         trained=tuple(role for role, wanted in trained.items() if wanted),
         optimizer=optimizer,
-        richness=finite_float("richness", richness, strict=True),
+        richness=richness,
         observe=observe,
     )
     arguments = {
@@ -489,6 +540,20 @@ def prepare(
     return Problem(settings, _data(task, steps, evaluate_at, observe), rates, arguments)
 
 
+def _check_precision(task: Task, model: AbstractModel, row: Parametrization, richness: float) -> None:
+    """ValueError where numbers that are finite, or not 0, are so no longer in the precision of the run."""
+    for name, samples in (("", task), ("held-out ", task.held_out)):
+        if samples is not None:
+            in_precision(f"{name}inputs", samples.inputs)
+            in_precision(f"{name}targets", samples.targets)
+            largest = np.abs(samples.inputs).max(axis=1)
+            in_precision(f"every sample of {name}inputs", largest, positive=True)
+    in_precision("richness (its square, which rates are multiplied by)", richness, positive=True, power=2)
+    branch = model.branch(row) if math.isfinite(model.depth) else replace(model, depth=1).branch(row)
+    least = 0.0 if getattr(model, "branch_scale", None) == 0 else float(np.nextafter(0, 1))  # 0 only where given
+    in_precision(f"the multiplier of a branch of {model} under {row.name!r}", max(branch, least), positive=True)
+
+
 def _plain(argument: Any) -> Any:
     """As a record keeps it."""
     return functions.described(argument) if callable(argument) else argument
@@ -499,9 +564,12 @@ def _data(task: Task, steps: int, evaluate_at: Sequence[int] | None, observe: Ob
     chosen = range(steps + 1) if evaluate_at is None else evaluate_at
     if isinstance(chosen, str) or not isinstance(chosen, Sequence | np.ndarray):
         raise TypeError(f"evaluate_at must be a sequence of steps from 0 to {steps}, got {evaluate_at!r}")
-    at = tuple(sorted({positive_int("evaluate_at", step, minimum=0) for step in chosen}))
+    at = tuple(sorted(set(positive_ints("evaluate_at", chosen, minimum=0))))
     if not at or at[-1] > steps:
         raise ValueError(f"evaluate_at must be at least one step from 0 to {steps}, got {evaluate_at!r}")
+    memory.check_array(
+        f"steps={steps} of {task.batch_size or task.samples} samples", steps, task.batch_size or task.samples
+    )
     held_out = task.held_out and Samples(task.held_out.inputs, task.held_out.targets)
     train, batches = Samples(task.inputs, task.targets), task.batches(steps + (observe is not None))
     return Data(train, steps, batches, task.full_batch, held_out, at, declared_axes(observe))

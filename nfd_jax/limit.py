@@ -9,8 +9,6 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-import jax
-
 from nfd_jax import engine, multilevel, optimizers
 from nfd_jax._errors import finite_float, one_of, positive_int
 from nfd_jax.architecture import AbstractModel, check_model
@@ -19,12 +17,14 @@ from nfd_jax.explicit import in_coordinates
 from nfd_jax.optimizers import Optimizer
 from nfd_jax.parametrization import Parametrization
 from nfd_jax.particles import System
+from nfd_jax.seeds import check_seed, seed_key
 from nfd_jax.task import Task
 from nfd_jax.trajectory import Trajectory
 
 CLOSURES = ("coupled", "decoupled")
 NOISES = ("matched", "plain")
 PARTICLES = 4096  # of one solution, unasked
+BUDGET = 600.0  # seconds of an estimate, unasked
 
 
 def solve_limit(
@@ -44,7 +44,7 @@ def solve_limit(
     weight_decay: float = 0.0,
     seed: int = 0,
     tolerance: float | None = None,
-    budget: float = 600.0,
+    budget: float | None = None,
     observe: engine.Observe | None = None,
     evaluate_at: Sequence[int] | None = None,
     checkpoint: str | Path | None = None,
@@ -74,14 +74,16 @@ def solve_limit(
     - `train_input`, `train_readout`: whether U and V train as well, at the muP rates.
     - `richness`: gamma; outputs are divided by it and rates multiplied by its square. Towards 0 training is lazy.
     - `momentum`, `weight_decay`: heavy ball; W <- (1 - eta lambda) W.
-    - `seed`: of the Monte-Carlo noise. Same seed, same numbers.
+    - `seed`: of the Monte-Carlo noise, 0 to 2^64 - 1. Same seed, same numbers.
     - `tolerance`: the 95 % half-width of every loss along training is to be at most so many times that loss.
-    - `budget`: seconds after which an estimate ends as it is, with its honest error bars and an outcome that says so.
-      No solution is begun after them but the least that a first answer needs, two of every mean; those that have begun
-      are finished; more solutions than the time left has room for are not asked for. At infinite depth a round of
-      deeper solutions whose time, by those measured, is not left is not begun, and given up when time is over.
+    - `budget`: seconds, 600 unless given, after which an estimate ends as it is, with its honest error bars and an
+      outcome that says so. One solution takes none. No solution is begun after them but the least that a first answer
+      needs, two of every mean; those that have begun are finished; more solutions than the time left has room for are
+      not asked for. At infinite depth a round of deeper solutions whose time, by those measured, is not left is not
+      begun, and given up when time is over.
     - `observe`: called with a `Sweep` before every update and after the last one; the arrays it returns, by names of
-      its own, are kept in `observed`. Its attribute `axes` may name their axes (`nfd.observables.axes`).
+      its own, are kept in `observed`. It is traced by jax: written with `jax.numpy`, without numpy and without branches
+      on values. Its attribute `axes` may name the axes of its arrays (`nfd.observables.axes`).
     - `evaluate_at`: the steps, 0 to `steps`, at which held-out samples and, with mini-batches, all training samples
       are evaluated, on queries that are not stored; by default all.
     - `checkpoint`: a folder in which the run is kept; called again with the same arguments, it goes on from there, and
@@ -94,11 +96,13 @@ def solve_limit(
     one_of("closure", closure, CLOSURES)
     one_of("noise", noise, NOISES)
     particles = None if particles is None else positive_int("particles", particles)
-    positive_int("seed", seed, minimum=0)
+    check_seed("seed", seed)
     with_errors = tolerance is not None or check_model(model, finite=False).depth == math.inf
     if tolerance is not None:
         finite_float("tolerance", tolerance, strict=True)
-    finite_float("budget", budget, strict=True)
+    if budget is not None and not with_errors:
+        raise ValueError(f"budget={budget!r} is of an estimate; give a tolerance or depth=math.inf, or leave it out")
+    budget = BUDGET if budget is None else finite_float("budget", budget, strict=True)
     if with_errors and observe is not None:
         raise ValueError(
             "observe sees one solution, not an estimate: give ResNet a finite depth and leave out tolerance"
@@ -118,6 +122,7 @@ def solve_limit(
         richness=richness,
         observe=observe,
         evaluate_at=evaluate_at,
+        progress=progress,
     )
     system = System(model, in_coordinates(problem), closure == "coupled", noise == "matched", task.dimension)
     system.scales(1 if model.depth == math.inf else int(model.depth))  # refuses what has no limit
@@ -151,7 +156,7 @@ def solve_limit(
         kept_in = Checkpoint.create(checkpoint, checkpoint_every, task, arguments | {"seed": seed})
         with engine.progress_bar(f"{closure} limit", steps + 1, progress) as bar:
             kept = system.solve(
-                jax.random.key(seed),
+                seed_key(seed),
                 particles,
                 int(model.depth),
                 matched=system.matches(particles),

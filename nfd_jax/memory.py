@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable
 from typing import Any
@@ -22,9 +23,15 @@ def per_device() -> int | None:
     stats = device.memory_stats()
     if stats and "bytes_limit" in stats:
         return int(stats["bytes_limit"])
-    if device.platform != "cpu" or "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
+    machine = of_machine()
+    return None if device.platform != "cpu" or machine is None else machine // jax.local_device_count()
+
+
+def of_machine() -> int | None:
+    """Bytes that the machine has; None where it does not say. No device is asked."""
+    if "SC_PHYS_PAGES" not in getattr(os, "sysconf_names", {}):
         return None
-    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // jax.local_device_count()
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
 
 def side_by_side() -> int:
@@ -36,6 +43,16 @@ def size_of(create: Callable[..., PyTree], *arguments: Any) -> int:
     """Bytes of the arrays that a function would make, without making them."""
     leaves = jax.tree.leaves(jax.eval_shape(create, *arguments))
     return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def check_array(what: str, *shape: int) -> None:
+    """ValueError where the machine lacks the memory for a float64 array of this shape, and for a copy of it."""
+    needed, available = 2 * 8 * math.prod(shape), of_machine()
+    if available is not None and needed > available:
+        raise ValueError(
+            f"{what} make an array of shape {shape}, and with a copy that needs {needed / GIB:.1f} GiB; this machine "
+            f"has {available / GIB:.1f} GiB: ask for less"
+        )
 
 
 def is_enough(needed: int, devices: int) -> bool:

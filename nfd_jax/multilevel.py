@@ -31,6 +31,7 @@ from nfd_jax import engine, memory, sharding, threads
 from nfd_jax._types import Key
 from nfd_jax.checkpoint import Checkpoint
 from nfd_jax.particles import System
+from nfd_jax.seeds import seed_key
 from nfd_jax.task import Task, loss_gradient, loss_value
 from nfd_jax.trajectory import ErrorBars, HeldOut, Trajectory
 
@@ -183,7 +184,7 @@ class Replicates:
         found, begun = self.found.setdefault(term, []), time.monotonic()
 
         def replicate(number: int) -> Parts:
-            key = jax.random.key(self.seed)
+            key = seed_key(self.seed)
             for address in (term.particles, term.depth, number):
                 key = jax.random.fold_in(key, address)
             parts = self._solve(key, term.particles, term.depth, 1, room)
@@ -376,6 +377,7 @@ def estimate(
     infinite = depth == math.inf
     extrapolation = Extrapolation(*system.powers()) if infinite else None
     depths = ladder(depth) if infinite or system.on_one_path else (int(depth),)
+    system.check_memory(particles, _room(depths[-1], infinite))  # of the largest, which is solved last
     arguments = arguments | {
         "solver": "limit",
         "depth": depth,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 
 from nfd_jax import engine, memory, optimizers, sharding
-from nfd_jax._errors import one_of, positive_int, seed_sequence
+from nfd_jax._errors import one_of, positive_int
 from nfd_jax._types import Array, Float, Key
 from nfd_jax.architecture import AbstractModel, Layers, Scales
 from nfd_jax.checkpoint import Checkpoint
@@ -20,6 +20,7 @@ from nfd_jax.matrices import RevealedMatrices
 from nfd_jax.noise import FINEST, AbstractNoise, Grid, PlainNoise
 from nfd_jax.optimizers import Optimizer
 from nfd_jax.parametrization import Parametrization
+from nfd_jax.seeds import seed_sequence
 from nfd_jax.sharding import Layout
 from nfd_jax.task import Task
 from nfd_jax.trajectory import Trajectory
@@ -72,6 +73,7 @@ def solve_network(
         richness=richness,
         observe=observe,
         evaluate_at=evaluate_at,
+        progress=progress,
     )
     arguments = problem.arguments | {"solver": "network", "width": width, "backward": backward}
     kept = solve_members(
@@ -107,7 +109,7 @@ def solve_members(
     return engine.run_members(
         EXPLICIT,
         problem,
-        partial(_create, problem.settings, shape, backward == "tied"),
+        creation(problem, shape, backward),
         seeds,
         shape.basis_bytes + shape.sweep_bytes,
         description=f"{backward} networks, width {width}",
@@ -132,10 +134,9 @@ def in_shape(
     scales = Scales.of(model, settings.row, width=width, dimension=task.dimension, richness=settings.richness)
     problem = with_scales(in_coordinates(problem), scales)
     shape = Shape.of(problem, width, (room or model.blocks) * model.structure.matrices)
-    create = partial(_create, problem.settings, shape, backward == "tied")
-    needed = memory.size_of(create, jax.random.key(0)[None])
-    ways_out = "use a smaller width, fewer steps or a smaller batch, or more devices"
-    memory.check(needed + shape.sweep_bytes, layout.devices if layout else 1, ways_out)
+    create = creation(problem, shape, backward)
+    ways_out = f"use a smaller width than {width} or a smaller depth, fewer steps or a smaller batch, or more devices"
+    memory.check(*shape.needed(create, jax.random.key(0)[None], layout), ways_out)
     return problem, shape
 
 
@@ -167,6 +168,21 @@ class Shape(NamedTuple):
     def sweep_bytes(self) -> int:
         """Memory of the features and images of one batch at all layers, and of as many temporaries."""
         return 3 * (self.matrices + 1) * self.batch * self.width * jnp.zeros(()).dtype.itemsize
+
+    def needed(self, create: Callable[..., State], keys: Array, layout: Layout | None) -> tuple[int, int]:
+        """Bytes of a run from the state that `create` makes, and the devices that share them.
+
+        Where the bases alone are too large, their bytes: the state is not looked at, which can take long then.
+        """
+        least, devices = self.basis_bytes + self.sweep_bytes, layout.devices if layout else 1
+        if not memory.is_enough(least, devices):
+            return least, devices
+        return memory.size_of(create, keys) + self.sweep_bytes, devices
+
+
+def creation(problem: engine.Problem, shape: Shape, backward: str) -> Callable[..., State]:
+    """What makes the states of networks of this shape from their keys."""
+    return partial(_create, problem.settings, shape, backward == "tied")
 
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 4))

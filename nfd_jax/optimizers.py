@@ -11,10 +11,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nfd_jax._errors import finite_float, one_of
+from nfd_jax._errors import finite_float, in_precision, one_of
 from nfd_jax._types import PyTree, Scalar
 from nfd_jax.parametrization import FAMILIES
 
@@ -40,11 +41,15 @@ class Optimizer:
         name: str,
         momentum: Any,
         weight_decay: Any,
-        betas: Sequence[Any] | np.ndarray = (0.9, 0.999),
-        epsilon: Any = 1e-8,
+        betas: Sequence[Any] | np.ndarray | None = None,
+        epsilon: Any = None,
     ) -> Optimizer:
         """Checked: ValueError or TypeError where there is no such optimizer or it does not take an argument."""
-        one_of("optimizer", name, FAMILIES)
+        family = FAMILIES[one_of("optimizer", name, FAMILIES)]
+        for argument, value in (("betas", betas), ("epsilon", epsilon)):
+            if family == "sgd" and value is not None:
+                raise ValueError(f"{argument}={value!r} is Adam's; leave it out for optimizer='sgd'")
+        betas = cls.betas if betas is None else betas
         if not isinstance(betas, Sequence | np.ndarray) or np.shape(betas) != (2,):
             raise ValueError(f"betas must be two numbers, got {betas!r}")
         optimizer = cls(
@@ -52,16 +57,18 @@ class Optimizer:
             finite_float("momentum", momentum),
             finite_float("weight_decay", weight_decay),
             (finite_float("betas[0]", betas[0]), finite_float("betas[1]", betas[1])),
-            finite_float("epsilon", epsilon),
+            cls.epsilon if epsilon is None else finite_float("epsilon", epsilon, strict=True),
         )
-        if FAMILIES[name] == "adam" and momentum:
+        if family == "adam" and momentum:
             raise ValueError(f"momentum={momentum} is for optimizer='sgd'; set betas for {name!r}")
         if name == "adam" and weight_decay:
             raise ValueError(f"weight_decay={weight_decay} is decoupled here; use optimizer='adamw'")
-        if optimizer.momentum >= 1:
-            raise ValueError(f"momentum must be below 1, got {momentum}; gradients of the past would never fade")
-        if max(optimizer.betas) >= 1:
-            raise ValueError(f"betas must be below 1, got {betas}")
+        dtype = np.dtype(jnp.result_type(float))
+        if dtype.type(optimizer.momentum) >= 1:
+            raise ValueError(f"momentum must be below 1 in {dtype}, got {momentum}; gradients would never fade")
+        if np.any(np.asarray(optimizer.betas, dtype) >= 1):
+            raise ValueError(f"betas must be below 1 in {dtype}, got {betas}")
+        in_precision("epsilon", optimizer.epsilon, positive=True)
         return optimizer
 
     @property
@@ -88,8 +95,32 @@ def descend(parameters: PyTree, updates: PyTree, rate: Scalar) -> PyTree:
     return jax.tree.map(lambda parameter, update: parameter - rate * update, parameters, updates)
 
 
-def rates(learning_rate: Rate, steps: int) -> np.ndarray:
-    """The rate of every step, from a number or from an optax schedule."""
-    if callable(learning_rate):
-        return np.array([finite_float(f"learning_rate at step {k}", float(learning_rate(k))) for k in range(steps)])
-    return np.full(steps, finite_float("learning_rate", learning_rate))
+def rates(learning_rate: Rate, steps: int, name: str = "learning_rate") -> np.ndarray:
+    """The rate of every step, from a number or from an optax schedule; errors call it `name`."""
+    if not callable(learning_rate):
+        return np.full(steps, finite_float(name, learning_rate))
+    return np.array([_scheduled(learning_rate, k, name) for k in range(steps)])
+
+
+def _scheduled(schedule: Callable[[int], Any], step: int, name: str) -> float:
+    try:
+        rate = schedule(step)
+    except Exception as error:  # whatever a function of a user's raises
+        raise TypeError(
+            f"{name} must be a number, or a schedule that takes the step, an int, to a number; at step {step} it "
+            f"raises {type(error).__name__}: {error}"
+        ) from error
+    return finite_float(f"{name} at step {step}", rate)
+
+
+def check_rates(name: str, rates: np.ndarray, optimizer: Optimizer) -> None:
+    """ValueError where rates `(..., K)` do not fit the precision, or decay would change the sign of the weights."""
+    in_precision(name, rates)
+    in_precision(name, np.max(rates), positive=True)
+    step = int(np.argmax(rates.max(axis=tuple(range(rates.ndim - 1)))))
+    largest = float(np.max(rates))
+    if largest * optimizer.weight_decay > 1:
+        raise ValueError(
+            f"{name}={largest:g} at step {step} times weight_decay={optimizer.weight_decay:g} is above 1, and "
+            "W <- (1 - eta lambda) W would change the sign of the weights; lower one of them"
+        )

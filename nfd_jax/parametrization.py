@@ -60,7 +60,12 @@ class Power:
     def __call__(self, *, width: int | float, depth: int | float, dimension: int | float = 1) -> float:
         """Its value; products of large powers that cancel stay finite."""
         logs = self.width * math.log(width), self.depth * math.log(depth), self.dimension * math.log(dimension)
-        return self.factor * math.exp(math.fsum(logs))
+        try:
+            return self.factor * math.exp(math.fsum(logs))
+        except OverflowError:
+            raise ValueError(
+                f"{self} overflows at n = {width}, L = {depth}, d = {dimension}; use smaller exponents or sizes"
+            ) from None
 
     def is_close(self, other: Power) -> bool:
         """Whether the two are the same but for the rounding of products of powers."""

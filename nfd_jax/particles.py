@@ -53,7 +53,12 @@ class System(NamedTuple):
             sharding.particles("particles", particles),
         )
         create = partial(_create, self.problem.settings, shape, self.coupled, self.matches(particles), 1)
-        return memory.size_of(create, jax.random.key(0)) + shape.sweep_bytes, layout.devices if layout else 1
+        return shape.needed(create, jax.random.key(0), layout)
+
+    def check_memory(self, particles: int, room: int) -> None:
+        """ValueError where the devices lack the memory of a solution with room for this depth."""
+        ways_out = f"use fewer particles than {particles}, a smaller depth, fewer steps or smaller batches"
+        memory.check(*self.needed(particles, room), ways_out)
 
     def scales(self, depth: int) -> Scales:
         """Those of a network of this depth as its width goes to infinity."""
@@ -98,8 +103,7 @@ class System(NamedTuple):
         """
         problem = with_scales(self.problem, self.scales(depth))
         shape = Shape.of(problem, particles, self._matrices(room or depth))
-        ways_out = "use fewer particles, fewer steps or a smaller batch, or more devices"
-        memory.check(*self.needed(particles, room or depth), ways_out)
+        self.check_memory(particles, room or depth)
         layout = sharding.particles("particles", particles)
         state = _create(problem.settings, shape, self.coupled, matched, refinement, key, layout)
         return engine.run(

@@ -92,6 +92,9 @@ def scale_rates(
     family = FAMILIES[one_of("optimizer", optimizer, FAMILIES)]
     width, depth = positive_int("width", width), positive_int("depth", depth)
     base = _check_base(base)
+    check_mapping("dimensions", dimensions, "patterns to sizes, such as {'.embed.weight': 1}")
+    for name, powers in (("multipliers", multipliers), ("stds", stds)):
+        check_mapping(name, powers, "roles to powers, such as {'hidden': nfd.parametrization.N**-0.5}")
     own_multipliers, own_stds = _by_role("multipliers", multipliers), _by_role("stds", stds)
     assigned = assign_roles(model, roles)
     check_shapes(assigned, width, depth, absolute=base is None)
@@ -155,6 +158,7 @@ class ScaledRates:
         Dividing Adam's gradients by a number does what multiplying its eps by it does. Chain decoupled weight decay and
         the learning rate behind it: what is inside moves by the factor of the rate. Clip gradients in front of it.
         """
+        check_transformation("scaled(...) takes", inner)
         return optax.chain(
             optax.stateless(lambda updates, _: self._scaled(updates, lambda parameter: 1 / parameter.epsilon)),
             inner,
@@ -187,6 +191,18 @@ class ScaledRates:
 
     def __str__(self) -> str:
         return self.table()
+
+
+def check_transformation(what: str, value: Any) -> None:
+    """TypeError unless `value` is an optax transformation."""
+    if not callable(getattr(value, "init", None)) or not callable(getattr(value, "update", None)):
+        raise TypeError(f"{what} an optax transformation, such as optax.scale_by_adam(), got {value!r}")
+
+
+def check_mapping(name: str, value: Any, what: str) -> None:
+    """TypeError unless `value` is a mapping or None."""
+    if value is not None and not isinstance(value, Mapping):
+        raise TypeError(f"{name} must map {what}, got {value!r}")
 
 
 def in_columns(lines: Sequence[Sequence[str]]) -> str:

@@ -18,12 +18,13 @@ import numpy as np
 from jax import lax
 
 from nfd_jax import engine
-from nfd_jax._errors import positive_int, seed_sequence
+from nfd_jax._errors import positive_int
 from nfd_jax._types import Array, Float, Key, Scalar
 from nfd_jax.architecture import AbstractModel
 from nfd_jax.finite import Shape, create_network
 from nfd_jax.optimizers import Optimizer
 from nfd_jax.parametrization import Parametrization
+from nfd_jax.seeds import seed_key, seed_sequence
 from nfd_jax.task import Task, loss_gradient
 from nfd_jax.training import directions, member_bytes, trainable, with_weights
 
@@ -95,7 +96,7 @@ def suggest_learning_rate(
     shape, dtype = Shape(width, task.dimension, task.outputs), jnp.zeros(()).dtype
     inputs, targets = jnp.asarray(task.inputs, dtype), jnp.asarray(task.targets, dtype)
     found = np.array(
-        [_sharpness(problem.settings, model, shape, jax.random.key(seed), inputs, targets) for seed in members], float
+        [_sharpness(problem.settings, model, shape, seed_key(seed), inputs, targets) for seed in members], float
     )
     if not np.all(np.isfinite(found) & (found > 0)):
         raise ValueError(

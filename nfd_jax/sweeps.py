@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import islice
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -13,14 +15,15 @@ import numpy as np
 
 from nfd_jax import engine as loop
 from nfd_jax import optimizers, sharding
-from nfd_jax._errors import finite_float, one_of, positive_int, seed_sequence
+from nfd_jax._errors import MOST, finite_float, folder_path, one_of, positive_int
 from nfd_jax.architecture import AbstractModel, check_model
 from nfd_jax.checkpoint import Checkpoint
-from nfd_jax.network import BACKWARDS, in_shape, solve_members
+from nfd_jax.network import BACKWARDS, solve_members
 from nfd_jax.optimizers import Optimizer
 from nfd_jax.parametrization import Parametrization
+from nfd_jax.seeds import labels, seed_sequence
 from nfd_jax.task import Task, check_task
-from nfd_jax.training import ENGINES, is_revealed, member_bytes, train_members
+from nfd_jax.training import ENGINES, check_cell, is_revealed, train_members
 from nfd_jax.trajectory import FOLLOWS, Trajectory, labelled
 
 if TYPE_CHECKING:
@@ -60,6 +63,7 @@ class Cell(NamedTuple):
     arguments: dict[str, Any]  # what its archive belongs to
     archive: Checkpoint | None
     found: dict[str, np.ndarray] | None  # in the archive
+    observed: dict[str, tuple[int, ...]]  # shapes at a step
 
 
 def sweep(
@@ -81,8 +85,8 @@ def sweep(
     richness: float = 1.0,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
-    betas: Sequence[float] = (0.9, 0.999),
-    epsilon: float = 1e-8,
+    betas: Sequence[float] | None = None,
+    epsilon: float | None = None,
     observe: loop.Observe | None = None,
     evaluate_at: Sequence[int] | None = None,
     folder: str | Path | None = None,
@@ -121,14 +125,22 @@ def sweep(
         "richness": richness,
         "observe": observe,
         "evaluate_at": evaluate_at,
+        "progress": progress,
     }
+    if folder is not None:
+        folder_path("folder", folder)
+    if schedule is not None:
+        optimizers.rates(schedule, positive_int("steps", steps, maximum=MOST), "schedule")
     rates = tuple(finite_float("learning_rates", rate) for rate in _listed("learning_rates", learning_rates))
     members = seed_sequence(seeds)
-    shared = Plan(task, rates, members, schedule or 1.0, engine, backward, rule, folder, progress, options)
+    shared = Plan(
+        task, rates, members, 1.0 if schedule is None else schedule, engine, backward, rule, folder, progress, options
+    )
     across = tuple(positive_int("widths", width) for width in _listed("widths", widths))
     check_model(model, finite=depths is None)
     models = [model] if depths is None else [replace(model, depth=depth) for depth in _listed("depths", depths)]
     cells = [_prepare(shared, check_model(each, finite=True), width) for width in across for each in models]
+    _check_observed(cells)
     found = []
     with loop.progress_bar("sweep", len(cells), progress) as bar:
         bar.unit = "cell"
@@ -140,11 +152,27 @@ def sweep(
 
 def _listed(name: str, values: Any) -> list[Any]:
     values = np.asarray(values) if isinstance(values, jax.Array) else values
-    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray) or np.ndim(values) != 1:
+    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray) or getattr(values, "ndim", 1) != 1:
         raise TypeError(f"{name} must be a sequence of numbers, got {values!r}")
-    if len(values) == 0 or len(set(values)) != len(values):
+    listed = list(islice(values, MOST + 1))
+    if not all(isinstance(value, Real) for value in listed):
+        raise TypeError(f"{name} must be a sequence of numbers, got {values!r}")
+    if len(listed) > MOST:
+        raise ValueError(f"{name} must be at most {MOST} numbers, got more; sweep them in parts")
+    if not listed or len(set(listed)) != len(listed):
         raise ValueError(f"{name} must be at least one number, all distinct, got {values!r}")
-    return list(values)
+    return listed
+
+
+def _check_observed(cells: list[Cell]) -> None:
+    """ValueError where what is observed would not fit into one array."""
+    for cell in cells:
+        if cell.observed != cells[0].observed:
+            first, other = (f"{each.observed} at n = {each.width}, L = {each.model.depth}" for each in (cells[0], cell))
+            raise ValueError(
+                f"observe must return arrays of one shape in all cells, got {first} and {other}; reduce over the axes "
+                "that differ, or sweep one depth or width at a time"
+            )
 
 
 def _prepare(plan: Plan, model: AbstractModel, width: int) -> Cell:
@@ -163,13 +191,12 @@ def _prepare(plan: Plan, model: AbstractModel, width: int) -> Cell:
     found = None if archive is None else archive.read(_name(model, width))
     if not sharding.same(int(found is not None)):
         found = None  # processes were killed between their writes
-    rates = (np.array(plan.rates)[:, None] * problem.rates).repeat(len(plan.seeds), axis=0)
-    cell = Cell(model, width, revealed, problem._replace(rates=rates), arguments, archive, found)
-    if revealed:
-        in_shape(cell.problem, plan.task, model, width, plan.backward)
-    else:
-        member_bytes(cell.problem, plan.task, model, width, plan.backward)
-    return cell
+    rates = np.array(plan.rates)[:, None] * problem.rates
+    for rate in rates:
+        optimizers.check_rates("learning_rates (times schedule)", rate, plan.optimizer)
+    problem = problem._replace(rates=rates.repeat(len(plan.seeds), axis=0))
+    observed = check_cell(problem, plan.task, model, width, plan.backward, revealed=revealed)
+    return Cell(model, width, revealed, problem, arguments, archive, found, observed)
 
 
 def _name(model: AbstractModel, width: int) -> str:
@@ -211,17 +238,15 @@ def _dataset(
 
     variables, observed = {}, {}
     for key in cells[0]:
-        shapes = {cell[key].shape for cell in cells}
-        if len(shapes) > 1:
-            raise ValueError(f"observe must return arrays of one shape in all cells, got {key!r} of {sorted(shapes)}")
-        values = np.stack([cell[key] for cell in cells]).reshape(len(widths), len(depths), *next(iter(shapes)))
+        values = np.stack([cell[key] for cell in cells])
+        values = values.reshape(len(widths), len(depths), *values.shape[1:])
         if key.startswith("observed/"):
             observed[key.removeprefix("observed/")] = values
         elif key != "steps":
             variables[key] = ((*AXES, *([FOLLOWS[key]] if key in FOLLOWS else [])), values)
     variables["diverged"] = (AXES[:-1], (variables["diverged_at"][1] >= 0).sum(axis=-1))
     coordinates = dict(zip(AXES, (widths, depths, arguments["learning_rates"], arguments["seeds"]), strict=True))
-    coordinates = {name: np.array(values) for name, values in coordinates.items()}
+    coordinates = {name: labels(values) if name == "seed" else np.array(values) for name, values in coordinates.items()}
     coordinates["step"] = cells[0]["steps"][0, 0]
     if "held_out_loss" in cells[0]:
         coordinates["held_out_step"] = np.array(arguments["evaluate_at"])

@@ -9,8 +9,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nfd_jax._errors import finite_array, one_of, positive_int
+from nfd_jax import memory
+from nfd_jax._errors import MOST, boolean, finite_array, one_of, positive_int
 from nfd_jax._types import Array, Float, Scalar
+from nfd_jax.seeds import check_seed
 
 LOSSES = ("mse", "cross_entropy")
 
@@ -21,7 +23,7 @@ class Task:
 
     **Arguments:**
 
-    - `inputs`: `(P, d)`, any finite numbers; the input layer scales them by 1/sqrt(d).
+    - `inputs`: `(P, d)`, any finite real numbers; the input layer scales them by 1/sqrt(d).
     - `targets`: `(P, c)` numbers, or `(P,)` for one output. For `loss="cross_entropy"` either `(P, c)`
       probabilities or `(P,)` integer labels 0 to c-1.
     - `loss`: `"mse"`, the mean over the batch of (1/2) |f - y|^2 summed over outputs, or `"cross_entropy"`.
@@ -33,7 +35,7 @@ class Task:
     - `batch_seed`: which batches. They are the task's: all members of an ensemble, networks and limits see the same.
     - `held_out`: another `Task` of the same d, c and loss, whose outputs and loss are recorded along training.
 
-    Arrays are kept as float64 numpy; the solvers cast them to their own precision.
+    Arrays are kept as float64 numpy, as copies that can't be written; the solvers cast them to their own precision.
     Raises ValueError or TypeError on non-finite data, mismatched lengths and labels outside the classes.
     """
 
@@ -59,11 +61,13 @@ class Task:
             targets = _probabilities(targets, self.classes)
         elif self.classes is not None:
             raise ValueError(f"classes={self.classes} is for loss='cross_entropy' only; leave it out for 'mse'")
-        object.__setattr__(self, "inputs", _normalised(inputs) if normalise else inputs)
-        object.__setattr__(self, "targets", targets.reshape(len(targets), -1))
+        inputs = _normalised(inputs) if boolean("normalise", normalise) else inputs
+        object.__setattr__(self, "inputs", _frozen(inputs))
+        object.__setattr__(self, "targets", _frozen(targets.reshape(len(targets), -1)))
+        object.__setattr__(self, "replacement", boolean("replacement", self.replacement))
         if self.batch_size is not None and positive_int("batch_size", self.batch_size) > len(inputs):
             raise ValueError(f"batch_size must be at most the {len(inputs)} samples of the task, got {self.batch_size}")
-        positive_int("batch_seed", self.batch_seed, minimum=0)
+        check_seed("batch_seed", self.batch_seed)
         if self.held_out is not None:
             self._check_held_out(check_task(self.held_out))
 
@@ -83,6 +87,7 @@ class Task:
 
     def batches(self, steps: int) -> np.ndarray:
         """Indices of the samples of every step, `(steps, B)`; a longer schedule begins as a shorter one."""
+        positive_int("steps", steps, maximum=MOST)
         size = self.batch_size or self.samples
         if self.full_batch:
             return np.tile(np.arange(size), (steps, 1))
@@ -148,12 +153,20 @@ class Task:
         return self.batch_size in (None, self.samples) and not self.replacement
 
 
+def _frozen(array: np.ndarray) -> np.ndarray:
+    """A copy that can't be written, so that nobody's later changes reach the task."""
+    copy = array.copy()
+    copy.flags.writeable = False
+    return copy
+
+
 def _normalised(inputs: np.ndarray) -> np.ndarray:
     """Rows scaled to |x|^2 = d."""
-    length = np.linalg.norm(inputs, axis=1, keepdims=True)
-    if np.any(length == 0):
-        raise ValueError(f"inputs[{int(np.argmin(length))}] is zero and can't be normalised; leave it out")
-    return inputs * (inputs.shape[1] ** 0.5 / length)
+    largest = np.abs(inputs).max(axis=1, keepdims=True)
+    if np.any(largest == 0):
+        raise ValueError(f"inputs[{int(np.argmin(largest))}] is zero and can't be normalised; leave it out")
+    inputs = np.ldexp(inputs, -np.frexp(largest)[1])  # whose squares neither overflow nor vanish
+    return inputs * (inputs.shape[1] ** 0.5 / np.linalg.norm(inputs, axis=1, keepdims=True))
 
 
 def _probabilities(targets: np.ndarray, classes: int | None) -> np.ndarray:
@@ -167,12 +180,18 @@ def _probabilities(targets: np.ndarray, classes: int | None) -> np.ndarray:
         if classes not in (None, targets.shape[1]):
             raise ValueError(f"classes={classes} does not fit targets with {targets.shape[1]} columns; leave it out")
         return targets
-    labels = targets.astype(np.int64)
-    count = positive_int("classes", max(int(labels.max()) + 1, 2) if classes is None else classes, minimum=2)
-    outside = (labels != targets) | (labels < 0) | (labels >= count)
+    if classes is None and targets.max() >= MOST:
+        raise ValueError(
+            f"targets must be integer labels below {MOST}, got {targets.max():g}; number the classes from 0"
+        )
+    count = positive_int("classes", max(int(targets.max()) + 1, 2) if classes is None else classes, 2, MOST)
+    outside = (np.floor(targets) != targets) | (targets < 0) | (targets >= count)
     if np.any(outside):
         raise ValueError(f"targets must be integer labels from 0 to {count - 1}, got {targets[outside][0]:g}")
-    return np.eye(count)[labels]
+    memory.check_array(f"{len(targets)} labels of {count} classes", len(targets), count)
+    rows = np.zeros((len(targets), count))
+    rows[np.arange(len(targets)), targets.astype(np.int64)] = 1.0
+    return rows
 
 
 def loss_value(loss: str, outputs: Float[Array, "samples outputs"], targets: Float[Array, "samples outputs"]) -> Scalar:

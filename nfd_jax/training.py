@@ -13,14 +13,16 @@ import optax
 
 from nfd_jax import engine as loop
 from nfd_jax import memory, optimizers, sharding
-from nfd_jax._errors import one_of, positive_int, seed_sequence
+from nfd_jax._errors import in_precision, one_of, positive_int
 from nfd_jax._types import Array, Index, Key, PyTree, Scalar
 from nfd_jax.architecture import AbstractModel, Scales
 from nfd_jax.checkpoint import Checkpoint
+from nfd_jax.explicit import EXPLICIT
 from nfd_jax.finite import Matrices, Network, Shape, create_network
-from nfd_jax.network import BACKWARDS, solve_network
+from nfd_jax.network import BACKWARDS, creation, in_shape, solve_network
 from nfd_jax.optimizers import Optimizer
 from nfd_jax.parametrization import Parametrization, Role
+from nfd_jax.seeds import seed_sequence
 from nfd_jax.sharding import Layout
 from nfd_jax.task import Task, loss_gradient, loss_value
 from nfd_jax.trajectory import Trajectory
@@ -58,8 +60,8 @@ def train_networks(
     richness: float = 1.0,
     momentum: float = 0.0,
     weight_decay: float = 0.0,
-    betas: Sequence[float] = (0.9, 0.999),
-    epsilon: float = 1e-8,
+    betas: Sequence[float] | None = None,
+    epsilon: float | None = None,
     observe: loop.Observe | None = None,
     evaluate_at: Sequence[int] | None = None,
     checkpoint: str | Path | None = None,
@@ -73,7 +75,7 @@ def train_networks(
     - `task`, `model`: what is learned and by which network; the depth is finite.
     - `width`: n. Memory is about 3 L n^2 numbers a member; members run in chunks of a bounded size.
     - `steps`, `learning_rate`: training steps, and the width- and depth-free rate eta or an optax schedule.
-    - `seeds`: a count S (seeds 0 to S-1) or a sequence of integers.
+    - `seeds`: a count S (seeds 0 to S-1) or a sequence of integers, 0 to 2^64 - 1; at most a million.
     - `parametrization`: a row of the exponent table (`"sp"`, `"ntp"`, `"mup"`, `"depth_mup"`,
       `"depth_mup_corrected"`, `"complete_p"`, `nfd.alpha_gamma(alpha, gamma)`), or one of your own.
     - `optimizer`: `"sgd"`, `"adam"` or `"adamw"`.
@@ -84,9 +86,11 @@ def train_networks(
     - `train_input`, `train_readout`: whether U and V train as well.
     - `richness`: gamma; outputs are divided by it and rates multiplied by its square. Towards 0 training is lazy.
     - `momentum`, `weight_decay`: heavy ball, for SGD; W <- (1 - eta lambda) W, for SGD and AdamW.
-    - `betas`, `epsilon`: Adam's. eps is scaled as the gradients of a role are, but under `"sp"`.
+    - `betas`, `epsilon`: Adam's, (0.9, 0.999) and 1e-8 unless given, refused under SGD. eps is scaled as the
+      gradients of a role are, but under `"sp"`.
     - `observe`: called with a `Sweep` before every update and after the last one; the arrays it returns, by names of
-      its own, are kept in `observed`. Its attribute `axes` may name their axes (`nfd.observables.axes`).
+      its own, are kept in `observed`. It is traced by jax: written with `jax.numpy`, without numpy and without branches
+      on values. Its attribute `axes` may name the axes of its arrays (`nfd.observables.axes`).
     - `evaluate_at`: the steps, 0 to `steps`, at which held-out samples and, with mini-batches, all training samples
       are evaluated; by default all.
     - `checkpoint`: a folder in which the run is kept; called again with the same arguments, it goes on from there, and
@@ -114,6 +118,7 @@ def train_networks(
         richness=richness,
         observe=observe,
         evaluate_at=evaluate_at,
+        progress=progress,
     )
     if is_revealed(engine, task, width, steps, rule):
         return solve_network(
@@ -186,8 +191,22 @@ def member_bytes(problem: loop.Problem, task: Task, model: AbstractModel, width:
     rows = max((model.matrices + 1) * problem.data.batches.shape[1], evaluated)
     initial = 0 if problem.settings.observe is None else model.matrices * width**2
     needed = (copies * shape.numbers(model) + initial + 3 * rows * width) * jnp.zeros(()).dtype.itemsize
-    memory.check(needed, 1, "use a smaller width, depth or batch, or solve_network, which needs no n x n array")
+    ways_out = f"use a smaller width than {width}, depth or batch, or solve_network, which needs no n x n array"
+    memory.check(needed, 1, ways_out)
     return needed
+
+
+def check_cell(
+    problem: loop.Problem, task: Task, model: AbstractModel, width: int, backward: str, *, revealed: bool
+) -> dict[str, tuple[int, ...]]:
+    """Shapes of what is observed of a network at a step, by name. ValueError where networks of this width can't be
+    trained, or the devices lack the memory for one; nothing is compiled."""
+    if revealed:
+        problem, explicit = in_shape(problem, task, model, width, backward)
+        return loop.observed_shapes(EXPLICIT, problem, creation(problem, explicit, backward))
+    member_bytes(problem, task, model, width, backward)
+    shape = Shape(width, task.dimension, task.outputs, backward == "untied")
+    return loop.observed_shapes(AUTODIFF, problem, partial(_create, problem.settings, model, shape))
 
 
 def is_revealed(engine: str, task: Task, width: int, steps: int, optimizer: Optimizer = Optimizer()) -> bool:  # noqa: B008 - frozen
@@ -240,7 +259,10 @@ def directions(settings: loop.Settings, network: Network) -> optax.GradientTrans
     for role in trainable(settings.trained, network):
         scaling = network.row[Role(role)]
         rate = scaling.rate(rule.name)(**sizes) * (gamma**2 if rule.is_linear else gamma)
-        directions[role] = rule.direction(rate, scaling.epsilon(**sizes) / gamma)
+        of_gradients = 1.0 if rule.is_linear else scaling.epsilon(**sizes) / gamma
+        in_precision(f"the {role} rate of parametrization {settings.row.name!r}", rate, positive=True)
+        in_precision(f"epsilon of {role} weights", rule.epsilon * of_gradients, positive=True)
+        directions[role] = rule.direction(rate, of_gradients)
     return optax.partition(directions, {role: role for role in directions})
 
 

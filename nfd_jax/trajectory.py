@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from nfd_jax._errors import Outcome, one_of
+from nfd_jax.seeds import labels
 from nfd_jax.task import Task
 
 if TYPE_CHECKING:
@@ -258,7 +259,7 @@ class Trajectory:
             variables["held_out_outputs"] = (axes, self.held_out.outputs)
             coordinates["held_out_step"] = self.held_out.steps
         if self.ensemble:
-            coordinates["seed"] = np.array(self.seeds)
+            coordinates["seed"] = labels(self.seeds)
         for name, bars in self.errors.items():
             for kind in ("standard_error", "discretisation_error", "half_width"):
                 variables[f"{name}_{kind}"] = (variables[name][0], getattr(bars, kind))

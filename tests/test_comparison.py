@@ -178,6 +178,10 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     ("arguments", "message"),
     [
         ({"depths": ()}, "depths"),
+        ({"widths": 4}, "widths must be a sequence of integers, got 4"),
+        ({"widths": (4, 10**11)}, "widths must be at most 2147483647, got 100000000000"),
+        ({"seeds": 10**9}, "seeds .* must be at most 1000000, got 1000000000"),
+        ({"seed": 2**64 - 1}, "the last seed must be at most 18446744073709551615"),
         ({"depths": (4, 4)}, "depths"),
         ({"widths": (0,)}, "widths must be at least 1, got 0"),
         ({"activation": "sine"}, "activation"),
@@ -192,6 +196,40 @@ def test_command_line(tmp_path, capsys, monkeypatch):
 def test_bad_sizes(arguments, message):
     with pytest.raises((ValueError, TypeError), match=message):
         Comparison(**arguments)
+
+
+@pytest.mark.parametrize("sizes", [{"widths": (4, 2 * 10**9)}, {"depths": (2, 2**31 - 1)}, {"particles": 2 * 10**9}])
+def test_memory_of_all_runs_is_checked_first(task, monkeypatch, sizes):
+    for name in ("solve_limit", "train_networks"):
+        monkeypatch.setattr(f"nfd_jax.comparison.{name}", lambda *_, **__: pytest.fail("a run has started"))
+    with pytest.raises(ValueError, match=r"this run needs about .* GiB, .* use"):
+        comparison.compare(task, Comparison(**{"depths": (2,), "widths": (4,), "steps": 1} | sizes))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "--seeds", "1"], r"^nfd-jax: seeds \(a standard error needs two\) must be at least 2, got 1$"),
+        (["compare", "--depths"], r"^nfd-jax: depths must be at least one number, each given once, got \(\)$"),
+        (["compare", "--widths", "4", "100000000000"], "^nfd-jax: widths must be at most 2147483647, got 100000000000"),
+        (["compare", "--horizon", "nan"], "^nfd-jax: horizon must be a finite number above 0, got nan$"),
+        (["compare", "--processes", "2"], "^nfd-jax: --coordinator, --processes and --process-id go together"),
+        (["study", "width", "--process-id", "2"], "^nfd-jax: --coordinator, --processes and --process-id go together"),
+    ],
+)
+def test_the_command_line_names_the_argument(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.setattr("sys.argv", ["nfd-jax", *arguments, "--output", str(tmp_path)])
+    with pytest.raises(SystemExit, match=message):
+        cli.main()
+
+
+def test_the_command_line_describes_every_size(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["nfd-jax", "compare", "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    printed = capsys.readouterr().out
+    assert "Depths L of the networks" in printed
+    assert "of process 0" in printed
 
 
 def test_unwritable_output_is_refused_before_any_run(tmp_path, monkeypatch):

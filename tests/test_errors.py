@@ -3,9 +3,11 @@
 Run on a second copy of the package without the run-time type checks of the test mode, as users have it.
 """
 
+import itertools
 import math
 import subprocess
 import sys
+import time
 from fractions import Fraction
 
 import jax
@@ -187,6 +189,189 @@ def test_bad_evaluations(solvers, name, value, error, message):
         solvers[name](steps=4, evaluate_at=value)
 
 
+SEEDS = "seeds must be at most 1000000"
+BOUNDED = [
+    (NAMES := ("solve_network", "train_networks"), {"seeds": 10**9}, f"{SEEDS}, got 1000000000; give a smaller number"),
+    (NAMES, {"seeds": range(10**12)}, f"{SEEDS} numbers, got more; give fewer"),
+    (NAMES, {"seeds": range(10**30)}, f"{SEEDS} numbers, got more"),
+    (NAMES, {"seeds": np.arange(2 * 10**6)}, f"{SEEDS} numbers, got more"),
+    (NAMES, {"seeds": [2**64]}, "seeds must be at most 18446744073709551615, got 18446744073709551616"),
+    (("solve_limit",), {"seed": 2**64}, "seed must be at most 18446744073709551615, got 18446744073709551616"),
+    (SIZE, {"steps": 10**9}, "steps must be at most 1000000, got 1000000000"),
+    (SIZE, {"evaluate_at": range(10**12)}, "evaluate_at must be at most 1000000 numbers, got more"),
+    (NAMES, {"width": 10**12}, "width must be at most 2147483647, got 1000000000000"),
+    (("solve_limit",), {"particles": 10**12}, "particles must be at most 2147483647, got 1000000000000"),
+]
+
+
+@pytest.mark.parametrize(("name", "options", "message"), [(n, o, m) for names, o, m in BOUNDED for n in names])
+def test_counts_are_checked_before_anything_is_counted_out(solvers, name, options, message):
+    start = time.monotonic()
+    with pytest.raises(ValueError, match=message):
+        solvers[name](**options)
+    assert time.monotonic() - start < 2  # a billion of them take minutes and 24 GB
+
+
+@EVERY
+def test_sizes_that_no_memory_holds_are_refused_at_once(solvers, name, monkeypatch):
+    """By arithmetic: Sobol points for so many particles alone would take seconds."""
+    monkeypatch.setattr(sys.modules["nfd_jax.memory"], "size_of", lambda *_: pytest.fail("arrays were looked at"))
+    monkeypatch.setattr(sys.modules["nfd_jax.memory"], "per_device", lambda: 2**34)
+    with pytest.raises(ValueError, match=r"needs about .* GiB, .* have 16\.0 GiB; use .* than 2000000000"):
+        solvers[name](**{SIZE[name]: 2 * 10**9})
+
+
+@pytest.mark.parametrize("depth", [2**31, 10**30])
+def test_depths_beyond_the_indices(plain, depth):
+    for model in (plain.ResNet, plain.MLP):
+        with pytest.raises(ValueError, match=f"depth must be at most 2147483647, got {depth}; give a smaller number"):
+            model(depth)
+
+
+BOOLEANS = ["no", "False", 1, 0, None]
+
+
+@pytest.mark.parametrize("value", BOOLEANS)
+def test_what_is_no_boolean(plain, solvers, value):
+    """A string would count as true, whatever it says."""
+    task, data = plain.Task(np.eye(4), np.ones(4)), (np.eye(2), np.ones(2))
+    made = {
+        "normalise": lambda: plain.Task(*data, normalise=value),
+        "replacement": lambda: task.minibatches(2, replacement=value),
+        "centred": lambda: plain.ResNet(2, centred=value),
+    }
+    made |= {"normalise ": lambda: plain.datasets.digits(4, normalise=value)}
+    for argument in ("train_input", "train_readout", *(["progress"] if value is not None else [])):
+        for name, solve in solvers.items():
+            made[f"{argument}{' ' * len(name)}"] = lambda solve=solve, argument=argument: solve(**{argument: value})
+    for argument, make in made.items():
+        with pytest.raises(TypeError, match=f"{argument.strip()} must be True or False, got {value!r}"):
+            make()
+
+
+def test_booleans_of_numpy(plain):
+    assert plain.ResNet(2, centred=np.bool_(True)) == plain.ResNet(2, centred=True)
+    assert plain.Task(np.eye(2), np.ones(2), replacement=np.bool_(False)).replacement is False
+
+
+ADAM = {"optimizer": "adam"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (ADAM | {"epsilon": 0}, "epsilon must be a finite number above 0, got 0"),
+        (ADAM | {"epsilon": 1e-310}, "epsilon must not be lost in float64, got 1e-310, which is 0 there"),
+        (ADAM | {"betas": "ab"}, "betas must be two numbers, got 'ab'"),
+        (ADAM | {"betas": np.array(0.9)}, r"betas must be two numbers, got array\(0\.9\)"),
+        ({"betas": (0.9, 0.999)}, r"betas=\(0\.9, 0\.999\) is Adam's; leave it out for optimizer='sgd'"),
+        ({"epsilon": 1e-8}, "epsilon=1e-08 is Adam's; leave it out for optimizer='sgd'"),
+    ],
+)
+def test_what_is_adams(solvers, options, message):
+    with pytest.raises(ValueError, match=message):
+        solvers["train_networks"](**options)
+
+
+def test_a_budget_of_no_estimate(solvers):
+    with pytest.raises(ValueError, match=r"budget=10\.0 is of an estimate; give a tolerance or depth=math\.inf"):
+        solvers["solve_limit"](budget=10.0)
+
+
+@EVERY
+def test_decay_that_changes_signs(solvers, name):
+    with pytest.raises(ValueError, match=r"learning_rate=0\.4 at step 3 times weight_decay=3 is above 1, and W <- "):
+        solvers[name](steps=5, learning_rate=lambda step: 0.1 * (1 + step if step < 4 else 1), weight_decay=3.0)
+    with pytest.raises(AssertionError, match="compiled before"):  # weights that fade at once are allowed
+        solvers[name](steps=2, learning_rate=0.25, weight_decay=4.0)
+
+
+@EVERY
+@pytest.mark.parametrize(
+    ("schedule", "message"),
+    [
+        (lambda step: "x", "learning_rate at step 0 must be a real number, got 'x'"),
+        (lambda step: None, "learning_rate at step 0 must be a real number, got None"),
+        (lambda step: np.array([0.1]), r"learning_rate at step 0 must be a real number, got array\(\[0\.1\]\)"),
+        (lambda step: 1 / (1 - step), "learning_rate must be a number, or a schedule .* at step 1 it raises ZeroDiv"),
+        (lambda: 0.1, "learning_rate must be a number, or a schedule .* at step 0 it raises TypeError"),
+    ],
+)
+def test_odd_schedules(solvers, name, schedule, message):
+    with pytest.raises(TypeError, match=message):
+        solvers[name](steps=4, learning_rate=schedule)
+
+
+@EVERY
+@pytest.mark.parametrize(
+    ("observe", "error", "message"),
+    [
+        (lambda s: {"a": np.asarray(s.outputs)}, TypeError, "observe is traced by jax, .* TracerArrayConversionError"),
+        (lambda s: {"a": float(s.outputs[0, 0])}, TypeError, "observe is traced by jax, .* ConcretizationTypeError"),
+        (lambda s: {"a": s.outputs[s.outputs > 0]}, TypeError, "observe is traced by jax, .* NonConcreteBoolean"),
+        (lambda s: {"a": s.outputs if s.step else 0}, TypeError, "observe is traced by jax, .* TracerBoolConversion"),
+        (lambda s: {"a": "x"}, TypeError, "observe must return arrays, got 'x' of type str for 'a'"),
+        (lambda s: {"a": None}, TypeError, "observe must return arrays, got None of type NoneType for 'a'"),
+        (lambda s: {"a": jax.random.key(0)}, TypeError, "observe must return arrays of numbers, got a random key"),
+        (lambda s: {"a/b": s.outputs}, ValueError, "observe must return names without '/', .* got 'a/b'"),
+    ],
+)
+def test_odd_observers(plain, name, observe, error, message):
+    task, size = plain.Task(np.eye(2), np.ones(2)), {SIZE[name]: 4}
+    with pytest.raises(error, match=message):
+        getattr(plain, name)(task, plain.ResNet(1), steps=1, observe=observe, **size)
+
+
+@EVERY
+@pytest.mark.parametrize(("value", "error"), [("", ValueError), (3, TypeError), (True, TypeError), (b"x", TypeError)])
+def test_checkpoints_that_are_no_folder(solvers, name, value, error):
+    with pytest.raises(error, match=f"checkpoint must be the path of a folder, got {value!r}"):
+        solvers[name](checkpoint=value)
+
+
+def test_numbers_that_float32_does_not_hold(plain, solvers):
+    """Finite, or not 0, in float64: the run would be of other numbers than those given."""
+
+    def task(inputs=1.0, targets=1.0):
+        return plain.Task(inputs * np.eye(2), targets * np.ones(2))
+
+    large, lost = "must be finite in float32, got {}, which overflows", "must not be lost in float32, got {}, which is"
+    cases = [
+        ({"learning_rate": 1e39}, "learning_rate " + large.format(r"1e\+39")),
+        ({"learning_rate": 1e-50}, "learning_rate " + lost.format("1e-50")),
+        ({"richness": 1e30}, r"richness \(its square.*\) " + large.format(r"1e\+30")),
+        ({"richness": 1e-30}, r"richness \(its square.*\) " + lost.format("1e-30")),
+        ({"task": task(1e300)}, "inputs " + large.format(r"1e\+300")),
+        ({"task": task(1e-300)}, "every sample of inputs " + lost.format("1e-300")),
+        ({"task": task(targets=1e300)}, "targets " + large.format(r"1e\+300")),
+        ({"task": task().holding_out(task(1e300))}, "held-out inputs " + large.format(r"1e\+300")),
+        ({"model": plain.ResNet(4, horizon=1e300)}, r"horizon=1e\+300.* " + large.format(r"5e\+149")),
+        ({"model": plain.ResNet(4, horizon=1e-300)}, "horizon=1e-300.* " + lost.format("5e-151")),
+        ({"model": plain.ResNet(4, branch_scale=1e-50)}, "branch_scale=1e-50.* " + lost.format("1e-50")),
+        ({"momentum": 1 - 1e-12}, "momentum must be below 1 in float32, got 0.999999999999"),
+    ]
+    reached = ({"branch_scale": 0}, {"branch_scale": 1e-30}, {"horizon": 1e-60})
+    with jax.enable_x64(False):
+        for solve in solvers.values():
+            for options, message in cases:
+                with pytest.raises(ValueError, match=message):
+                    solve(**options)
+            for options in reached:
+                with pytest.raises(AssertionError, match="compiled before"):
+                    solve(model=plain.ResNet(4, **options))
+            with pytest.raises(AssertionError, match="compiled before"):  # a schedule that fades
+                solve(steps=4, learning_rate=lambda step: 10.0 ** (-30 * step))
+    for solve in solvers.values():
+        with pytest.raises(AssertionError, match="compiled before"):
+            solve(learning_rate=1e-50)
+
+
+def test_exponents_that_overflow(plain, solvers):
+    row = plain.alpha_gamma(0.5, -300)
+    with pytest.raises(ValueError, match=r"overflows at n = .*, L = 64, d = 2; use smaller exponents or sizes"):
+        solvers["solve_network"](model=plain.ResNet(64), parametrization=row)
+
+
 @EVERY
 def test_more_memory_than_there_is(solvers, name, monkeypatch):
     """Refused with the figures and a way out."""
@@ -258,8 +443,13 @@ def test_data_that_is_no_array(plain):
         plain.Task([["a", "b"]], [1.0])
     with pytest.raises(TypeError, match="inputs must be an array of real numbers"):
         plain.Task([[1.0], [1.0, 2.0]], [1.0, 2.0])
-    with pytest.raises(TypeError, match="targets must be an array of real numbers"):
-        plain.Task([[1.0]], [1.0 + 2.0j])
+    for wrong in ([1.0 + 2.0j], np.ones(1) * 1j, jnp.array([1j]), ["1"], np.array([1], object), [10**400], None):
+        with pytest.raises(TypeError, match="targets must be an array of real numbers"):
+            plain.Task([[1.0]], wrong)
+    with pytest.raises(ValueError, match="targets must be an array without masked entries"):
+        plain.Task([[1.0]], np.ma.array([1.0], mask=[True]))
+    for right in (jnp.ones(1, jnp.bfloat16), np.ones(1, bool), np.ma.array([1.0]), np.ones(1, np.float16)):
+        assert plain.Task([[1.0]], right).targets == 1.0
 
 
 @pytest.mark.parametrize(
@@ -269,6 +459,9 @@ def test_data_that_is_no_array(plain):
         ([0, -1, 1], None, "integer labels from 0 to 1, got -1"),
         ([0, 0.5, 1], None, "integer labels from 0 to 1, got 0.5"),
         ([0, 0, 0], 1, "classes must be at least 2, got 1"),
+        ([0, 10**9, 1], None, r"integer labels below 1000000, got 1e\+09; number the classes from 0"),
+        ([0, 1e300, 1], None, r"integer labels below 1000000, got 1e\+300"),
+        ([0, 0, 0], 10**9, "classes must be at most 1000000, got 1000000000"),
         ([[0.5, 0.6]] * 3, None, "row sums"),
         ([[-0.5, 1.5]] * 3, None, "rows of probabilities"),
         ([[1.0]] * 3, None, "rows of probabilities"),
@@ -304,6 +497,12 @@ def test_bad_digits(plain):
             plain.datasets.digits(4, classes=classes)
     with pytest.raises(ValueError, match="dimension must be at least 1, got 0"):
         plain.datasets.gaussian(4, 0)
+    with pytest.raises(ValueError, match=r"samples=2000000000 of dimension=1000 make an array .* this machine has"):
+        plain.datasets.gaussian(2 * 10**9, 1000)
+    with pytest.raises(ValueError, match="classes must be at most 1000000 numbers, got more"):
+        plain.datasets.digits(4, itertools.count())
+    with pytest.raises(TypeError, match=r"teacher must take z of shape \(4, 1\) to targets, .* raises ValueError"):
+        plain.datasets.gaussian(4, teacher=lambda z: z @ z)
 
 
 @pytest.mark.parametrize(

@@ -17,8 +17,10 @@ CLAIMS = tuple(f"studies.{path.stem}" for path in sorted((FOLDER / "studies").gl
 ORDER = (
     "_types",
     "_errors",
+    "seeds",
     "functions",
     "activations",
+    "memory",
     "task",
     "datasets",
     "trajectory",
@@ -36,7 +38,6 @@ ORDER = (
     "expansion",
     "sharding",
     "checkpoint",
-    "memory",
     "threads",
     "engine",
     "explicit",

@@ -459,6 +459,10 @@ def without(path):
         ({"multipliers": {"readout": 0.5}}, TypeError, r"multipliers\['readout'\] must be an nfd.*Power, got 0\.5"),
         ({"multipliers": {"outer": None}}, ValueError, "unknown role in multipliers 'outer'"),
         ({"stds": {"unscaled": None}}, ValueError, "unknown role in stds 'unscaled'"),
+        ({"dimensions": [3]}, TypeError, r"dimensions must map patterns to sizes, .*, got \[3\]"),
+        ({"multipliers": [N]}, TypeError, r"multipliers must map roles to powers, .*, got \[Power"),
+        ({"stds": [N]}, TypeError, r"stds must map roles to powers, .*, got \[Power"),
+        ({"width": 10**12}, ValueError, "width must be at most 2147483647, got 1000000000000"),
         ({"dimensions": {".head.weight": 3}}, ValueError, r"dimensions: no parameter takes '\.head\.weight'"),
         ({"dimensions": {".embed.weight": 0}}, ValueError, r"dimensions of \.embed\.weight must be at least 1, got 0"),
     ],
@@ -467,6 +471,12 @@ def test_bad_arguments(plain, options, error, message):
     arguments = {"parametrization": "depth_mup", "model": network(), "roles": ROLES, "width": WIDTH, "depth": DEPTH}
     with pytest.raises(error, match=message):
         plain.scale_rates(**arguments | options)
+
+
+@pytest.mark.parametrize("value", [0.1, None, "adam", optax.adam])
+def test_what_is_no_transformation(plain, value):
+    with pytest.raises(TypeError, match=r"scaled\(...\) takes an optax transformation, such as .*, got"):
+        plain.scale_rates("depth_mup", network(), roles=ROLES, width=WIDTH, depth=DEPTH)(value)
 
 
 def test_a_model_without_parameters():

@@ -74,6 +74,7 @@ def example():
         measure=measure,
         conclude=conclude,
         draw=draw,
+        least={"widths": 2},
     )
 
 
@@ -193,6 +194,14 @@ def test_report(example, tmp_path):
         ("smoke", {"widths": ["3"]}, TypeError, r"'widths' of study 'example' must be like \(2, 4\), got \('3',\)"),
         ("smoke", {"seeds": 2.5}, TypeError, "'seeds' of study 'example' must be like 4, got 2.5"),
         ("smoke", {"seeds": 1}, ValueError, "'seeds' of study 'example' must be at least 2"),
+        ("smoke", {"seeds": 10**9}, ValueError, "'seeds' of study 'example' must be at most 1000000, got 1000000000"),
+        ("smoke", {"widths": []}, ValueError, r"'widths' of study 'example' must be at least 2 different .* got \[\]"),
+        ("smoke", {"widths": [2]}, ValueError, r"'widths' .* must be at least 2 different entries .*, got \[2\]"),
+        ("smoke", {"widths": [2, 2]}, ValueError, r"'widths' .* must be at least 2 different entries .*, got \[2, 2\]"),
+        ("smoke", {"widths": [2, 0]}, ValueError, "'widths' of study 'example' must be at least 1, got 0"),
+        ("smoke", {"widths": [2, -1]}, ValueError, "'widths' of study 'example' must be at least 1, got -1"),
+        ("smoke", {"widths": [2, 10**11]}, ValueError, "'widths' .* must be at most 2147483647, got 100000000000"),
+        ("smoke", [3], TypeError, r"sizes of study 'example' must map names to sizes, got \[3\]"),
         ("smoke", {"widths": 3}, TypeError, r"'widths' of study 'example' must be like \(2, 4\), got 3"),
     ],
 )
@@ -200,6 +209,43 @@ def test_bad_sizes(example, tmp_path, scale, sizes, error, message):
     with pytest.raises(error, match=message):
         studies.run(example, scale, folder=tmp_path, sizes=sizes)
     assert not MEASURED
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "message"),
+    [
+        ("width", {"widths": []}, r"'widths' .* must be at least 2 different entries .*, got \[\]"),
+        ("reuse", {"activations": []}, r"'activations' .* must be at least 1 different entries .*, got \[\]"),
+        ("transfer", {"depths": [4]}, r"'depths' .* must be at least 2 different entries .*, got \[4\]"),
+        ("depth", {"activations": ["relu", "sine"]}, "unknown activation 'sine'"),
+        ("width", {"learning_rate": math.nan}, "'learning_rate' of study 'width' must be a finite number above 0"),
+        ("reuse", {"horizons": [1.0, 0.0]}, "'horizons' of study 'reuse' must be a finite number above 0, got 0.0"),
+        ("plane", {"alphas": [0.5, 0.75]}, "alphas and gammas of study 'plane' must have the points .*, got no Comp"),
+        ("plane", {"gammas": [0.5, -0.5]}, "'gammas' of study 'plane' must be a finite number at least 0, got -0.5"),
+        ("diversity", {"depths": [8, 16]}, "depths of study 'diversity' must be at least 16, got 8"),
+        ("scaling", {"network_depths": [3]}, r"network_depths of study 'scaling' must be among depths \(2, 4\), got 3"),
+        ("transfer", {"rates": 2}, "needs rates of at least 3 and a ratio above 1 .*, got rates=2"),
+        ("transfer", {"ratio": 0.5}, "needs rates of at least 3 and a ratio above 1 .* ratio=0.5"),
+        ("nonlinearity", {"activations": ["relu", "tanh"]}, "activations of study 'nonlinearity' must have 'abs'"),
+        ("independence", {"cifar10": "/nowhere"}, "cifar10 of study 'independence' must be the folder of its files"),
+    ],
+)
+def test_sizes_that_no_study_could_conclude_from(tmp_path, name, sizes, message):
+    """Refused before the first cell."""
+    with pytest.raises(ValueError, match=message):
+        studies.run(studies.STUDIES[name], "smoke", folder=tmp_path, sizes=sizes)
+    assert not [*tmp_path.rglob("*.nc")]
+
+
+def test_every_size_of_every_study_fits_it():
+    for study in studies.STUDIES.values():
+        for scale in studies.SCALES:
+            sizes = study.sizes[scale]
+            named = {field.name: getattr(sizes, field.name) for field in fields(sizes)}
+            given = {name: list(value) if isinstance(value, tuple) else value for name, value in named.items()}
+            assert module.sized(study, scale, given) == sizes
+            assert module.grid(study, sizes)
+            assert set(study.least) <= set(named)
 
 
 def test_names_and_numbers():

@@ -1,5 +1,7 @@
 """Sweeps: the trainer's own numbers in every cell, and nothing trained twice."""
 
+import sys
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -166,9 +168,39 @@ def test_no_result_is_overwritten_by_what_is_observed(task):
         run(task, **options | {"observe": lambda sweep: sweep.features})
 
 
+@pytest.mark.parametrize("engine_name", ["dense", "revealed"])
+def test_all_cells_are_checked_before_any_is_trained(plain, monkeypatch, engine_name):
+    """What their observers return, their memory and their rates; by shapes alone."""
+    for name in ("train_members", "solve_members"):
+        monkeypatch.setattr(sys.modules["nfd_jax.sweeps"], name, lambda *_, **__: pytest.fail("trained a cell"))
+    shared = SWEEP | {"engine": engine_name, "widths": (4,), "depths": (1, 2)}
+    names = {"observe": lambda sweep: {f"of {len(sweep.features)}": sweep.outputs}}
+    for observe in ({"observe": plain.observables.sizes}, names):
+        with pytest.raises(ValueError, match="observe must return arrays of one shape in all cells, got"):
+            plain.sweep(plain.datasets.digits(2), plain.ResNet(1), **shared | observe)
+    for sizes in ({"widths": (4, 2 * 10**9)}, {"depths": (1, 2**31 - 1)}):
+        with pytest.raises(ValueError, match="this run needs about"):
+            plain.sweep(plain.datasets.digits(2), plain.ResNet(1), **shared | sizes)
+
+
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
+        ({"widths": range(1, 10**12)}, ValueError, "widths must be at most 1000000 numbers, got more"),
+        ({"widths": (4, 10**11)}, ValueError, "widths must be at most 2147483647, got 100000000000"),
+        ({"depths": (2, 2**31)}, ValueError, "depth must be at most 2147483647, got 2147483648"),
+        ({"seeds": 10**9}, ValueError, "seeds must be at most 1000000, got 1000000000"),
+        ({"learning_rates": ["0.1"]}, TypeError, r"learning_rates must be a sequence of numbers, got \['0\.1'\]"),
+        (
+            {"learning_rates": (0.1, 4.0), "weight_decay": 0.5},
+            ValueError,
+            r"learning_rates .*=4 at step 0 times",
+        ),
+        ({"schedule": "0.5"}, TypeError, "schedule must be a real number, got '0.5'"),
+        ({"schedule": lambda step: 1 / step}, TypeError, "schedule must be a number, or .* raises ZeroDivisionError"),
+        ({"folder": ""}, ValueError, "folder must be the path of a folder, got ''"),
+        ({"progress": "no"}, TypeError, "progress must be True or False, got 'no'"),
+        ({"betas": (0.9, 0.9)}, ValueError, "betas=.* is Adam's"),
         ({"learning_rates": np.array([[0.1]])}, TypeError, "learning_rates must be a sequence of numbers, got array"),
         ({"observe": "kernels"}, TypeError, "observe must be a function of a Sweep .*, got 'kernels'"),
         ({"widths": ()}, ValueError, r"widths must be at least one number, all distinct, got \(\)"),
@@ -183,7 +215,7 @@ def test_no_result_is_overwritten_by_what_is_observed(task):
         (
             {"depths": (1, 2), "widths": (4,), "observe": lambda sweep: {"h": sweep.features[:, 0, 0]}},
             ValueError,
-            r"observe must return arrays of one shape in all cells, got 'observed/h'",
+            r"one shape in all cells, got {'h': \(2,\)} at n = 4, L = 1 and {'h': \(3,\)} at n = 4, L = 2; reduce",
         ),
     ],
 )

@@ -131,3 +131,24 @@ def test_targets_that_are_no_classes(targets, options, message):
     task = nfd.Task(INPUTS, np.asarray(targets), **options)
     with pytest.raises(ValueError, match=f"this task has no classes, so that there is no accuracy: .*{message}"):
         task.accuracy(np.zeros((3, task.outputs)))
+
+
+def test_arrays_are_the_tasks_own():
+    """Later changes of what it was made from do not reach it, and nobody can write into it."""
+    inputs, targets = np.eye(2), np.ones((2, 1))
+    held_out = nfd.Task(inputs, targets)
+    task = nfd.Task(inputs, targets, held_out=held_out)
+    for samples in (task, held_out, task.minibatches(1), task.holding_out(task)):
+        inputs[0, 0], targets[0, 0] = 5.0, 5.0
+        np.testing.assert_array_equal(samples.inputs, np.eye(2))
+        np.testing.assert_array_equal(samples.targets, np.ones((2, 1)))
+        for array in (samples.inputs, samples.targets):
+            with pytest.raises(ValueError, match="read-only"):
+                array[0, 0] = 5.0
+        inputs[0, 0], targets[0, 0] = 1.0, 1.0
+
+
+@pytest.mark.parametrize("size", [1e-200, 1e200])
+def test_lengths_whose_squares_no_float_holds(size):
+    task = nfd.Task(size * np.array([[3.0, 4.0]]), np.ones(1), normalise=True)
+    np.testing.assert_allclose(task.inputs, 2**0.5 * np.array([[0.6, 0.8]]))

@@ -272,4 +272,5 @@ STUDY = Study(
     conclude=conclude,
     draw=draw,
     cost=lambda cell: cell["depth"] + 32,
+    least={"depths": 2, "learning_rates": 2},
 )

@@ -163,4 +163,5 @@ STUDY = Study(
     conclude=conclude,
     draw=draw,
     cost=lambda cell: 1.0 if cell["width"] else 4.0,
+    least={"widths": 2},
 )

@@ -119,4 +119,5 @@ STUDY = Study(
     conclude=conclude,
     draw=draw,
     cost=lambda cell: 30 + cell["depth"],
+    least={"depths": 2},
 )

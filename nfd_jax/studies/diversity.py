@@ -37,6 +37,8 @@ class Sizes:
 
 def cells(sizes: Sizes) -> list[Cell]:
     """Both rows at every depth, one program a depth."""
+    if min(sizes.depths) < 2 / LONGEST:  # the lags 1 / L and 2 / L, at least
+        raise ValueError(f"depths of study 'diversity' must be at least {2 / LONGEST:g}, got {min(sizes.depths)}")
     return [{"parametrization": row, "depth": depth} for depth in sizes.depths for row in EXPONENTS]
 
 

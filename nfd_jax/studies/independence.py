@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
@@ -43,6 +44,8 @@ class Sizes:
 def cells(sizes: Sizes) -> list[Cell]:
     """Tied and untied networks of every architecture and depth."""
     halved("seeds", sizes.seeds)
+    if sizes.cifar10 and not Path(sizes.cifar10).is_dir():
+        raise ValueError(f"cifar10 of study 'independence' must be the folder of its files, got {sizes.cifar10!r}")
     return [
         {"data": data, "architecture": architecture, "depth": depth, "backward": backward}
         for data in ("digits", *([sizes.cifar10] if sizes.cifar10 else []))
@@ -211,4 +214,5 @@ STUDY = Study(
     conclude=conclude,
     draw=draw,
     cost=lambda cell: cell["depth"] + 4,
+    least={"depths": 2},
 )

@@ -16,6 +16,7 @@ from nfd_jax.architecture import Layers, Scales
 from nfd_jax.basis import product
 from nfd_jax.explicit import start, train_step
 from nfd_jax.matrices import DenseMatrices
+from nfd_jax.seeds import seed_key
 from nfd_jax.statistics import Sampled, bootstrap, fit_power, stacked
 from nfd_jax.studies.findings import Finding, about, at_most
 from nfd_jax.studies.panels import Line, Panel
@@ -54,7 +55,7 @@ def measure(
     inputs, targets = jnp.asarray(task.inputs / task.dimension**0.5, dtype), jnp.asarray(task.targets, dtype)
     shape = (2 * room, width, steps)
     found = [
-        _train(settings, shape, scales, jax.random.key(1000 * depth + seed), dtype.type(learning_rate), inputs, targets)
+        _train(settings, shape, scales, seed_key(1000 * depth + seed), dtype.type(learning_rate), inputs, targets)
         for seed in range(seeds)
     ]
     return {name: (("seed",), np.array([float(each[name]) for each in found])) for name in found[0]}
@@ -191,4 +192,5 @@ STUDY = Study(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    least={"depths": 2},
 )

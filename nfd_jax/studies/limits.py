@@ -5,14 +5,13 @@ from __future__ import annotations
 import zlib
 from collections.abc import Sequence
 
-import jax
-
 from nfd_jax import engine, threads
 from nfd_jax._errors import positive_int
 from nfd_jax.architecture import AbstractModel
 from nfd_jax.explicit import in_coordinates
 from nfd_jax.optimizers import Optimizer
 from nfd_jax.particles import System
+from nfd_jax.seeds import seed_key
 from nfd_jax.task import Task
 from nfd_jax.trajectory import Trajectory
 
@@ -62,7 +61,7 @@ def solutions(
     def solve(seed: int, refinement: int) -> Trajectory:
         with engine.progress_bar(f"{closure} limit", steps + 1, show=False) as bar:
             kept = system.solve(
-                jax.random.key(seed),
+                seed_key(seed),
                 particles,
                 depth // refinement,
                 matched=matched,

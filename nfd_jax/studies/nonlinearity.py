@@ -51,6 +51,8 @@ class Sizes:
 def cells(sizes: Sizes) -> list[Cell]:
     """All rates and seeds of an activation side by side."""
     halved("seeds", sizes.seeds)
+    if ABS not in sizes.activations:
+        raise ValueError(f"activations of study 'nonlinearity' must have {ABS!r}, got {sizes.activations}")
     return [{"activation": activation} for activation in sizes.activations]
 
 
@@ -202,4 +204,5 @@ STUDY = Study(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    least={"activations": 2},
 )

@@ -36,6 +36,9 @@ class Sizes:
 
 def cells(sizes: Sizes) -> list[Cell]:
     """The whole plane at one depth: its points share a compiled program."""
+    lost = [name for (alpha, gamma), name in NAMED.items() if alpha not in sizes.alphas or gamma not in sizes.gammas]
+    if lost:
+        raise ValueError(f"alphas and gammas of study 'plane' must have the points {list(NAMED)}, got no {lost[0]}")
     return [{"depth": depth} for depth in sizes.depths]
 
 
@@ -255,4 +258,5 @@ STUDY = Study(
     conclude=conclude,
     draw=draw,
     cost=lambda cell: cell["depth"] + 32,
+    least={"depths": 2},
 )

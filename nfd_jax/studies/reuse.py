@@ -607,4 +607,5 @@ STUDY = Study(
     conclude=conclude,
     draw=draw,
     cost=lambda cell: cell["seeds"] * cell["depth"] + 50,
+    least={"depths": 2, "widths": 2, "horizons": 2, "steps": 2},
 )

@@ -34,6 +34,9 @@ class Sizes:
 
 def cells(sizes: Sizes) -> list[Cell]:
     """The coupled limit at every depth and at infinite depth, and networks of every width at some of the depths."""
+    lost = sorted(set(sizes.network_depths) - set(sizes.depths))
+    if lost:
+        raise ValueError(f"network_depths of study 'scaling' must be among depths {sizes.depths}, got {lost[0]}")
     limit = {"width": None, "count": sizes.particles, "tolerance": sizes.tolerance}
     limits: list[Cell] = [{"depth": depth, **limit} for depth in (None, *sizes.depths)]
     return limits + [
@@ -200,4 +203,5 @@ STUDY = Study(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    least={"widths": 2, "depths": 2},
 )

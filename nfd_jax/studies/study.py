@@ -24,8 +24,8 @@ import numpy as np
 import xarray as xr
 from tqdm import tqdm
 
-from nfd_jax import records, sharding
-from nfd_jax._errors import one_of
+from nfd_jax import activations, records, sharding
+from nfd_jax._errors import LARGEST, MOST, boolean, finite_float, folder_path, one_of, positive_int
 from nfd_jax.studies import findings as conclusions
 from nfd_jax.studies.findings import Finding, Verdict
 from nfd_jax.studies.panels import Map, Panel
@@ -62,6 +62,7 @@ class Study:
         conclude: Findings of all cells.
         draw: Panels of all cells.
         cost: Of a cell, in any unit, for the time left.
+        least: How many entries its fits need of a size that is a grid, by name, where one is too few.
     """
 
     name: str
@@ -75,6 +76,7 @@ class Study:
     conclude: Callable[[Results], Sequence[Finding]]
     draw: Callable[[Results], Sequence[Panel | Map]]
     cost: Callable[[Cell], float] = lambda cell: 1.0
+    least: Mapping[str, int] = field(default_factory=dict)
     code: str = field(init=False)
 
     def __post_init__(self) -> None:
@@ -182,9 +184,13 @@ def run(
     `sizes`: changes to the sizes of the scale, by name. Raises ValueError or TypeError for names and values that do
     not fit, before anything is measured.
     """
+    if not isinstance(study, Study):
+        raise TypeError(f"study must be a Study, such as studies.STUDIES['width'], got {study!r}")
+    if progress is not None:
+        boolean("progress", progress)
     chosen = sized(study, scale, sizes)
     cells = grid(study, chosen)
-    kept_in = records.output_folder(Path(folder) / study.name / "cells")
+    kept_in = records.output_folder(folder_path("folder", folder) / study.name / "cells")
     costs = [study.cost(cell) for cell in cells]
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
     disable = None if progress is None else not progress
@@ -202,8 +208,14 @@ def run(
 
 
 def sized(study: Study, scale: str, changes: Mapping[str, Any] | None = None) -> Any:
-    """The sizes of a scale with changes; sequences become tuples."""
+    """The sizes of a scale with changes; sequences become tuples.
+
+    Grids must not be empty nor shorter than the study's fits need, and have distinct entries. Numbers must be positive,
+    or 0 where those of the scale are.
+    """
     sizes = study.sizes[one_of("scale", scale, SCALES)]
+    if changes is not None and not isinstance(changes, Mapping):
+        raise TypeError(f"sizes of study {study.name!r} must map names to sizes, got {changes!r}")
     known = {field.name for field in fields(sizes)}
     for name in changes or {}:
         one_of(f"size of study {study.name!r}", name, sorted(known))
@@ -212,15 +224,35 @@ def sized(study: Study, scale: str, changes: Mapping[str, Any] | None = None) ->
         was = getattr(sizes, name)
         if was is not None and isinstance(was, tuple) != isinstance(value, tuple):
             raise TypeError(f"size {name!r} of study {study.name!r} must be like {was!r}, got {value!r}")
+        called = f"size {name!r} of study {study.name!r}"
         for old, new in zip(_items(was)[:1] * len(_items(value)), _items(value), strict=True):
             kinds = (int, float) if isinstance(old, float) else (type(old),)
             if isinstance(new, bool) or not isinstance(new, kinds):
-                raise TypeError(f"size {name!r} of study {study.name!r} must be like {was!r}, got {value!r}")
+                raise TypeError(f"{called} must be like {was!r}, got {value!r}")
+            _check_entry(called, name, _items(was), new)
         if "seeds" in name and isinstance(value, int) and value < 2:
-            raise ValueError(
-                f"size {name!r} of study {study.name!r} must be at least 2 for standard errors, got {value}"
-            )
-    return replace(sizes, **changed)
+            raise ValueError(f"{called} must be at least 2 for standard errors, got {value}")
+        least = study.least.get(name, 1)
+        if isinstance(value, tuple) and (len(value) < least or len(set(value)) < len(value)):
+            need = "its fits need them" if least > 1 else "there is nothing to run without"
+            raise ValueError(f"{called} must be at least {least} different entries ({need}), got {list(value)}")
+    try:
+        return replace(sizes, **changed)
+    except ValueError as error:
+        raise ValueError(f"study {study.name!r}: {error}") from error
+
+
+def _check_entry(called: str, name: str, was: Sequence[Any], new: Any) -> None:
+    """ValueError where one entry of a size could not be run."""
+    if isinstance(new, str):
+        if "activation" in name:
+            activations.check(new)
+        return
+    zero = 0 in was
+    if isinstance(new, int):
+        positive_int(called, new, 0 if zero else 1, MOST if "seeds" in name or name == "steps" else LARGEST)
+    else:
+        finite_float(called, new, strict=not zero)
 
 
 def _items(value: Any) -> list[Any]:

@@ -44,6 +44,11 @@ class Sizes:
 def cells(sizes: Sizes) -> list[Cell]:
     """Networks of every row and depth, and the limit of the first row at the last depth."""
     halved("seeds", sizes.seeds)
+    if sizes.rates < 3 or sizes.ratio <= 1:
+        raise ValueError(
+            f"study 'transfer' needs rates of at least 3 and a ratio above 1 for an optimum inside the grid, got "
+            f"rates={sizes.rates} and ratio={sizes.ratio}"
+        )
     networks = [
         {"block": block, "parametrization": row, "depth": depth, "room": max(sizes.depths)}
         for block in ("pre", "pre_inner")
@@ -306,4 +311,5 @@ STUDY = Study(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    least={"depths": 2},
 )

@@ -133,4 +133,5 @@ STUDY = Study(
     measure=measure,
     conclude=conclude,
     draw=draw,
+    least={"widths": 2},
 )
