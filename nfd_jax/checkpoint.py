@@ -6,14 +6,10 @@ holds the arguments that it belongs to; a run with any other refuses it and says
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import platform
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +17,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nfd_jax import sharding
-from nfd_jax._errors import folder_path, positive_int
+from nfd_jax import identity, sharding
+from nfd_jax._errors import positive_int
 from nfd_jax._types import PyTree
+from nfd_jax.files import checksum, replacing, writable_folder
 from nfd_jax.task import Task
 
-ARGUMENTS = "arguments"  # its name in an archive
+ARGUMENTS, CHECKSUM = "arguments", "checksum"  # their names in an archive
 
 
 @dataclass(frozen=True)
@@ -45,20 +42,11 @@ class Checkpoint:
         positive_int("checkpoint_every", every)
         if folder is None:
             return None
-        path = folder_path("checkpoint", folder)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise ValueError(
-                f"checkpoint folder {str(folder)!r} can't be made ({error.strerror}); choose another"
-            ) from error
-        device = jax.devices()[0]
+        path, device = writable_folder("checkpoint", folder), jax.devices()[0]
         everything = {
             **arguments,
             "data": _fingerprint(task),
-            "nfd_jax": version("nfd_jax"),
-            "jax": jax.__version__,
-            "precision": "float64" if jax.config.read("jax_enable_x64") else "float32",
+            **identity.environment(),
             "devices": f"{sharding.device_count()} x {device.device_kind} in {jax.process_count()} processes",
         }
         return cls(path, every, json.loads(json.dumps(everything, default=str)))
@@ -69,13 +57,9 @@ class Checkpoint:
 
     def write(self, name: str, arrays: Mapping[str, np.ndarray]) -> None:
         """Replace one archive, whole or not at all."""
-        path = self._path(name)
-        partial = partial_of(path)
-        with open(partial, "wb") as file:
-            np.savez(file, allow_pickle=False, **{ARGUMENTS: np.array(json.dumps(self.arguments))}, **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(path)
+        with replacing(self._path(name)) as partial, open(partial, "wb") as file:
+            named = {ARGUMENTS: np.array(json.dumps(self.arguments)), CHECKSUM: np.array(checksum(arrays))}
+            np.savez(file, allow_pickle=False, **named, **arrays)
 
     def read(self, name: str) -> dict[str, np.ndarray] | None:
         """An archive, None where there is none yet; ValueError where it is of other arguments or no archive."""
@@ -85,7 +69,7 @@ class Checkpoint:
         try:
             with open(path, "rb") as file, np.load(file, allow_pickle=False) as archive:
                 arrays = {key: archive[key] for key in archive.files}
-            stored = json.loads(str(arrays.pop(ARGUMENTS)))
+            stored, whole = json.loads(str(arrays.pop(ARGUMENTS))), str(arrays.pop(CHECKSUM))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"checkpoint {str(path)!r} is not an archive of nfd_jax ({error}); remove it") from error
         for key in (*self.arguments, *stored):
@@ -95,6 +79,8 @@ class Checkpoint:
                     f"checkpoint {str(self.folder)!r} is of a run with {key}={was!r}, and {key}={now!r} was asked for; "
                     "give another folder, or the arguments of that run"
                 )
+        if checksum(arrays) != whole:
+            raise ValueError(f"checkpoint {str(path)!r} does not hold what was written to it; remove it")
         return arrays
 
     def _path(self, name: str) -> Path:
@@ -103,19 +89,11 @@ class Checkpoint:
         return self.folder / f"{name}{part}.npz"
 
 
-def partial_of(path: Path) -> Path:
-    """Where a file is written before it takes its place: of this process alone."""
-    return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.partial")
-
-
 def _fingerprint(task: Task) -> str:
     """Of all arrays of a task."""
-    parts = [task, *([task.held_out] if task.held_out else [])]
-    digest = hashlib.sha256()
-    for part in parts:
-        for array in (part.inputs, part.targets):
-            digest.update(repr(array.shape).encode() + np.ascontiguousarray(array).tobytes())
-    return digest.hexdigest()[:16]
+    parts = {"train": task, **({"held out": task.held_out} if task.held_out else {})}
+    arrays = {f"{name} {kind}": getattr(part, kind) for name, part in parts.items() for kind in ("inputs", "targets")}
+    return checksum(arrays)[:16]
 
 
 def arrays_of(state: PyTree) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import jax
 import tyro
 
-from nfd_jax import comparison, datasets, plotting, records, studies
+from nfd_jax import comparison, datasets, files, plotting, records, studies
 from nfd_jax.cluster import Cluster
 from nfd_jax.comparison import Comparison
 from nfd_jax.task import Task
@@ -62,7 +62,7 @@ def compare(
         cluster: More than one process; the first prints and writes.
     """
     checked, together = Comparison(**asdict(setup)), Cluster(**asdict(cluster))
-    written = records.output_folder(output)
+    written = files.writable_folder("output", output)
     first = together.join()
     task = _task(data, folder, samples, classes)
     dataset = comparison.compare(task, checked, progress=first)
@@ -150,7 +150,7 @@ def _studies(
     """The reports of studies, printed and written as they finish (none in any process but the first), and why others
     have none: one that fails does not keep the rest from running."""
     together = Cluster(**asdict(cluster))
-    folder, first = records.output_folder(output), together.join()
+    folder, first = files.writable_folder("output", output), together.join()
     reports, failures = [], []
     for name in names:
         jax.clear_caches()  # programs of one study serve no other, and a process has room for so many

@@ -88,6 +88,7 @@ class Settings:
     optimizer: Optimizer = Optimizer()  # noqa: RUF009 - frozen
     richness: float = 1.0
     observe: Observe | None = None
+    functions: tuple[str, ...] = ()  # what those of a user are now: a program is compiled for what they read then
 
 
 def declared_axes(observe: Observe | None) -> dict[str, tuple[str, ...]]:
@@ -519,6 +520,7 @@ def prepare(
         optimizer=optimizer,
         richness=richness,
         observe=observe,
+        functions=tuple(map(functions.described, filter(callable, (model.activation, observe)))),
     )
     arguments = {
         "model": type(model).__name__,

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import dis
 import hashlib
 import inspect
 import re
+import sys
+import sysconfig
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
+from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
@@ -14,12 +18,14 @@ import jax
 import numpy as np
 
 PLAIN = (bool, int, float, complex, str, bytes, type(...))
+LIBRARIES = tuple({Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")})
 
 
 def described(function: Callable[..., Any]) -> str:
-    """Its name and a digest of its code, defaults, and what it closes over or is bound to.
+    """Its name and a digest of its code, defaults, what it closes over or is bound to, and the globals that it reads:
+    numbers, arrays, collections of them, and functions, these followed likewise unless they belong to a library.
 
-    Functions that it calls by a global name count by that name only.
+    A library's functions are known by its version, objects of other kinds by their type.
     """
     inner = inspect.unwrap(function.func if isinstance(function, partial) else function)
     name = getattr(inner, "__qualname__", type(inner).__qualname__)
@@ -59,7 +65,31 @@ def _contents(value: Any) -> list[Any]:
 
 def _of_function(function: FunctionType) -> list[Any]:
     cells = [cell.cell_contents for cell in function.__closure__ or () if _is_filled(cell)]
-    return [function.__module__, function.__code__, function.__defaults__, function.__kwdefaults__, *cells]
+    code = function.__code__
+    read = [] if _is_of_a_library(function.__module__) else [_global(function, name) for name in _global_names(code)]
+    return [function.__module__, code, function.__defaults__, function.__kwdefaults__, *cells, *read]
+
+
+def _global_names(code: CodeType) -> list[str]:
+    """Of the globals that code reads, that of functions within it included."""
+    own = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    inner = [_global_names(part) for part in code.co_consts if isinstance(part, CodeType)]
+    return sorted(own.union(*inner))
+
+
+def _global(function: FunctionType, name: str) -> Any:
+    """The value of a global, or the name of its type where it is of a kind whose contents decide no number."""
+    value = function.__globals__.get(name)
+    known = value is None or isinstance(value, (*PLAIN, *(kind for kind, _ in CONTENTS), type, ModuleType))
+    return value if known or callable(value) else type(value).__qualname__
+
+
+def _is_of_a_library(module: str | None) -> bool:
+    """Whether a module belongs to this package, to Python or to an installed package."""
+    if module is None or module.partition(".")[0] == "nfd_jax":
+        return module is not None
+    file = getattr(sys.modules.get(module), "__file__", None)
+    return file is not None and any(Path(file).resolve().is_relative_to(folder) for folder in LIBRARIES)
 
 
 def _is_filled(cell: Any) -> bool:
@@ -74,13 +104,17 @@ def _of_array(array: Any) -> list[Any]:
     return [repr((array.shape, array.dtype)).encode(), array.tobytes()]
 
 
-CONTENTS: tuple[tuple[Any, Callable[[Any], list[Any]]], ...] = (
+def _of_set(found: Any) -> list[Any]:
+    return sorted(repr(part).encode() for part in found)
+
+
+CONTENTS: tuple[tuple[type, Callable[[Any], list[Any]]], ...] = (
     (FunctionType, _of_function),
     (CodeType, lambda code: [code.co_code, *code.co_names, *code.co_consts]),
     (MethodType, lambda method: [method.__func__, method.__self__]),
     (partial, lambda function: [function.func, function.args, function.keywords]),
-    ((np.ndarray, np.generic, jax.Array), _of_array),
+    *((kind, _of_array) for kind in (np.ndarray, np.generic, jax.Array)),
     (Mapping, lambda mapping: [part for item in mapping.items() for part in item]),
-    ((list, tuple), list),
-    ((set, frozenset), lambda found: sorted(repr(part).encode() for part in found)),
+    *((kind, list) for kind in (list, tuple)),
+    *((kind, _of_set) for kind in (set, frozenset)),
 )

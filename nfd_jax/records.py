@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import platform
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -14,7 +13,7 @@ from typing import Any
 import jax
 import xarray as xr
 
-from nfd_jax.checkpoint import partial_of
+from nfd_jax.files import checksum, replacing
 
 PACKAGES = ("nfd_jax", "jax", "jaxlib", "equinox", "optax", "numpy", "xarray")
 
@@ -34,31 +33,29 @@ def provenance(arguments: Mapping[str, Any]) -> dict[str, str]:
     }
 
 
-def output_folder(path: str | Path) -> Path:
-    """The folder, made if missing; a ValueError that names it if nothing can be written there."""
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".write-test-{os.getpid()}"
-        probe.touch()
-        probe.unlink(missing_ok=True)  # a process of another machine may have the same name
-    except OSError as error:
-        raise ValueError(
-            f"output folder {str(folder)!r} can't be written ({error.strerror or error}); choose another with --output"
-        ) from error
-    return folder
-
-
 def save(dataset: xr.Dataset, path: Path, arguments: Mapping[str, Any]) -> Path:
     """Write the dataset with its provenance as netCDF; the file appears whole or not at all."""
-    complete = dataset.assign_attrs(provenance(arguments))
-    partial = partial_of(path)
-    complete.to_netcdf(partial, engine="h5netcdf")
-    partial.replace(path)
+    complete = dataset.assign_attrs(provenance(arguments) | {"checksum": checksum(_arrays(dataset))})
+    with replacing(path) as partial:
+        complete.to_netcdf(partial, engine="h5netcdf")
     return path
 
 
 def load(path: str | Path) -> xr.Dataset:
-    """A dataset written by `save`, read into memory."""
-    with xr.open_dataset(path, engine="h5netcdf") as dataset:
-        return dataset.load()
+    """A dataset written by `save`, read into memory. ValueError, which names the file, for one that is cut, changed or
+    of another kind."""
+    try:
+        with xr.open_dataset(path, engine="h5netcdf") as opened:
+            dataset = opened.load()
+    except Exception as error:  # of whatever kind h5py raises for a file that is not whole
+        raise ValueError(
+            f"{str(path)!r} is not a whole record of nfd_jax ({type(error).__name__}: {error}); remove it"
+        ) from error
+    if dataset.attrs.get("checksum") != checksum(_arrays(dataset)):
+        raise ValueError(f"{str(path)!r} does not hold what was written to it; remove it")
+    return dataset
+
+
+def _arrays(dataset: xr.Dataset) -> dict[str, Any]:
+    """All variables and coordinates, with the names of their axes."""
+    return {f"{name} {values.dims}": values.values for name, values in dataset.variables.items()}

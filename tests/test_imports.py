@@ -17,6 +17,8 @@ CLAIMS = tuple(f"studies.{path.stem}" for path in sorted((FOLDER / "studies").gl
 ORDER = (
     "_types",
     "_errors",
+    "files",
+    "identity",
     "seeds",
     "functions",
     "activations",

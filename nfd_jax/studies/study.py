@@ -1,10 +1,10 @@
 """Study: a claim made runnable. What studies share is here: sizes, cells that are never run twice, and reports.
 
 A study is a grid of cells. `measure` turns the arguments of one cell into labelled arrays, which are kept on disk at
-once, under an address made of what decides them: the arguments, the version of the package and its code, that of jax,
-the platform, the precision. A run that was killed, or is asked for more, measures only the cells that are missing;
-records of another configuration have other addresses, so nothing is ever mixed. `conclude` and `draw` see all cells of
-a run and nothing else.
+once, under an address made of what decides them: the arguments, the revisions of the study and of the numerical core,
+jax and its settings. A run that was killed, or is asked for more, measures only the cells that are missing; records of
+another configuration have other addresses, so nothing is ever mixed. `conclude` and `draw` see all cells of a run and
+nothing else.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ import json
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
-from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,9 @@ import numpy as np
 import xarray as xr
 from tqdm import tqdm
 
-from nfd_jax import activations, records, sharding
+from nfd_jax import activations, identity, records, sharding
 from nfd_jax._errors import LARGEST, MOST, boolean, finite_float, folder_path, one_of, positive_int
+from nfd_jax.files import writable_folder
 from nfd_jax.studies import findings as conclusions
 from nfd_jax.studies.findings import Finding, Verdict
 from nfd_jax.studies.panels import Map, Panel
@@ -34,8 +34,6 @@ if TYPE_CHECKING:
     from nfd_jax.plotting import Figure
 
 SCALES = ("smoke", "laptop", "accelerator")
-PRESENTATION = ("plotting", "cli", "cluster", "comparison", "records", "statistics", "coordinates")  # decide no record
-
 SMOKE = "smoke scale: these sizes are too small to say anything about the claim"
 MANY = 4  # cells that a line names
 
@@ -62,6 +60,7 @@ class Study:
         conclude: Findings of all cells.
         draw: Panels of all cells.
         cost: Of a cell, in any unit, for the time left.
+        revision: Of `measure`. Raise it with any change after which the same arguments give other numbers.
         least: How many entries its fits need of a size that is a grid, by name, where one is too few.
     """
 
@@ -76,11 +75,8 @@ class Study:
     conclude: Callable[[Results], Sequence[Finding]]
     draw: Callable[[Results], Sequence[Panel | Map]]
     cost: Callable[[Cell], float] = lambda cell: 1.0
+    revision: int = 1
     least: Mapping[str, int] = field(default_factory=dict)
-    code: str = field(init=False)
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "code", _digest(Path(inspect.getfile(self.measure))))
 
 
 @dataclass(frozen=True, eq=False)
@@ -159,7 +155,7 @@ class Report:
         """Write findings as netCDF with provenance, the table as text, and the figure as SVG and PNG."""
         from nfd_jax import plotting
 
-        folder = records.output_folder(folder)
+        folder = writable_folder("folder", folder)
         arguments = {"study": self.study.name, "scale": self.scale, "sizes": asdict(self.results.sizes)}
         dataset = conclusions.to_dataset(self.findings).assign_attrs(
             claim=self.study.claim, claim_source=self.study.source, setting=self.study.setting
@@ -190,7 +186,7 @@ def run(
         boolean("progress", progress)
     chosen = sized(study, scale, sizes)
     cells = grid(study, chosen)
-    kept_in = records.output_folder(folder_path("folder", folder) / study.name / "cells")
+    kept_in = writable_folder("folder", folder_path("folder", folder) / study.name / "cells")
     costs = [study.cost(cell) for cell in cells]
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
     disable = None if progress is None else not progress
@@ -277,7 +273,10 @@ def _record(study: Study, cell: Cell, folder: Path) -> xr.Dataset:
     address = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
     path = folder / f"{address}.nc"
     if sharding.same(int(path.exists())) and path.exists():
-        return records.load(path)
+        kept = records.load(path)
+        if kept.attrs["arguments"] != json.dumps(description, default=str):
+            raise ValueError(f"{str(path)!r} holds another cell than its name says; remove it")
+        return kept
     dataset = xr.Dataset(dict(study.measure(**cell)))
     if jax.process_index() == 0:
         records.save(dataset, path, description)
@@ -289,22 +288,9 @@ def _address(study: Study, cell: Cell) -> dict[str, Any]:
     return {
         "study": study.name,
         **{name: value for name, value in cell.items() if name not in PADDING},
-        "version": version("nfd_jax"),
-        "code": CODE + study.code,
-        "jax": jax.__version__,
-        "platform": jax.devices()[0].platform,
-        "precision": "float64" if jax.config.read("jax_enable_x64") else "float32",
+        "study revision": study.revision,
+        **identity.environment(),
     }
-
-
-def _digest(*paths: Path) -> str:
-    return hashlib.sha256(b"".join(path.read_bytes() for path in paths)).hexdigest()[:16]
-
-
-FOLDER = Path(__file__).parents[1]
-NUMERICAL = sorted(path for path in FOLDER.glob("*.py") if path.stem not in PRESENTATION)
-# read with the code itself: a file that is changed during a long run does not decide what that run does
-CODE = _digest(*NUMERICAL, FOLDER / "studies" / "limits.py")
 
 
 def summary(reports: Sequence[Report]) -> str:
