@@ -44,7 +44,7 @@ NETWORKS = pytest.mark.parametrize("name", ["solve_network", "train_networks"])
 @EVERY
 def test_the_guard_is_reached_by_good_arguments(solvers, name):
     with pytest.raises(AssertionError, match="compiled before"):
-        solvers[name](steps=2, learning_rate=0.1, **{SIZE[name]: 8})
+        solvers[name](steps=2, learning_rate=0.1, **{SIZE[name]: 64})
 
 
 @EVERY
