@@ -65,9 +65,9 @@ class Optimizer:
             raise ValueError(f"weight_decay={weight_decay} is decoupled here; use optimizer='adamw'")
         dtype = np.dtype(jnp.result_type(float))
         if dtype.type(optimizer.momentum) >= 1:
-            raise ValueError(f"momentum must be below 1 in {dtype}, got {momentum}; gradients would never fade")
+            raise ValueError(f"momentum must be below 1, got {momentum} in {dtype}; gradients would never fade")
         if np.any(np.asarray(optimizer.betas, dtype) >= 1):
-            raise ValueError(f"betas must be below 1 in {dtype}, got {betas}")
+            raise ValueError(f"betas must be below 1, got {betas} in {dtype}")
         in_precision("epsilon", optimizer.epsilon, positive=True)
         return optimizer
 

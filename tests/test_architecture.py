@@ -89,12 +89,12 @@ def test_sweeps_equal_autodiff(name):
 
 @pytest.mark.parametrize("name", ["inner_post, untied, ntp", "mlp, untied"])
 def test_both_observe_the_same(name):
-    """Features and gradients by explicit sweeps and by autodiff, at every step, in the units of `Sweep`."""
+    """Features and gradients by explicit sweeps and by autodiff, in every snapshot, in the units of `Sweep`."""
     model, untied, task, options = CASES[name]
     sweeps, autodiff = both(task, model, untied, observe=nfd.observables.kernels, **options)
     for kernel in ("feature_kernel", "gradient_kernel"):
         found = autodiff.observed[kernel]
-        assert found.shape == (5, model.blocks + 1, SAMPLES, SAMPLES)
+        assert found.shape == (6, model.blocks + 1, SAMPLES, SAMPLES)
         assert np.abs(np.diff(found, axis=0)).max() > 1e-4
         np.testing.assert_allclose(sweeps.observed[kernel], found, rtol=1e-9, atol=1e-12)
 

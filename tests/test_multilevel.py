@@ -191,7 +191,7 @@ def test_every_quantity_has_error_bars():
     task = nfd.Task(rng.normal(size=(4, 3)), np.arange(4) % 3, loss="cross_entropy")
     task = task.minibatches(2).holding_out(held_out)
     model = nfd.ResNet(8, "tanh")
-    run = nfd.solve_limit(task, model, steps=2, particles=256, tolerance=0.05, evaluate_at=(0, 2))
+    run = nfd.solve_limit(task, model, steps=2, particles=512, tolerance=0.05, evaluate_at=(0, 2))
     assert run.outputs.shape == (2, 4, 3)
     assert set(run.errors) == {"outputs", "batch_loss", "held_out_outputs", "loss", "held_out_loss"}
     shifted = run.outputs - run.outputs.max(axis=-1, keepdims=True)

@@ -185,7 +185,7 @@ STUDY = Study(
             samples=2,
             steps=2,
             tolerance=1.0,
-            particles=32,
+            particles=256,
         ),
         "laptop": Sizes(),
         "accelerator": Sizes(

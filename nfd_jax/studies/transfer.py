@@ -300,7 +300,7 @@ STUDY = Study(
     "which the other half chose; the sources train longer, TP6 and CompleteP by Adam",
     sizes={
         "smoke": Sizes(
-            depths=(2, 4), width=16, lowest=0.5, ratio=2.0, rates=5, seeds=4, samples=2, steps=2, particles=32
+            depths=(2, 4), width=16, lowest=0.5, ratio=2.0, rates=5, seeds=4, samples=2, steps=2, particles=64
         ),
         "laptop": Sizes(),
         "accelerator": Sizes(
