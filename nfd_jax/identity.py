@@ -11,6 +11,14 @@ import jax
 REVISION = 1
 
 
+SETTINGS = {  # of jax, by what a record calls them
+    "precision (x64)": "jax_enable_x64",
+    "matmul precision": "jax_default_matmul_precision",
+    "random numbers": "jax_default_prng_impl",
+    "partitionable": "jax_threefry_partitionable",
+}
+
+
 def environment() -> dict[str, str]:
     """The code, jax and its settings that change numbers."""
     return {
@@ -18,8 +26,5 @@ def environment() -> dict[str, str]:
         "revision": str(REVISION),
         "jax": jax.__version__,
         "platform": jax.devices()[0].platform,
-        "precision": "float64" if jax.config.read("jax_enable_x64") else "float32",
-        "matmul precision": str(jax.config.read("jax_default_matmul_precision")),
-        "random numbers": f"{jax.config.read('jax_default_prng_impl')}, "
-        f"partitionable: {jax.config.read('jax_threefry_partitionable')}",
+        **{name: str(getattr(jax.config, setting)) for name, setting in SETTINGS.items()},
     }
