@@ -46,7 +46,7 @@ NETWORKS = pytest.mark.parametrize("name", ["solve_network", "train_networks"])
 @EVERY
 def test_the_guard_is_reached_by_good_arguments(solvers, name):
     with pytest.raises(AssertionError, match="compiled before"):
-        solvers[name](steps=2, learning_rate=0.1, **{SIZE[name]: 64})
+        solvers[name](steps=2, learning_rate=0.1, **{SIZE[name]: 128})
 
 
 @EVERY
@@ -317,7 +317,7 @@ def test_odd_schedules(solvers, name, schedule, message):
     ],
 )
 def test_odd_observers(plain, name, observe, error, message):
-    task, size = plain.Task(np.eye(2), np.ones(2)), {SIZE[name]: 4}
+    task, size = plain.Task(np.eye(2), np.ones(2)), {SIZE[name]: 64}
     with pytest.raises(error, match=message):
         getattr(plain, name)(task, plain.ResNet(1), steps=1, observe=observe, **size)
 

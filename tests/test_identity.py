@@ -1,5 +1,8 @@
 """What makes records of one run those of another: settings of jax, revisions, and whether a file is whole."""
 
+import ast
+import importlib.util
+import inspect
 import json
 from pathlib import Path
 
@@ -10,6 +13,7 @@ import pytest
 
 import nfd_jax as nfd
 from nfd_jax import files, identity
+from nfd_jax.studies import STUDIES
 
 GOLDEN = Path(__file__).parent / "numerics.json"
 
@@ -33,13 +37,50 @@ def small_runs():
 
 
 def test_other_numbers_need_another_revision():
-    """After a change on purpose raise identity.REVISION, and let `python tests/test_identity.py` write the new numbers."""
+    """After a change on purpose raise identity.REVISION; `python tests/test_identity.py` writes the new numbers."""
     kept, found = json.loads(GOLDEN.read_text()), small_runs()
     assert kept["revision"] == identity.REVISION
     assert kept["losses"].keys() == found.keys()
     for name, losses in found.items():
         # some thousand roundings: other versions of jax and processors sum in another order
         np.testing.assert_allclose(losses, kept["losses"][name], rtol=1e-10, err_msg=name)
+
+
+def code_of(measure):
+    """What `measure` and the functions of its module that it reaches do, comments and docstrings apart."""
+    tree = ast.parse(Path(inspect.getfile(measure)).read_text())
+    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    reached, found = [measure.__name__], {}
+    while reached:
+        name = reached.pop()
+        if name in functions and name not in found:
+            node = functions[name]
+            node.body = node.body[1:] if ast.get_docstring(node) else node.body
+            found[name] = ast.unparse(node)
+            reached += [part.id for part in ast.walk(node) if isinstance(part, ast.Name)]
+    return files.checksum(found)[:16]
+
+
+def test_other_measurements_need_another_revision_of_the_study():
+    """Raise its revision where the numbers change; either way `python tests/test_identity.py` writes the new code."""
+    kept = json.loads(GOLDEN.read_text())["studies"]
+    found = {name: [study.revision, code_of(study.measure)] for name, study in STUDIES.items()}
+    assert found == kept
+
+
+def test_comments_void_no_record(tmp_path):
+    """Neither do docstrings, nor what only draws; a number that `measure` reaches by another function does."""
+    source = "def measure(x):\n    {0}\n    return helper(x)\n\ndef helper(x):\n    return {1} * x\n\n"
+    source += "def draw():\n    {2}\n"
+    found = []
+    for place, parts in enumerate([('"a"', 2, "pass"), ("# b", 2, "return 1"), ("# b", 3, "pass")]):
+        path = tmp_path / f"module{place}.py"
+        path.write_text(source.format(*parts))
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        found.append(code_of(module.measure))
+    assert found[0] == found[1] != found[2]
 
 
 @pytest.mark.parametrize(
@@ -194,4 +235,6 @@ def test_archives_of_other_contents_are_named(tmp_path):
 
 if __name__ == "__main__":
     jax.config.update("jax_enable_x64", True)
-    GOLDEN.write_text(json.dumps({"revision": identity.REVISION, "losses": small_runs()}, indent=1) + "\n")
+    code = {name: [study.revision, code_of(study.measure)] for name, study in STUDIES.items()}
+    kept = {"revision": identity.REVISION, "losses": small_runs(), "studies": code}
+    GOLDEN.write_text(json.dumps(kept, indent=1) + "\n")

@@ -3,8 +3,6 @@
 import json
 import math
 import re
-import subprocess
-import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
 
@@ -13,7 +11,7 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from nfd_jax import cli, records, statistics, studies
+from nfd_jax import cli, identity, records, statistics, studies
 from nfd_jax.statistics import Estimate, bootstrap, fit_power, quantile, stacked
 from nfd_jax.studies import collapse, independence, interaction, nonlinearity, transfer
 from nfd_jax.studies import study as module
@@ -126,29 +124,59 @@ def test_a_kill_loses_the_cell_under_way(example, tmp_path, monkeypatch):
     assert MEASURED == [4]
 
 
-def test_records_of_another_configuration_or_version_are_not_used(example, tmp_path, monkeypatch):
+def test_records_of_another_revision_are_not_used(example, tmp_path, monkeypatch):
+    """Of the study, or of the numerical core: `tests/test_identity.py` sees to it that they are raised."""
     studies.run(example, "smoke", folder=tmp_path)
-    monkeypatch.setattr(module, "version", lambda name: "0.0.0")
-    studies.run(example, "smoke", folder=tmp_path)
+    studies.run(replace(example, revision=2), "smoke", folder=tmp_path)
     assert MEASURED == [2, 4, 2, 4]
-    assert len(list(tmp_path.rglob("*.nc"))) == 4
-
-
-def test_records_of_other_code_are_not_used(example, tmp_path, monkeypatch):
-    """The code is that of the numerical modules and of the file of the study, the same in every process."""
-    studies.run(example, "smoke", folder=tmp_path)
-    changed = replace(example)
-    object.__setattr__(changed, "code", "changed")
-    studies.run(changed, "smoke", folder=tmp_path)
-    assert MEASURED == [2, 4, 2, 4]
-    monkeypatch.setattr(module, "CODE", "changed")
+    monkeypatch.setattr(identity, "REVISION", identity.REVISION + 1)
     studies.run(example, "smoke", folder=tmp_path)
     assert MEASURED == [2, 4] * 3
-    code = "from nfd_jax import studies; from nfd_jax.studies import study; print(study.CODE, *("
-    code += "each.code for each in studies.STUDIES.values()))"
-    found = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
-    monkeypatch.undo()
-    assert found == [module.CODE, *(each.code for each in studies.STUDIES.values())]
+    assert len(list(tmp_path.rglob("*.nc"))) == 6
+
+
+def test_cells_in_each_others_place_are_refused(example, tmp_path):
+    studies.run(example, "smoke", folder=tmp_path)
+    one, other = sorted(tmp_path.rglob("*.nc"))
+    content = one.read_bytes()
+    one.write_bytes(other.read_bytes())
+    other.write_bytes(content)
+    with pytest.raises(ValueError, match="holds another cell than its name says; remove it"):
+        studies.run(example, "smoke", folder=tmp_path)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # h5netcdf's, of files it can't open
+def test_no_flipped_bit_is_read_as_another_number(example, tmp_path):
+    report = studies.run(example, "smoke", folder=tmp_path)
+    path, expected = sorted(tmp_path.rglob("*.nc"))[0], report.results.found
+    content, rng = path.read_bytes(), np.random.default_rng(0)
+    refused = 0
+    for place in rng.integers(8 * len(content), size=200):
+        changed = bytearray(content)
+        changed[place // 8] ^= 1 << place % 8
+        path.write_bytes(changed)
+        try:
+            found = studies.run(example, "smoke", folder=tmp_path).results.found
+        except ValueError as error:
+            refused += str(path) in str(error)
+            continue
+        for (_, one), (_, other) in zip(found, expected, strict=True):
+            np.testing.assert_array_equal(one.gap, other.gap)
+    assert refused > 0
+
+
+@pytest.mark.parametrize("content", [b"", b"not a record", None])
+def test_a_broken_cell_is_named_and_the_next_study_runs(content, example, tmp_path, monkeypatch, capsys):
+    """`None`: cut in half."""
+    second = replace(example, name="second")
+    monkeypatch.setattr(studies, "STUDIES", {"example": example, "second": second})
+    studies.run(example, "smoke", folder=tmp_path)
+    path = sorted(tmp_path.rglob("*.nc"))[0]
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2] if content is None else content)
+    with pytest.raises(ValueError, match=rf"study 'example': '{path}' is not a whole record of nfd_jax .*; remove it"):
+        cli.claims(("example", "second"), "smoke", tmp_path)
+    assert "second" in capsys.readouterr().out
+    assert (tmp_path / "second.nc").exists()
 
 
 def test_padding_decides_nothing(example):

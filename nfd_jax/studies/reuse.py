@@ -270,8 +270,9 @@ def one_sign(responses: np.ndarray) -> Sampled:
     brings it nearer to one half."""
 
     def share(chosen: np.ndarray) -> float:
-        mean = chosen.mean(axis=0)
-        return float(np.mean(mean * mean.sum(axis=-1, keepdims=True) > 0))
+        along = chosen.mean(axis=0)
+        along = along * along.sum(axis=-1, keepdims=True)
+        return float(np.mean(along > 0)) if np.isfinite(along).all() else math.nan
 
     return bootstrap(share, responses)
 
