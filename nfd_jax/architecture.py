@@ -32,7 +32,7 @@ from jax import lax
 from nfd_jax import activations
 from nfd_jax._errors import boolean, finite_float, in_precision, one_of, positive_int
 from nfd_jax._types import Array, Float, Index, PyTree, Scalar, ScalarFunction
-from nfd_jax.basis import Terms, product
+from nfd_jax.basis import product
 from nfd_jax.matrices import AbstractMatrices
 from nfd_jax.noise import BACKWARD, FORWARD
 from nfd_jax.parametrization import ROUNDING, D, N, Parametrization, Power, Role
@@ -276,7 +276,6 @@ def forward(
     """Features and outputs of a batch whose `inputs` carry their factor 1/sqrt(d) already.
 
     `keep=False` evaluates without storing the queries: exact in law given the training so far, and no handles.
-    The residual stream is summed in two terms: what single precision rounds away at every block would not average out.
     """
     phi, count, width = structure.phi, structure.matrices, layers.readout.shape[1]
     start = product(inputs, layers.input)
@@ -287,8 +286,7 @@ def forward(
     features = features.at[0].set(start) if keep else features
 
     def block(index: Index, carry: tuple) -> tuple:
-        stream, features, images, handles, hidden = carry
-        h = stream.high
+        h, features, images, handles, hidden = carry
         x, seen = phi(h) if structure.activated[0] else h, 0
         for place in range(count):
             layer = index * count + place
@@ -300,17 +298,15 @@ def forward(
                     images = lax.dynamic_update_index_in_dim(images, x, index * inside + seen, axis=0)
                 x, seen = phi(x), seen + 1
         branch = scales.branch * _centred(structure, x)
-        stream = stream.plus(branch) if structure.skip else Terms(jnp.asarray(branch), stream.low)
+        h = h + branch if structure.skip else branch
         if keep:
-            features = lax.dynamic_update_index_in_dim(features, stream.high, index + 1, axis=0)
-        return stream, features, images, handles, hidden
+            features = lax.dynamic_update_index_in_dim(features, h, index + 1, axis=0)
+        return h, features, images, handles, hidden
 
-    stream = Terms(start, jnp.zeros_like(start))
-    carry = stream, features, images, handles, layers.hidden
-    (h, low), features, images, handles, hidden = lax.fori_loop(0, scales.blocks, block, carry)
+    carry = start, features, images, handles, layers.hidden
+    h, features, images, handles, hidden = lax.fori_loop(0, scales.blocks, block, carry)
     last = phi(h) if structure.activated_readout else h
-    outputs = product(last, layers.readout.T)
-    outputs = (outputs + product(low, layers.readout.T) if structure.skip else outputs) * (scales.output / width)
+    outputs = product(last, layers.readout.T) * (scales.output / width)
     return Forward(outputs, features, images, handles), eqx.tree_at(lambda tree: tree.hidden, layers, hidden)
 
 

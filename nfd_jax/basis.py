@@ -224,12 +224,6 @@ class Terms(NamedTuple):
     high: Array
     low: Array
 
-    def plus(self, term: Array) -> Terms:
-        """With a number added, what rounding takes from it included (Knuth's two-sum)."""
-        high = self.high + term
-        added = high - self.high
-        return Terms(high, self.low + ((self.high - (high - added)) + (term - added)))
-
     @property
     def columns(self) -> Array:
         """Both side by side, to be multiplied in one pass."""
