@@ -32,6 +32,7 @@ from nfd_jax.training import check_cell, is_revealed, train_networks
 from nfd_jax.trajectory import Trajectory
 
 AXES = ("step", "sample", "output")
+ROUNDINGS = 1000  # of outputs, below which two limits count as one
 
 
 @dataclass(frozen=True)
@@ -200,7 +201,8 @@ def _solve(
 def summarise(dataset: xr.Dataset) -> xr.Dataset:
     """The dataset with positions, distances and mean losses added, each with its standard error over seeds.
 
-    Adds `position (backward, depth, width)`, its extrapolation `infinite_position (backward, depth)` to n = infinity by
+    Adds `position (backward, depth, width)` (NaN where the limits are the same but for rounding, as with one block of
+    one matrix), its extrapolation `infinite_position (backward, depth)` to n = infinity by
     a weighted fit of a + b/n (NaN for one width), `limit_position_error (closure, depth)`, `distance` and
     `infinite_distance`, differences in position from each closure in standard errors, signed, and the mean losses
     `limit_mean_loss` and `network_mean_loss`. Each has its standard error beside it, `..._error`.
@@ -211,9 +213,12 @@ def summarise(dataset: xr.Dataset) -> xr.Dataset:
     origin = ends.sel(closure="decoupled", drop=True)
     line = ends.sel(closure="coupled", drop=True) - origin
     over = ["sample", "output"]
+    length = (line**2).sum(over, skipna=False)
+    rounding = ROUNDINGS * float(np.finfo(dataset.limit_outputs.dtype).eps)
+    length = length.where(length > rounding**2 * (ends**2).max("closure").sum(over))
 
     def position(outputs: xr.DataArray) -> xr.DataArray:
-        return ((outputs - origin) * line).sum(over, skipna=False) / (line**2).sum(over, skipna=False)
+        return ((outputs - origin) * line).sum(over, skipna=False) / length
 
     ours, our_error = _mean_and_error(position(networks), "seed")
     theirs, their_error = _mean_and_error(position(limits), "limit_seed")
@@ -274,7 +279,7 @@ def table(dataset: xr.Dataset) -> str:
     lines.append(
         "position: 0 at the decoupled limit, 1 at the coupled one, along the line between their final outputs."
     )
-    lines.append("±: one standard error; none where too few members are left for one.")
+    lines.append("±: one standard error; none where too few members are left, or the limits are the same.")
     lines.append("n -> inf: extrapolated from the widths above by a weighted fit of a + b/n.")
     lines.append("from ...: distance in position from that limit, in standard errors (networks and limit together).")
     for kind, marks in (("networks", "diverged_at"), ("solutions of a limit", "limit_diverged_at")):

@@ -9,7 +9,8 @@ import pytest
 
 import nfd_jax as nfd
 from nfd_jax import engine, memory, multilevel
-from nfd_jax.checkpoint import Checkpoint, partial_of
+from nfd_jax.checkpoint import Checkpoint
+from nfd_jax.files import partial_of
 
 STEPS = 5
 
@@ -183,7 +184,7 @@ def test_processes_do_not_share_a_half_written_file(tmp_path):
 
 def test_bad_checkpoints(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"checkpoint folder '.*file' can't be made .*; choose another"):
+    with pytest.raises(ValueError, match=r"checkpoint folder '.*file' can't be written .*; choose another"):
         RUNS["limit"](checkpoint=tmp_path / "file")
     with pytest.raises(ValueError, match="checkpoint_every must be at least 1, got 0"):
         RUNS["limit"](checkpoint=tmp_path, checkpoint_every=0)

@@ -300,14 +300,14 @@ def test_effective_images_of_all_roads(name):
     dense = layers.hidden
     backward = dense.forward if dense.backward is None else dense.backward
     noise = GivenMatrices(jax.random.key(0), dense.forward, backward)
-    options = {"depth": len(dense.forward), "width": width, "steps": 4, "batch": 3, "coupled": not untied}
+    options = {"depth": len(dense.forward), "width": width, "steps": 5, "batch": 3, "coupled": not untied}
     hidden = RevealedMatrices.create(noise, **options, dtype=jnp.dtype(float))
     state = explicit.start(problem.settings, Layers(layers.input, hidden, layers.readout))
     revealed = helpers.run(
         explicit.EXPLICIT, problem, helpers.copied(state), task.inputs / task.dimension**0.5, task.targets
     )
     found = autodiff.observed["images"]
-    assert found.shape == (4, model.matrices, 3, width)
+    assert found.shape == (5, model.matrices, 3, width)
     assert not found[0].any()
     assert np.all(np.abs(found[1:]).max(axis=(0, 2, 3)) > 1e-4)
     for other in (sweeps, revealed):
@@ -350,7 +350,7 @@ def test_members_have_initial_matrices_of_their_own(tmp_path):
     both = nfd.train_networks(task, model, steps=2, seeds=2, **options).observed["effective_update"]
     alone = nfd.train_networks(task, model, steps=2, seeds=[1], **options, **one).observed["effective_update"]
     np.testing.assert_allclose(both[1], alone[0], rtol=1e-9)
-    assert both.shape == (2, 2, 4, 2)
+    assert both.shape == (2, 3, 4, 2)
     assert np.all(both[:, 1] > 0)
     assert not both[:, 0].any()
     again = nfd.train_networks(task, model, steps=2, seeds=[1], **options, **one).observed["effective_update"]

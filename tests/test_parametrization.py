@@ -241,7 +241,7 @@ def test_a_shift_changes_nothing_where_rates_have_factors(factor):
         np.testing.assert_allclose(shifted, expected, rtol=0, atol=1e-9)
         changed = solver(task, model, parametrization="depth_mup", **options).outputs
         assert np.abs(changed - expected).max() > 1e-3
-    nfd.solve_limit(task, model, parametrization=row, particles=64, steps=1)  # powers of n that cancel to rounding
+    nfd.solve_limit(task, model, parametrization=row, particles=128, steps=1)  # powers of n that cancel to rounding
 
 
 def test_eps_has_to_move():
