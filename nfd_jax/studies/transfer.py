@@ -231,20 +231,22 @@ def conclude(results: Results) -> list[Finding]:
     for (block, row), (name, source) in ROWS.items():
         if source is not None:
             ends = [_judged(results, block, row, depth) for depth in (middle, depths[-1])]
-            ratio = combined(lambda shallow, deep: np.exp(deep[0] - shallow[0]), *ends).estimate()
-            quantity = f"loss at L = {depths[-1]} over that at L = {middle}, best eta each, {name}"
-            found.append(Finding(quantity, "TP6" if block == "pre" else source, at_most(1), ratio))
+            ratio = combined(lambda shallow, deep: deep[0] - shallow[0], *ends).estimate()
+            quantity = f"log(loss at L = {depths[-1]} / loss at L = {middle}), best eta each, {name}"
+            found.append(Finding(quantity, "TP6" if block == "pre" else source, at_most(0), ratio))
     block, row = next(iter(ROWS))
     limit = _sampled(results, block, row, depths[-1], limit=True).map(lambda logs: _optimum(logs, rates))
     network = _sampled(results, block, row, depths[-1])
     both = combined(lambda logs, rate: np.log2(_optimum(logs, rates) / rate), network, limit)
     judged = _judged(results, block, row, depths[-1])
-    paid = combined(lambda logs, rate: np.exp(_between(logs[1:], rates, rate) - logs[0]), judged, limit)
+    paid = combined(lambda logs, rate: _between(logs[1:], rates, rate) - logs[0], judged, limit)
     at = f"n = {results.sizes.width}, L = {depths[-1]}, one matrix"
     return [
         *found,
         Finding(f"log2 of best eta over the limit's, {at}", "TP6, NFD", about(0, 0.5), both.estimate()),
-        Finding(f"loss at the limit's eta over that at the best one, {at}", "TP6, NFD", at_most(1.1), paid.estimate()),
+        Finding(
+            f"log(loss at the limit's eta / loss at the best one), {at}", "TP6, NFD", at_most(0.1), paid.estimate()
+        ),
     ]
 
 
