@@ -80,16 +80,17 @@ def _global_names(code: CodeType) -> list[str]:
 def _global(function: FunctionType, name: str) -> Any:
     """The value of a global, or the name of its type where it is of a kind whose contents decide no number."""
     value = function.__globals__.get(name)
-    known = value is None or isinstance(value, (*PLAIN, *(kind for kind, _ in CONTENTS), type, ModuleType))
-    return value if known or callable(value) else type(value).__qualname__
+    kinds = (type(None), *PLAIN, *(kind for kind, _ in CONTENTS), ModuleType)
+    return value if callable(value) or isinstance(value, kinds) else type(value).__qualname__
 
 
 def _is_of_a_library(module: str | None) -> bool:
     """Whether a module belongs to this package, to Python or to an installed package."""
-    if module is None or module.partition(".")[0] == "nfd_jax":
-        return module is not None
+    if module is None:
+        return False
     file = getattr(sys.modules.get(module), "__file__", None)
-    return file is not None and any(Path(file).resolve().is_relative_to(folder) for folder in LIBRARIES)
+    installed = file is not None and any(Path(file).resolve().is_relative_to(folder) for folder in LIBRARIES)
+    return installed or module.partition(".")[0] == "nfd_jax"
 
 
 def _is_filled(cell: Any) -> bool:
