@@ -64,7 +64,8 @@ def partial_of(path: Path) -> Path:
 def _is_left_behind(partial: Path) -> bool:
     """Whether the process that wrote it is gone."""
     node, _, process = partial.name.removesuffix(".partial").rpartition("-")
-    if not node.endswith(f".{platform.node()}") or not process.isdecimal():
+    here = node.endswith(f".{platform.node()}") and process.isdecimal()
+    if not here or os.name != "posix":  # elsewhere signal 0 would be one
         with suppress(OSError):
             return time.time() - partial.stat().st_mtime > ABANDONED
         return False

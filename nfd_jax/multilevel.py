@@ -32,6 +32,7 @@ from nfd_jax._types import Key
 from nfd_jax.checkpoint import Checkpoint
 from nfd_jax.particles import System
 from nfd_jax.seeds import seed_key
+from nfd_jax.statistics import CONFIDENCE
 from nfd_jax.task import Task, loss_gradient, loss_value
 from nfd_jax.trajectory import ErrorBars, HeldOut, Trajectory
 
@@ -41,7 +42,6 @@ FEWEST = 2  # replicates, without which there is no error
 PILOT, PILOT_DIFFERENCES = 16, 8  # replicates from which more are planned; differences add little to the error
 GROWTH = 4  # at most so many times more replicates a round, as variances are only estimates
 FEWEST_PARTICLES, MOST_PARTICLES = 4096, 8192  # chosen unasked: below, a step costs the same; above, memory counts
-CONFIDENCE = 0.95
 
 
 class Term(NamedTuple):
