@@ -22,7 +22,7 @@ from scipy.stats import binomtest
 from timing import save
 
 import nfd_jax as nfd
-from nfd_jax.trajectory import Trajectory
+from nfd_jax.solvers.trajectory import Trajectory
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,12 @@ import tyro
 from timing import save
 
 import nfd_jax as nfd
-from nfd_jax import engine, training
-from nfd_jax.architecture import AbstractModel
-from nfd_jax.finite import Shape, create_network
+from nfd_jax.dynamics.module import Shape, create_network
+from nfd_jax.models import AbstractModel
 from nfd_jax.optimizers import Optimizer
 from nfd_jax.parametrization import Role
+from nfd_jax.runtime import loop as engine
+from nfd_jax.solvers import networks as training
 
 try:
     import torch  # pyright: ignore[reportMissingImports]

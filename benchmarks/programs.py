@@ -8,7 +8,7 @@ from unittest import mock
 
 import jax
 
-from nfd_jax import engine
+from nfd_jax.runtime import loop as engine
 
 
 class _Captured(Exception):  # noqa: N818

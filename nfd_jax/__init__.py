@@ -1,17 +1,17 @@
 """nfd_jax: mean-field feature dynamics of very wide, very deep networks, beside the networks themselves."""
 
 from nfd_jax import analytic, datasets, observables, parametrization, statistics
-from nfd_jax.architecture import MLP, ResNet
-from nfd_jax.coordinates import coordinate_check
-from nfd_jax.limit import solve_limit
-from nfd_jax.network import solve_network
+from nfd_jax.models import MLP, ResNet
 from nfd_jax.parametrization import Role, alpha_gamma
-from nfd_jax.scaling import scale_rates
-from nfd_jax.sharpness import suggest_learning_rate
-from nfd_jax.sweeps import sweep
+from nfd_jax.solvers.limit import solve_limit
+from nfd_jax.solvers.network import solve_network
+from nfd_jax.solvers.networks import train_networks
+from nfd_jax.solvers.sweep import sweep
+from nfd_jax.solvers.trajectory import Trajectory
 from nfd_jax.task import Task
-from nfd_jax.training import train_networks
-from nfd_jax.trajectory import Trajectory
+from nfd_jax.tools.coordinate_check import coordinate_check
+from nfd_jax.tools.scale_rates import scale_rates
+from nfd_jax.tools.suggest_learning_rate import suggest_learning_rate
 
 __all__ = [
     "MLP",

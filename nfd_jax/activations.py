@@ -7,7 +7,7 @@ from functools import lru_cache
 import jax
 import jax.numpy as jnp
 
-from nfd_jax._errors import one_of
+from nfd_jax._checks import one_of
 from nfd_jax._types import Array, ScalarFunction
 
 

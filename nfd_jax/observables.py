@@ -12,13 +12,13 @@ from typing import NamedTuple, TypeVar
 import jax.numpy as jnp
 from jax import lax
 
-from nfd_jax import basis as bases
 from nfd_jax._types import Array, Float, Index, Vectors
-from nfd_jax.architecture import BLOCKS
-from nfd_jax.basis import product
-from nfd_jax.engine import Sweep
-from nfd_jax.matrices import RevealedMatrices
-from nfd_jax.noise import BACKWARD, FORWARD
+from nfd_jax.matrices import basis as bases
+from nfd_jax.matrices.basis import product
+from nfd_jax.matrices.noise import BACKWARD, FORWARD
+from nfd_jax.matrices.revealed import RevealedMatrices
+from nfd_jax.models import BLOCKS
+from nfd_jax.runtime.loop import Sweep
 
 Function = TypeVar("Function", bound=Callable[..., object])
 

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nfd_jax._errors import finite_float, in_precision, one_of
+from nfd_jax._checks import finite_float, in_precision, one_of
 from nfd_jax._types import PyTree, Scalar
 from nfd_jax.parametrization import FAMILIES
 

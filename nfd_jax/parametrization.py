@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
-from nfd_jax._errors import finite_float, one_of
+from nfd_jax._checks import finite_float, one_of
 
 FAMILIES = {"sgd": "sgd", "adam": "adam", "adamw": "adam"}  # of an optimizer: whose rates it takes
 

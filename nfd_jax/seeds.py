@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from nfd_jax._errors import MOST, positive_int, positive_ints
+from nfd_jax._checks import MOST, positive_int, positive_ints
 from nfd_jax._types import Key
 
 WORD = 2**32  # keys are made of words of 32 bits

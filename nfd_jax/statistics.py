@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from scipy.stats import t as student
 
-from nfd_jax._errors import finite_array, finite_float, one_of
+from nfd_jax._checks import finite_array, finite_float, one_of
 
 AVERAGES = ("rms", "log")
 CONFIDENCE = 0.95  # of every interval, bar and band unless said otherwise

@@ -9,8 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nfd_jax import memory
-from nfd_jax._errors import MOST, boolean, finite_array, one_of, positive_int
+from nfd_jax._checks import MOST, boolean, check_array, finite_array, one_of, positive_int
 from nfd_jax._types import Array, Float, Scalar
 from nfd_jax.seeds import check_seed
 
@@ -188,7 +187,7 @@ def _probabilities(targets: np.ndarray, classes: int | None) -> np.ndarray:
     outside = (np.floor(targets) != targets) | (targets < 0) | (targets >= count)
     if np.any(outside):
         raise ValueError(f"targets must be integer labels from 0 to {count - 1}, got {targets[outside][0]:g}")
-    memory.check_array(f"{len(targets)} labels of {count} classes", len(targets), count)
+    check_array(f"{len(targets)} labels of {count} classes", len(targets), count)
     rows = np.zeros((len(targets), count))
     rows[np.arange(len(targets)), targets.astype(np.int64)] = 1.0
     return rows

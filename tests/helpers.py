@@ -7,11 +7,14 @@ from scipy.stats import t as student
 from tqdm import tqdm
 
 import nfd_jax as nfd
-from nfd_jax import engine, explicit, training
-from nfd_jax.architecture import Layers, Scales
-from nfd_jax.matrices import DenseMatrices
+from nfd_jax.dynamics import conditioned as explicit
+from nfd_jax.dynamics.propagate import Layers
+from nfd_jax.dynamics.units import Scales
+from nfd_jax.matrices.dense import DenseMatrices
 from nfd_jax.optimizers import Optimizer
 from nfd_jax.parametrization import Role
+from nfd_jax.runtime import loop as engine
+from nfd_jax.solvers import networks as training
 
 PERMUTATIONS = 20_000  # the smallest p-value, and so the false-alarm rate of a test at it, is 1 / 20,001
 

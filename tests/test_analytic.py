@@ -15,7 +15,7 @@ from scipy.special import ndtr
 from scipy.stats import t as student
 
 import nfd_jax as nfd
-from nfd_jax import analytic, parametrization, training
+from nfd_jax import analytic, parametrization
 from nfd_jax.analytic import (
     gaussian_kernels,
     gaussian_means,
@@ -25,7 +25,8 @@ from nfd_jax.analytic import (
     tangent_kernel,
     tangent_kernels,
 )
-from nfd_jax.finite import Shape, create_network
+from nfd_jax.dynamics.module import Shape, create_network
+from nfd_jax.solvers import networks as training
 
 ACTIVATIONS = {
     "identity": (lambda x: x, lambda x: np.ones_like(x)),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 
-from nfd_jax import basis as bases
+from nfd_jax.matrices import basis as bases
 
 WIDTH, BATCH, BLOCKS = 48, 4, 2
 RANK = BATCH * BLOCKS

@@ -9,15 +9,15 @@ import pytest
 from helpers import final_state, input_coordinates, prepare, run
 
 import nfd_jax as nfd
-from nfd_jax import explicit
-from nfd_jax._errors import Outcome
-from nfd_jax.architecture import Layers
-from nfd_jax.matrices import RevealedMatrices
-from nfd_jax.network import Shape, plain_layers
-from nfd_jax.noise import AbstractNoise, gaussians
-from nfd_jax.particles import matched_layers
-from nfd_jax.quasi import QuasiNormals
-from nfd_jax.trajectory import HeldOut
+from nfd_jax._checks import Outcome
+from nfd_jax.dynamics import conditioned as explicit
+from nfd_jax.dynamics.propagate import Layers
+from nfd_jax.matrices.noise import AbstractNoise, gaussians
+from nfd_jax.matrices.revealed import RevealedMatrices
+from nfd_jax.matrices.sobol import QuasiNormals
+from nfd_jax.solvers.network import Shape, plain_layers
+from nfd_jax.solvers.particles import matched_layers
+from nfd_jax.solvers.trajectory import HeldOut
 
 EPS = float(np.finfo(np.float64).eps)
 STEPS, WIDTH, DEPTH = 4, 64, 3

@@ -21,15 +21,15 @@ import nfd_jax as nfd
 @pytest.fixture
 def solvers(plain, monkeypatch):
     """The three of them by name, on a task of two samples; to reach a compiled program is a failure."""
-    engine = sys.modules["nfd_jax.engine"]
+    engine = sys.modules["nfd_jax.runtime.loop"]
 
     def reached(*_, **__):
         raise AssertionError("compiled before the arguments were checked")
 
     for name in ("run", "run_members"):
         monkeypatch.setattr(engine, name, reached)
-    for module in ("particles", "network", "training"):
-        monkeypatch.setattr(sys.modules[f"nfd_jax.{module}"], "_create", reached)
+    for module in ("particles", "network", "networks"):
+        monkeypatch.setattr(sys.modules[f"nfd_jax.solvers.{module}"], "_create", reached)
     task, model = plain.Task(np.eye(2), np.ones(2)), plain.ResNet(2)
 
     def bind(solver):
@@ -215,8 +215,10 @@ def test_counts_are_checked_before_anything_is_counted_out(solvers, name, option
 @EVERY
 def test_sizes_that_no_memory_holds_are_refused_at_once(solvers, name, monkeypatch):
     """By arithmetic: Sobol points for so many particles alone would take seconds."""
-    monkeypatch.setattr(sys.modules["nfd_jax.memory"], "size_of", lambda *_: pytest.fail("arrays were looked at"))
-    monkeypatch.setattr(sys.modules["nfd_jax.memory"], "per_device", lambda: 2**34)
+    monkeypatch.setattr(
+        sys.modules["nfd_jax.runtime.memory"], "size_of", lambda *_: pytest.fail("arrays were looked at")
+    )
+    monkeypatch.setattr(sys.modules["nfd_jax.runtime.memory"], "per_device", lambda: 2**34)
     with pytest.raises(ValueError, match=r"needs about .* GiB, .* have 16\.0 GiB; use .* than 2000000000"):
         solvers[name](**{SIZE[name]: 2 * 10**9})
 
@@ -376,7 +378,7 @@ def test_exponents_that_overflow(plain, solvers):
 def test_more_memory_than_there_is(solvers, name, monkeypatch):
     """Refused with the figures and a way out."""
     monkeypatch.undo()  # sizes come from the function that makes the state
-    monkeypatch.setattr(sys.modules["nfd_jax.memory"], "per_device", lambda: 2**20)
+    monkeypatch.setattr(sys.modules["nfd_jax.runtime.memory"], "per_device", lambda: 2**20)
     ways = {"solve_limit": "fewer particles", "solve_network": "a smaller width", "train_networks": "solve_network"}
     with pytest.raises(ValueError, match=rf"needs about .* GiB, and 1 cpu device.* have 0\.0 GiB; use .*{ways[name]}"):
         solvers[name](steps=100, **{SIZE[name]: 4096})

@@ -10,9 +10,10 @@ import pytest
 from scipy.stats import t as student
 
 import nfd_jax as nfd
-from nfd_jax import analytic, multilevel
-from nfd_jax.expansion import powers
+from nfd_jax import analytic
 from nfd_jax.parametrization import ZERO, L, N, Power, Role, resolve
+from nfd_jax.solvers import multilevel
+from nfd_jax.solvers.expansion import powers
 
 CLOSURES = ("coupled", "decoupled")
 WHOLE, HALF = (1.0, 2.0), (0.5, 1.0)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from nfd_jax.functions import described
+from nfd_jax._functions import described
 
 
 def leaky(slope, x):

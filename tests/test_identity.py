@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import nfd_jax as nfd
-from nfd_jax import files, identity
+from nfd_jax.runtime import files, identity
 from nfd_jax.studies import STUDIES
 
 GOLDEN = Path(__file__).parent / "numerics.json"

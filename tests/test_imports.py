@@ -12,57 +12,35 @@ import pytest
 import nfd_jax
 
 FOLDER = Path(nfd_jax.__file__).parent
-SHARED = ("__init__", "panels", "findings", "study", "limits")  # by all studies; these know nothing of each other
-CLAIMS = tuple(f"studies.{path.stem}" for path in sorted((FOLDER / "studies").glob("*.py")) if path.stem not in SHARED)
-ORDER = (
-    "_types",
-    "_errors",
-    "files",
-    "identity",
-    "seeds",
-    "functions",
-    "activations",
-    "memory",
-    "task",
-    "datasets",
-    "trajectory",
-    "parametrization",
-    "optimizers",
-    "statistics",
-    "scaling",
-    "plotting",
-    "coordinates",
-    "basis",
-    "quasi",
-    "noise",
-    "matrices",
-    "architecture",
-    "expansion",
-    "sharding",
-    "checkpoint",
-    "threads",
-    "engine",
-    "explicit",
-    "network",
-    "particles",
-    "multilevel",
-    "limit",
-    "finite",
-    "training",
-    "sharpness",
-    "sweeps",
-    "observables",
-    "analytic",
-    "comparison",
-    "records",
-    "studies.panels",
-    "studies.findings",
-    "studies.study",
-    "studies.limits",
-    *CLAIMS,
-    "cluster",
-    "cli",
+LAYERS = (  # a module, or a folder for all its modules; those of one layer may import each other
+    ("_types", "_checks", "_functions"),
+    ("seeds", "activations", "task", "datasets", "parametrization", "optimizers", "models", "training", "statistics"),
+    ("matrices",),
+    ("dynamics",),
+    ("observables", "analytic"),
+    ("runtime",),
+    ("solvers",),
+    ("io.records", "io.plotting"),
+    ("tools",),
+    ("studies._panels", "studies._findings", "studies._study", "studies._limits"),
+    ("studies",),
+    ("io",),
 )
+MODULES = tuple(
+    ".".join(parts).removesuffix(".__init__")
+    for parts in sorted(path.relative_to(FOLDER).with_suffix("").parts for path in FOLDER.rglob("*.py"))
+    if parts != ("__init__",)
+)
+
+
+def layer(module):
+    """Its number from the top: that of the module where it is named, or of its folder."""
+    found = [number for number, names in enumerate(LAYERS) if module in names]
+    return found[0] if found else layer(module.rpartition(".")[0])
+
+
+def is_claim(module):
+    return module.startswith("studies.") and not module.startswith("studies._")
 
 
 def imported(path):
@@ -79,35 +57,35 @@ def own_modules(path):
     for name in imported(path):
         parts = name.split(".")
         if parts[0] == "nfd_jax":
-            folder = parts[1:2] == ["studies"]
-            yield ".".join(parts[1 : 3 if folder else 2])
+            known = [".".join(parts[1:count]) for count in (3, 2) if ".".join(parts[1:count]) in MODULES]
+            yield known[0] if known else ""
 
 
-def test_every_module_has_its_place():
-    found = (path.relative_to(FOLDER).with_suffix("").parts for path in FOLDER.rglob("*.py"))
-    files = {".".join(parts) for parts in found if parts[-1] != "__init__"}
-    assert files == set(ORDER)
-    assert len(set(ORDER)) == len(ORDER)
+def path_of(module):
+    path = FOLDER / module.replace(".", "/")
+    return path / "__init__.py" if path.is_dir() else path.with_suffix(".py")
 
 
-@pytest.mark.parametrize("module", ORDER)
+@pytest.mark.parametrize("module", MODULES)
 def test_imports_go_upward(module):
-    above = {*ORDER[: ORDER.index(module)], "studies"}
-    if module in CLAIMS:  # knows no other study, and uses the package as its users do
-        above = above - set(CLAIMS) | {""}
-    found = set(own_modules(FOLDER / f"{module.replace('.', '/')}.py"))
-    assert found <= above, f"{module} imports {found - above}, which are not above it"
+    found = set(own_modules(path_of(module))) - {module.rpartition(".")[0]}
+    below = {name for name in found - {""} if layer(name) > layer(module)}
+    assert not below, f"{module} imports {below}, which are below it"
+    if is_claim(module):  # knows no other study
+        assert not {name for name in found if is_claim(name)} - {module}
+    else:  # the package itself imports all
+        assert "" not in found, f"{module} imports names of nfd_jax itself"
 
 
 def test_an_upward_module_is_noticed(tmp_path):
     """The reader finds every form of import."""
     source = (
-        "import nfd_jax.cli\nfrom nfd_jax import limit\nfrom nfd_jax.task import Task\n"
-        "def f():\n    from nfd_jax import engine as e\n"
+        "import nfd_jax.io.cli\nfrom nfd_jax.solvers import limit\nfrom nfd_jax.task import Task\n"
+        "def f():\n    from nfd_jax.runtime import loop as e\n    import nfd_jax\n"
     )
     path = tmp_path / "module.py"
     path.write_text(source)
-    assert set(own_modules(path)) == {"cli", "limit", "task", "engine"}
+    assert set(own_modules(path)) == {"io.cli", "solvers.limit", "task", "runtime.loop", ""}
 
 
 def test_only_plotting_imports_matplotlib():
@@ -118,7 +96,7 @@ def test_only_plotting_imports_matplotlib():
 
 
 def classes():
-    for module in ORDER:
+    for module in MODULES:
         loaded = importlib.import_module(f"nfd_jax.{module}")
         for _, value in inspect.getmembers(loaded, inspect.isclass):
             if value.__module__ == loaded.__name__ and issubclass(value, eqx.Module):

@@ -8,9 +8,12 @@ from helpers import layers_of, prepare
 from jax import export
 
 import nfd_jax as nfd
-from nfd_jax import explicit, finite, observables, training
-from nfd_jax.network import Shape, plain_layers
-from nfd_jax.particles import matched_layers
+from nfd_jax import observables
+from nfd_jax.dynamics import conditioned as explicit
+from nfd_jax.dynamics import module
+from nfd_jax.solvers import networks as training
+from nfd_jax.solvers.network import Shape, plain_layers
+from nfd_jax.solvers.particles import matched_layers
 
 PLATFORMS = ("cuda", "tpu")
 MODEL = nfd.ResNet(2, block="pre_inner")
@@ -49,8 +52,8 @@ def test_steps_of_revealed_matrices(matched):
 def test_steps_of_autodiff_and_of_dense_matrices(untied):
     with jax.enable_x64(False):
         task, problem = problem_of(observe=observables.kernels)
-        shape = finite.Shape(16, task.dimension, 1, untied)
-        network = finite.create_network(jax.random.key(0), MODEL, problem.settings.row, shape)
+        shape = module.Shape(16, task.dimension, 1, untied)
+        network = module.create_network(jax.random.key(0), MODEL, problem.settings.row, shape)
         arguments = step_arguments(task.inputs, task.targets)
 
         def train(state, *arguments):

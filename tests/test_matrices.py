@@ -9,11 +9,12 @@ import pytest
 from helpers import final_state, input_coordinates, prepare
 
 import nfd_jax as nfd
-from nfd_jax import explicit
-from nfd_jax.matrices import DenseMatrices, RevealedMatrices, Side
-from nfd_jax.network import Shape, plain_layers
-from nfd_jax.noise import BACKWARD, FORWARD, PlainNoise
-from nfd_jax.particles import matched_layers
+from nfd_jax.dynamics import conditioned as explicit
+from nfd_jax.matrices.dense import DenseMatrices
+from nfd_jax.matrices.noise import BACKWARD, FORWARD, PlainNoise
+from nfd_jax.matrices.revealed import RevealedMatrices, Side
+from nfd_jax.solvers.network import Shape, plain_layers
+from nfd_jax.solvers.particles import matched_layers
 
 WIDTH, DEPTH, SAMPLES, STEPS = 96, 3, 3, 4
 RANK = SAMPLES * STEPS
@@ -150,7 +151,7 @@ def test_dense_matrices_multiply():
 
 
 def test_nothing_is_revealed_at_first():
-    from nfd_jax.noise import PlainNoise
+    from nfd_jax.matrices.noise import PlainNoise
 
     shape = {"depth": DEPTH, "width": WIDTH, "steps": STEPS, "batch": SAMPLES}
     noise = PlainNoise(jax.random.key(0))

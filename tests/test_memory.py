@@ -12,8 +12,10 @@ import pytest
 from helpers import input_coordinates, prepare
 
 import nfd_jax as nfd
-from nfd_jax import engine, explicit, network, particles
-from nfd_jax.noise import least_width
+from nfd_jax.dynamics import conditioned as explicit
+from nfd_jax.matrices.matched import least_width
+from nfd_jax.runtime import loop as engine
+from nfd_jax.solvers import network, particles
 
 DEPTH, STEPS, SAMPLES, WIDTH = 4, 8, 2, 2048
 

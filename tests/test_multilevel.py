@@ -11,10 +11,11 @@ from scipy.stats import binom
 from scipy.stats import t as student
 
 import nfd_jax as nfd
-from nfd_jax import analytic, multilevel
-from nfd_jax._errors import Outcome
-from nfd_jax.multilevel import Estimate, Extrapolation, Term, ladder, plan_of
-from nfd_jax.noise import Grid, PlainNoise, gaussians
+from nfd_jax import analytic
+from nfd_jax._checks import Outcome
+from nfd_jax.matrices.noise import Grid, PlainNoise, gaussians
+from nfd_jax.solvers import multilevel
+from nfd_jax.solvers.multilevel import Estimate, Extrapolation, Term, ladder, plan_of
 
 CLOSURES = ("coupled", "decoupled")
 WHOLE = Extrapolation(1, 2)

@@ -8,7 +8,7 @@ import pytest
 from helpers import PERMUTATIONS, two_sample_p
 
 import nfd_jax as nfd
-from nfd_jax import memory
+from nfd_jax.runtime import memory
 
 SEEDS = 384
 SOLVED, TRAINED = range(SEEDS), range(10_000, 10_000 + SEEDS)  # disjoint

@@ -7,9 +7,10 @@ import pytest
 from scipy.stats import kstest
 
 import nfd_jax as nfd
-from nfd_jax import basis as bases
-from nfd_jax.matrices import RevealedMatrices
-from nfd_jax.noise import BACKWARD, FORWARD, MatchedNoise, PlainNoise, gaussians, least_width
+from nfd_jax.matrices import basis as bases
+from nfd_jax.matrices.matched import MatchedNoise, least_width
+from nfd_jax.matrices.noise import BACKWARD, FORWARD, PlainNoise, gaussians
+from nfd_jax.matrices.revealed import RevealedMatrices
 
 WIDTH, BATCH, STEPS, INITIAL = 256, 2, 3, 3
 EPS = float(np.finfo(np.float64).eps)

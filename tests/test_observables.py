@@ -11,12 +11,15 @@ import pytest
 from helpers import layers_of, prepare, run_both, sampling_bound, two_sample_p
 
 import nfd_jax as nfd
-from nfd_jax import explicit, finite, observables, training
+from nfd_jax import observables
 from nfd_jax.analytic import linear_dynamics
-from nfd_jax.architecture import Layers
-from nfd_jax.matrices import RevealedMatrices
-from nfd_jax.noise import FORWARD, AbstractNoise
+from nfd_jax.dynamics import conditioned as explicit
+from nfd_jax.dynamics import module
+from nfd_jax.dynamics.propagate import Layers
+from nfd_jax.matrices.noise import FORWARD, AbstractNoise
+from nfd_jax.matrices.revealed import RevealedMatrices
 from nfd_jax.optimizers import Optimizer
+from nfd_jax.solvers import networks as training
 
 RATE, DEPTH, STEPS = 0.7, 3, 3
 
@@ -293,8 +296,8 @@ def test_effective_images_of_all_roads(name):
     problem = prepare(
         task, model, width=width, steps=4, learning_rate=0.01 if row == "sp" else 0.3, observe=images, **options
     )
-    shape = finite.Shape(width, task.dimension, task.outputs, untied)
-    network = finite.create_network(jax.random.key(3), model, problem.settings.row, shape)
+    shape = module.Shape(width, task.dimension, task.outputs, untied)
+    network = module.create_network(jax.random.key(3), model, problem.settings.row, shape)
     layers = layers_of(network)  # a run gives up its network
     sweeps, autodiff = run_both(problem, network, task)
     dense = layers.hidden
@@ -323,7 +326,7 @@ def test_effective_images_under_adam(optimizer, decay):
     rule = Optimizer.create(optimizer, 0.0, decay)
     problem = prepare(task, model, width=width, steps=steps, learning_rate=rate, observe=images)
     settings = replace(problem.settings, optimizer=rule)
-    network = finite.create_network(jax.random.key(3), model, settings.row, finite.Shape(width, task.dimension, 1))
+    network = module.create_network(jax.random.key(3), model, settings.row, module.Shape(width, task.dimension, 1))
     state, inputs, targets = training.start(settings, network), jnp.asarray(task.inputs), jnp.asarray(task.targets)
     step = jax.jit(training.train_step, static_argnums=(0, 1))
     for k in range(steps):
@@ -362,7 +365,7 @@ def test_initial_matrices_are_kept_only_where_something_is_observed():
     plain, observed = (prepare(task, model, width=8, observe=observe) for observe in (None, images))
     sizes = [training.member_bytes(problem, task, model, 8, "untied") for problem in (plain, observed)]
     assert sizes[1] - sizes[0] == 8 * 4 * 8**2
-    network = finite.create_network(jax.random.key(0), model, plain.settings.row, finite.Shape(8, task.dimension, 1))
+    network = module.create_network(jax.random.key(0), model, plain.settings.row, module.Shape(8, task.dimension, 1))
     assert training.start(plain.settings, network).initial is None
     kept = jax.tree.leaves(training.start(observed.settings, network).initial)
     assert sum(leaf.size for leaf in kept) == 4 * 8**2

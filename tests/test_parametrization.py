@@ -12,9 +12,12 @@ import pytest
 from helpers import copied, final_state, layers_of, prepare, run_both, two_sample_p
 
 import nfd_jax as nfd
-from nfd_jax import explicit, finite, parametrization, training
+from nfd_jax import parametrization
+from nfd_jax.dynamics import conditioned as explicit
+from nfd_jax.dynamics import module
 from nfd_jax.optimizers import Optimizer
 from nfd_jax.parametrization import ONE, PARAMETRIZATIONS, ZERO, D, L, N, Power, Role, resolve
+from nfd_jax.solvers import networks as training
 from nfd_jax.task import loss_gradient
 
 SIZES = {"width": 16, "depth": 9, "dimension": 25}
@@ -153,7 +156,7 @@ def test_a_role_of_rate_zero_does_not_move(role, untied):
     options = {"parametrization_name": row, "train_input": True, "train_readout": True, "momentum": 0.5}
     for decay in (0.0, 0.1):
         problem = prepare(task, model, width=width, steps=4, **options, weight_decay=decay)
-        network = finite.create_network(jax.random.key(1), model, row, finite.Shape(width, task.dimension, 1, untied))
+        network = module.create_network(jax.random.key(1), model, row, module.Shape(width, task.dimension, 1, untied))
         layers, before = copied(layers_of(network)), copied(network)
         sweeps, autodiff = run_both(problem, copied(network), task)
         np.testing.assert_allclose(sweeps.outputs, autodiff.outputs, rtol=0, atol=1e-12)
@@ -378,10 +381,10 @@ def first_updates(name, optimizer, width, depth):
     )
     inputs, targets = jnp.asarray(task.inputs), jnp.asarray(task.targets)
     step, rate = jnp.asarray(0), jnp.asarray(1e-3)
-    shape = finite.Shape(width, task.dimension, task.outputs)
+    shape = module.Shape(width, task.dimension, task.outputs)
 
     def one(key):
-        before = finite.create_network(key, model, row, shape)
+        before = module.create_network(key, model, row, shape)
         state, _ = training.train_step(
             problem.settings, None, training.start(problem.settings, before), step, rate, inputs, targets
         )

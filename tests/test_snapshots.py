@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import nfd_jax as nfd
-from nfd_jax import engine, observables
+from nfd_jax import observables
+from nfd_jax.runtime import loop as engine
 
 STEPS, MODEL = 3, nfd.ResNet(4, "tanh")
 SOLVERS = {

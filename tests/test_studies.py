@@ -11,12 +11,14 @@ import numpy as np
 import pytest
 import xarray as xr
 
-from nfd_jax import cli, identity, records, statistics, studies
+from nfd_jax import statistics, studies
+from nfd_jax.io import cli, records
+from nfd_jax.runtime import identity
 from nfd_jax.statistics import Estimate, bootstrap, fit_power, quantile, stacked
+from nfd_jax.studies import _study as module
 from nfd_jax.studies import collapse, independence, interaction, nonlinearity, transfer
-from nfd_jax.studies import study as module
-from nfd_jax.studies.findings import Finding, Verdict, about, at_least, at_most
-from nfd_jax.studies.panels import Level, Line, Map, Panel
+from nfd_jax.studies._findings import Finding, Verdict, about, at_least, at_most
+from nfd_jax.studies._panels import Level, Line, Map, Panel
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 import nfd_jax as nfd
-from nfd_jax import engine, memory, threads
+from nfd_jax.runtime import loop as engine
+from nfd_jax.runtime import memory, threads
 
 
 @pytest.fixture

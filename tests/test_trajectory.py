@@ -8,8 +8,8 @@ import pytest
 import xarray as xr
 
 import nfd_jax as nfd
-from nfd_jax._errors import Outcome
-from nfd_jax.trajectory import HeldOut
+from nfd_jax._checks import Outcome
+from nfd_jax.solvers.trajectory import HeldOut
 
 
 @pytest.fixture

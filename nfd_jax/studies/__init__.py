@@ -17,7 +17,7 @@ from nfd_jax.studies import (
     transfer,
     width,
 )
-from nfd_jax.studies.study import SCALES, Report, Study, run, summary
+from nfd_jax.studies._study import SCALES, Report, Study, run, summary
 
 MODULES = (
     width,

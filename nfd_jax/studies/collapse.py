@@ -14,9 +14,9 @@ import numpy as np
 import nfd_jax as nfd
 from nfd_jax import analytic, observables
 from nfd_jax.statistics import Sampled, Slope, bootstrap, fit_power, normal, stacked
-from nfd_jax.studies.findings import Finding, about
-from nfd_jax.studies.panels import Line, Panel
-from nfd_jax.studies.study import Arrays, Cell, Results, Study
+from nfd_jax.studies._findings import Finding, about
+from nfd_jax.studies._panels import Line, Panel
+from nfd_jax.studies._study import Arrays, Cell, Results, Study
 
 ROWS = {"depth_mup": "depth-muP", "depth_mup_corrected": "corrected"}
 INNER = {"depth_mup": -0.5, "depth_mup_corrected": 0.0}  # predicted for (W1 - W1^0) h / sqrt(n)

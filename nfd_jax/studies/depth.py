@@ -12,10 +12,10 @@ import numpy as np
 
 import nfd_jax as nfd
 from nfd_jax.statistics import Sampled, bootstrap, fit_power, stacked
-from nfd_jax.studies.findings import Finding, about
-from nfd_jax.studies.limits import own_seeds, solutions
-from nfd_jax.studies.panels import Line, Panel
-from nfd_jax.studies.study import Arrays, Cell, Results, Study
+from nfd_jax.studies._findings import Finding, about
+from nfd_jax.studies._limits import own_seeds, solutions
+from nfd_jax.studies._panels import Line, Panel
+from nfd_jax.studies._study import Arrays, Cell, Results, Study
 
 CLOSURES = ("coupled", "decoupled")
 

@@ -9,9 +9,9 @@ import numpy as np
 import nfd_jax as nfd
 from nfd_jax import observables
 from nfd_jax.statistics import Sampled, Slope, bootstrap, fit_power
-from nfd_jax.studies.findings import Finding, about
-from nfd_jax.studies.panels import Level, Line, Panel
-from nfd_jax.studies.study import Arrays, Cell, Results, Study
+from nfd_jax.studies._findings import Finding, about
+from nfd_jax.studies._panels import Level, Line, Panel
+from nfd_jax.studies._study import Arrays, Cell, Results, Study
 
 EXPONENTS = {"depth_mup": 0.5, "complete_p": 1.0}  # 1 - kappa
 NAMES = {"depth_mup": "depth-muP (1/2, 1/2)", "complete_p": "CompleteP (1, 0)"}

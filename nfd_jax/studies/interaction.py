@@ -11,16 +11,19 @@ import numpy as np
 from jax import lax
 
 import nfd_jax as nfd
-from nfd_jax import architecture, engine, parametrization
-from nfd_jax.architecture import Layers, Scales
-from nfd_jax.basis import product
-from nfd_jax.explicit import start, train_step
-from nfd_jax.matrices import DenseMatrices
+from nfd_jax import parametrization
+from nfd_jax.dynamics import propagate
+from nfd_jax.dynamics.conditioned import start, train_step
+from nfd_jax.dynamics.propagate import Layers
+from nfd_jax.dynamics.units import Scales
+from nfd_jax.matrices.basis import product
+from nfd_jax.matrices.dense import DenseMatrices
+from nfd_jax.runtime import loop as engine
 from nfd_jax.seeds import seed_key
 from nfd_jax.statistics import Sampled, bootstrap, fit_power, stacked
-from nfd_jax.studies.findings import Finding, about, at_most
-from nfd_jax.studies.panels import Line, Panel
-from nfd_jax.studies.study import Arrays, Cell, Results, Study
+from nfd_jax.studies._findings import Finding, about, at_most
+from nfd_jax.studies._panels import Line, Panel
+from nfd_jax.studies._study import Arrays, Cell, Results, Study
 
 NAMES = {"depth_mup": "depth-muP", "complete_p": "CompleteP"}
 
@@ -83,7 +86,7 @@ def _train(
     state = lax.fori_loop(
         0, steps, lambda step, now: train_step(settings, scales, now, step, rate, inputs, targets)[0], state
     )
-    now, _ = architecture.forward(settings.structure, scales, state.layers, inputs, jnp.asarray(steps), keep=True)
+    now, _ = propagate.forward(settings.structure, scales, state.layers, inputs, jnp.asarray(steps), keep=True)
     hidden = state.layers.hidden.parameters[0]
     return _interaction(settings, scales, initial, hidden, now.features[:-1]) | {
         "loss": jnp.mean(jnp.sum((now.outputs - targets) ** 2, axis=1)) / 2

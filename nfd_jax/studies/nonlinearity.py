@@ -19,12 +19,12 @@ import numpy as np
 import nfd_jax as nfd
 from nfd_jax import observables
 from nfd_jax._types import Array
-from nfd_jax.engine import Sweep
+from nfd_jax.runtime.loop import Sweep
 from nfd_jax.statistics import Sampled, bootstrap
-from nfd_jax.studies.findings import Finding, at_least
-from nfd_jax.studies.limits import halved
-from nfd_jax.studies.panels import Line, Panel
-from nfd_jax.studies.study import Arrays, Cell, Results, Study
+from nfd_jax.studies._findings import Finding, at_least
+from nfd_jax.studies._limits import halved
+from nfd_jax.studies._panels import Line, Panel
+from nfd_jax.studies._study import Arrays, Cell, Results, Study
 
 ABS = "abs"
 SOURCES = {"tanh": "theory section 7"}  # not homogeneous, which TP6 asks for

@@ -9,11 +9,11 @@ import numpy as np
 
 import nfd_jax as nfd
 from nfd_jax._types import Array
-from nfd_jax.engine import Sweep
+from nfd_jax.runtime.loop import Sweep
 from nfd_jax.statistics import STEEPEST, Sampled, Slope, bootstrap
-from nfd_jax.studies.findings import Finding, about, at_least, at_most
-from nfd_jax.studies.panels import Line, Map, Panel
-from nfd_jax.studies.study import Arrays, Cell, Results, Study
+from nfd_jax.studies._findings import Finding, about, at_least, at_most
+from nfd_jax.studies._panels import Line, Map, Panel
+from nfd_jax.studies._study import Arrays, Cell, Results, Study
 
 SPACING = 0.25  # of the exponents that a grid of quarters tells apart
 HALF = SPACING / 2  # an exponent further than this from 0 is nearer to a neighbour's

@@ -24,14 +24,15 @@ import jax.numpy as jnp
 import numpy as np
 
 import nfd_jax as nfd
-from nfd_jax import observables, threads
+from nfd_jax import observables
 from nfd_jax._types import Array
-from nfd_jax.engine import Sweep
+from nfd_jax.runtime import threads
+from nfd_jax.runtime.loop import Sweep
 from nfd_jax.statistics import Sampled, bootstrap, fit_power, stacked
-from nfd_jax.studies.findings import Finding, Prediction, about, at_least
-from nfd_jax.studies.limits import own_seeds, solutions
-from nfd_jax.studies.panels import Level, Line, Panel
-from nfd_jax.studies.study import Arrays, Cell, Results, Study
+from nfd_jax.studies._findings import Finding, Prediction, about, at_least
+from nfd_jax.studies._limits import own_seeds, solutions
+from nfd_jax.studies._panels import Level, Line, Panel
+from nfd_jax.studies._study import Arrays, Cell, Results, Study
 
 DIRECTIONS = ("forward", "backward")
 GAPS = (("NFD", -1), ("TP6, DHT", 0))  # exponents of what coupled and decoupled limits differ by

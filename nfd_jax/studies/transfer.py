@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 
 import nfd_jax as nfd
-from nfd_jax import engine
-from nfd_jax.network import solve_members
 from nfd_jax.optimizers import Optimizer
+from nfd_jax.runtime import loop as engine
+from nfd_jax.solvers.network import solve_members
 from nfd_jax.statistics import Estimate, Sampled, Slope, bootstrap, combined, fit_power, stacked
-from nfd_jax.studies.findings import Finding, about, at_least, at_most
-from nfd_jax.studies.limits import halved
-from nfd_jax.studies.panels import Line, Panel
-from nfd_jax.studies.study import Arrays, Cell, Results, Study
+from nfd_jax.studies._findings import Finding, about, at_least, at_most
+from nfd_jax.studies._limits import halved
+from nfd_jax.studies._panels import Line, Panel
+from nfd_jax.studies._study import Arrays, Cell, Results, Study
 
 # block and parametrization of every row, what it is called, and who states that its best rate stays
 ROWS = {

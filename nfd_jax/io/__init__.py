@@ -1,0 +1,1 @@
+"""Results as users see them: records, figures, the command line."""

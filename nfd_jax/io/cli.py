@@ -1,0 +1,197 @@
+"""The command line: arguments in, one call of the package, results out."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import jax
+import tyro
+
+from nfd_jax import datasets, studies
+from nfd_jax.io import plotting, records
+from nfd_jax.io.cluster import Cluster
+from nfd_jax.runtime import files
+from nfd_jax.studies import compare as comparison
+from nfd_jax.studies.compare import Comparison
+from nfd_jax.task import Task
+
+app = tyro.extras.SubcommandApp()
+
+
+class Setup(Comparison):
+    """A `Comparison` as it is given."""
+
+    def __post_init__(self) -> None:
+        """Nothing: the command checks, as tyro would report a ValueError under a name of its own."""
+
+
+class Processes(Cluster):
+    """A `Cluster` as it is given."""
+
+    def __post_init__(self) -> None:
+        """Nothing, as for `Setup`."""
+
+
+# every command takes these options, and joins before it computes
+OptionalCluster = Annotated[Processes, tyro.conf.OmitArgPrefixes, tyro.conf.FlagCreatePairsOff]
+
+
+@app.command
+def compare(
+    data: Literal["digits", "gaussian", "cifar10"] = "digits",
+    folder: Path | None = None,
+    samples: int = 16,
+    classes: tuple[int, ...] = (0, 1),
+    setup: Annotated[Setup, tyro.conf.OmitArgPrefixes] = Setup(),  # noqa: B008 (frozen)
+    output: Path = Path("results/compare"),
+    cluster: OptionalCluster = Processes(),  # noqa: B008 (frozen)
+) -> None:
+    """Solve both limits, train tied and untied networks beside them, and show which converges to which.
+
+    Prints a table; writes compare.png and compare.nc to the output folder.
+
+    Args:
+        data: Handwritten digits, Gaussian inputs with a teacher, or CIFAR-10.
+        folder: Of the files of CIFAR-10.
+        samples: Samples P; full-batch training.
+        classes: Digits or classes of CIFAR-10 to tell apart.
+        setup: Sizes.
+        output: Folder for the figure and the dataset.
+        cluster: More than one process; the first prints and writes.
+    """
+    checked, together = Comparison(**asdict(setup)), Cluster(**asdict(cluster))
+    written = files.writable_folder("output", output)
+    first = together.join()
+    task = _task(data, folder, samples, classes)
+    dataset = comparison.compare(task, checked, progress=first)
+    if not first:
+        return
+    dataset.attrs["title"] = (
+        f"{data}, P = {samples}, {setup.activation}, block {setup.block}, T = {setup.horizon:g}, "
+        f"eta = {setup.learning_rate:g}"
+    )
+    print(comparison.table(dataset))
+    arguments = {
+        "data": data,
+        "folder": folder,
+        "samples": samples,
+        "classes": classes,
+        **asdict(setup),
+        "output": output,
+    }
+    print("wrote", records.save(dataset, written / "compare.nc", {"command": "compare", **arguments}))
+    print("wrote", plotting.save(plotting.comparison(dataset), written / "compare.png"))
+
+
+if TYPE_CHECKING:
+    StudyName = Scale = str
+else:
+    StudyName, Scale = Literal[tuple(studies.STUDIES)], Literal[studies.SCALES]
+
+
+@app.command
+def study(
+    name: tyro.conf.Positional[StudyName],
+    scale: Scale = "laptop",
+    sizes: str = "{}",
+    output: Path = Path("results/studies"),
+    cluster: OptionalCluster = Processes(),  # noqa: B008 (frozen)
+) -> None:
+    """Run one claim's study, or what is missing of it; print its table and draw its figure.
+
+    Writes NAME.nc (findings with provenance), NAME.txt, NAME.svg and NAME.png, and keeps finished cells in NAME/cells:
+    a study that was killed goes on from there.
+
+    Args:
+        name: The study.
+        scale: How far it goes.
+        sizes: Sizes to change, as JSON: '{"seeds": 16, "depths": [4, 16]}'. A wrong name lists those there are.
+        output: Folder for records, table and figure.
+        cluster: More than one process; the first prints and writes.
+    """
+    _, failures = _studies((name,), scale, _json(sizes), output, cluster)
+    if failures:
+        raise ValueError(failures[0])
+
+
+@app.command
+def claims(
+    names: tyro.conf.Positional[tuple[StudyName, ...]] = (),
+    scale: Scale = "laptop",
+    output: Path = Path("results/studies"),
+    cluster: OptionalCluster = Processes(),  # noqa: B008 (frozen)
+) -> None:
+    """Run the studies of all claims, or of those named, and print one table: predicted, measured, verdict.
+
+    Everything that `study` writes, and claims.txt with the whole table. Cells that are there are not run again.
+
+    Args:
+        names: The studies; all of them by default.
+        scale: How far they go: smoke in seconds, laptop within 45 minutes on two cores, accelerator within ten minutes
+            a study on one device.
+        output: Folder for records, tables and figures.
+        cluster: More than one process; the first prints and writes.
+    """
+    reports, failures = _studies(names or tuple(studies.STUDIES), scale, {}, output, cluster)
+    if reports:
+        text = studies.summary(reports)
+        print(text)
+        (output / "claims.txt").write_text(text + "\n")
+        print("wrote", output / "claims.txt")
+    if failures:
+        raise ValueError("\n".join(failures))
+
+
+def _studies(
+    names: Sequence[str], scale: str, sizes: dict[str, Any], output: Path, cluster: Cluster
+) -> tuple[list[studies.Report], list[str]]:
+    """The reports of studies, printed and written as they finish (none in any process but the first), and why others
+    have none: one that fails does not keep the rest from running."""
+    together = Cluster(**asdict(cluster))
+    folder, first = files.writable_folder("output", output), together.join()
+    reports, failures = [], []
+    for name in names:
+        jax.clear_caches()  # programs of one study serve no other, and a process has room for so many
+        try:
+            progress = None if first else False
+            report = studies.run(studies.STUDIES[name], scale, folder=folder, sizes=sizes, progress=progress)
+        except (ValueError, TypeError, RuntimeError) as error:
+            failures.append(f"study {name!r}: {error}")
+            continue
+        if first:
+            print(report.table(), end="\n\n")
+            written = report.save(folder)
+            print("wrote", ", ".join(map(str, written)), end="\n\n")
+            reports.append(report)
+    return reports, failures
+
+
+def _json(text: str) -> dict[str, Any]:
+    try:
+        found = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise ValueError(f"--sizes must be JSON such as '{{\"seeds\": 16}}', got {text!r} ({error})") from error
+    if not isinstance(found, dict):
+        raise TypeError(f"--sizes must be a JSON object such as '{{\"seeds\": 16}}', got {text!r}")
+    return found
+
+
+def _task(data: str, folder: Path | None, samples: int, classes: tuple[int, ...]) -> Task:
+    if data == "cifar10":
+        if folder is None:
+            raise ValueError("--data cifar10 needs --folder, where its files are")
+        return datasets.cifar10(folder, samples, classes)
+    return datasets.digits(samples, classes) if data == "digits" else datasets.gaussian(samples)
+
+
+def main() -> None:
+    """Entry point of `nfd-jax`: bad arguments end with their message, not with a traceback."""
+    try:
+        app.cli(prog="nfd-jax", description=__doc__)
+    except (ValueError, TypeError) as error:
+        sys.exit(f"nfd-jax: {error}")

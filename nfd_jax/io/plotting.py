@@ -1,0 +1,248 @@
+"""Figures: the one module that imports matplotlib. Readable in greyscale: kinds differ in marker and line style."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import xarray as xr
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from nfd_jax.statistics import quantile
+
+CLOSURE_OF = {"tied": "coupled", "untied": "decoupled"}
+STYLE = {
+    "tied": {"color": "#0b5394", "marker": "o", "linestyle": "-"},
+    "untied": {"color": "#cc5500", "marker": "s", "linestyle": "--"},
+}
+
+
+def comparison(dataset: xr.Dataset) -> Figure:
+    """Top: loss along training at the widest networks beside both limits. Bottom: position against width."""
+    depths = dataset.depth.values
+    figure = Figure(figsize=(3.6 * max(len(depths), 2), 6.4), layout="constrained")
+    axes = np.atleast_2d(figure.subplots(2, len(depths), squeeze=False, sharey="row"))
+    for column, depth in enumerate(depths):
+        at = dataset.sel(depth=depth)
+        _loss_curves(axes[0, column], at)
+        axes[0, column].set_title(f"L = {depth}")
+        _positions(axes[1, column], at)
+    axes[0, 0].set_ylabel("loss")
+    axes[1, 0].set_ylabel("position of final outputs")
+    axes[0, 0].legend(fontsize=8)
+    axes[1, 0].legend(fontsize=8)
+    figure.suptitle(
+        f"Limits and networks: {dataset.attrs.get('title', '')}\n"
+        f"mean over {dataset.sizes['seed']} networks, bars and bands: 95 % intervals"
+    )
+    return figure
+
+
+def _bars(at: xr.Dataset, name: str) -> np.ndarray:
+    """Half the widths of the 95 % intervals of a number of the comparison, from its standard error: Student's, with the
+    degrees of freedom of the members that did not diverge. A fit over widths has those of the width that has fewest."""
+    of_limits = name.startswith("limit")
+    marks, seeds = (at.limit_diverged_at, "limit_seed") if of_limits else (at.diverged_at, "seed")
+    freedom = (marks < 0).sum(seeds) - 1
+    freedom = freedom.min("width") if name.startswith("infinite") else freedom
+    quantiles = xr.apply_ufunc(quantile, freedom.where(freedom > 0), vectorize=True)
+    return (quantiles * at[f"{name}_error"]).values
+
+
+def _loss_curves(axis: Axes, at: xr.Dataset) -> None:
+    widest = at.isel(width=-1)
+    steps = at.step.values
+    for backward, closure in CLOSURE_OF.items():
+        style = STYLE[backward]
+        limit = at.sel(closure=closure)
+        mean, bars = limit.limit_mean_loss.values, _bars(limit, "limit_loss")
+        axis.plot(steps, mean, color=style["color"], linestyle=style["linestyle"], label=f"{closure} limit")
+        axis.fill_between(steps, mean - bars, mean + bars, color=style["color"], alpha=0.15, linewidth=0)
+        network = widest.sel(backward=backward)
+        axis.errorbar(
+            steps,
+            network.network_mean_loss.values,
+            _bars(network, "network_loss"),
+            color=style["color"],
+            marker=style["marker"],
+            markerfacecolor="white",
+            linestyle="none",
+            capsize=2,
+            label=f"{backward}, n = {widest.width.item()}",
+        )
+    axis.set_xlabel("training step")
+    axis.grid(alpha=0.3)
+
+
+def _positions(axis: Axes, at: xr.Dataset) -> None:
+    """Positions against 1/n, where the bias of finite width is a straight line that ends at the limit."""
+    inverse = 1 / at.width.values
+    for backward, closure in CLOSURE_OF.items():
+        style = STYLE[backward]
+        goal = float(closure == "coupled")
+        error = _bars(at.sel(closure=closure), "limit_position").item()
+        axis.axhline(goal, color=style["color"], linestyle=style["linestyle"], linewidth=1)
+        axis.axhspan(goal - error, goal + error, color=style["color"], alpha=0.15, linewidth=0)
+        axis.annotate(f"{closure} limit", (0, goal), (4, 3), ("axes fraction", "data"), "offset points", fontsize=8)
+        cells = at.sel(backward=backward)
+        shared = {"color": style["color"], "marker": style["marker"], "linestyle": "none", "capsize": 3}
+        axis.errorbar(inverse, cells.position.values, _bars(cells, "position"), label=f"{backward} networks", **shared)
+        fit, bar = cells.infinite_position.item(), _bars(cells, "infinite_position").item()
+        if np.isfinite(fit):
+            axis.errorbar(0, fit, bar, markerfacecolor="white", label=f"{backward}, fit a + b/n", **shared)
+    axis.set_xlim(1.1 * inverse.max(), -0.06 * inverse.max())
+    axis.set_xticks([*inverse, 0], [*(str(width) for width in at.width.values), "∞"])
+    axis.set_xlabel("width n (axis linear in 1/n)")
+    axis.grid(alpha=0.3)
+
+
+MARKERS, DASHES = "osD^vP*X<>", ("-", "--", "-.", ":")
+AXES = {"n": "width n", "L": "depth L"}
+
+
+def coordinates(check: Any) -> Figure:
+    """A `CoordinateCheck`: every quantity against width and depth, both logarithmic, with the fitted power laws.
+
+    Points are root mean squares over seeds. The legend gives measured slopes and what is expected; filled markers fail,
+    half filled ones are undecided.
+    """
+    quantities = list(dict.fromkeys(row.quantity for row in check.rows))
+    axes = list(dict.fromkeys(row.axis for row in check.rows))
+    size = (6.4 * len(axes), 3.2 * len(quantities))
+    figure = Figure(figsize=size, layout="constrained")
+    grid = figure.subplots(len(quantities), len(axes), squeeze=False)
+    for line, quantity in enumerate(quantities):
+        for column, along in enumerate(axes):
+            rows = [row for row in check.rows if (row.quantity, row.axis) == (quantity, along)]
+            _power_laws(grid[line, column], rows)
+            grid[line, column].set_xlabel(AXES[along])
+        grid[line, 0].set_ylabel(quantity)
+    found = f"{len(check.failures)} fail, {len(check.undecided)} undecided, of {len(check.rows)}"
+    figure.suptitle(f"{check.title}\n{'passed' if check.passed else found}")
+    return figure
+
+
+def _power_laws(axis: Axes, rows: list[Any]) -> None:
+    for number, row in enumerate(rows):
+        shade = str(0.75 * number / max(len(rows), 2))
+        label = row.name
+        if row.slope:
+            label += f": {row.slope.value:+.2f}"
+            axis.plot(
+                row.sizes, [row.slope(size) for size in row.sizes], color=shade, linestyle=DASHES[number % len(DASHES)]
+            )
+        if row.expected is not None:
+            label += f" (expected {row.expectation})"
+        middle = np.sqrt(np.mean(row.values**2, axis=0))
+        usable = np.isfinite(middle) & (middle > 0)
+        axis.plot(
+            np.array(row.sizes)[usable],
+            middle[usable],
+            linestyle="none",
+            marker=MARKERS[number % len(MARKERS)],
+            color=shade,
+            markerfacecolor=shade if row.verdict in ("fail", "undecided") else "white",
+            markerfacecoloralt="white",
+            fillstyle="left" if row.verdict == "undecided" else "full",
+            label=label,
+        )
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_xticks(rows[0].sizes, [str(size) for size in rows[0].sizes])
+    axis.xaxis.minorticks_off()
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
+
+
+def panels(title: str, described: Sequence[Any], note: str = "") -> Figure:
+    """The panels of a study (`nfd_jax.studies._panels`), at most three a row; `note` stands below the title."""
+    columns = 2 if len(described) == 4 else min(3, len(described))
+    rows = -(-len(described) // columns)
+    figure = Figure(figsize=(max(5.2 * columns, 7.0), 4.0 * rows + 0.6), layout="constrained")
+    axes = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axis, panel in zip(axes, described, strict=False):
+        (_map if hasattr(panel, "borders") else _panel)(axis, panel)
+        axis.set_title(panel.title, fontsize=10)
+        axis.set_xlabel(panel.x_label)
+        axis.set_ylabel(panel.y_label)
+    for axis in axes[len(described) :]:
+        axis.set_visible(False)
+    lines = [line for text in (title, note) for line in textwrap.wrap(text, 40 * columns + 20)]
+    figure.suptitle("\n".join(lines), fontsize=11)
+    return figure
+
+
+def _panel(axis: Axes, panel: Any) -> None:
+    axis.set_xscale("log" if panel.log_x else "linear")
+    axis.set_yscale("log" if panel.log_y else "linear")
+    for number, level in enumerate(panel.levels):
+        axis.axhline(level.value, color="0.35", linestyle=DASHES[(number + 1) % len(DASHES)], label=level.label)
+        axis.axhspan(
+            level.value - level.half_width, level.value + level.half_width, color="0.5", alpha=0.2, linewidth=0
+        )
+    for number, line in enumerate(panel.lines):
+        _line(axis, line, number, len(panel.lines), panel.log_y)
+    sizes = sorted({float(x) for line in panel.lines if not line.curve for x in line.x})
+    if panel.log_x and len(sizes) <= 9:
+        axis.set_xticks(sizes, [f"{size:g}" for size in sizes])
+        axis.xaxis.minorticks_off()
+    axis.grid(alpha=0.3)
+    if axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=7)
+
+
+def _line(axis: Axes, line: Any, number: int, count: int, log_y: bool) -> None:
+    """Points with bars, the fitted law through them, and the predicted one through the last of them."""
+    shade, dash = str(0.7 * number / max(count, 2)), DASHES[number % len(DASHES)]
+    x, y = np.asarray(line.x, float), np.asarray(line.y, float)
+    bars = None if line.bars is None else np.asarray(line.bars, float)
+    usable = np.isfinite(y) & ((y > 0) | (not log_y))
+    x, y, bars = x[usable], y[usable], None if bars is None else bars[usable]
+    label, joined = line.label, line.joined and line.slope is None
+    if line.slope is not None:
+        label += f": {line.slope}"
+        fine = np.geomspace(min(line.x), max(line.x), 50) if np.isfinite(line.slope.standard_error) else []
+        law = np.array([line.slope(size) for size in fine])
+        axis.plot(fine, law if not log_y else np.where(law > 0, law, np.nan), color=shade, linestyle=dash)
+    if line.predicted is not None and len(x):
+        label += f" (predicted {line.predicted:+g}, dotted)"
+        ends = np.array([x.min(), x.max()])
+        axis.plot(ends, y[-1] * (ends / x[-1]) ** line.predicted, color=shade, linestyle=":", linewidth=1)
+    axis.errorbar(
+        x,
+        y,
+        bars,
+        color=shade,
+        linestyle=dash if joined else "none",
+        marker="" if line.curve else MARKERS[number % len(MARKERS)],
+        markerfacecolor="white" if number % 2 else shade,
+        markersize=5,
+        capsize=2,
+        label=label,
+    )
+
+
+def _map(axis: Axes, panel: Any) -> None:
+    """Fields shaded by value, each with its text, and the theory's borders across."""
+    x, y = np.asarray(panel.x, float), np.asarray(panel.y, float)
+    image = axis.pcolormesh(x, y, panel.values, shading="nearest", cmap="Greys", alpha=0.6)
+    axis.figure.colorbar(image, ax=axis, shrink=0.8)
+    for row, height in enumerate(y):
+        for column, place in enumerate(x):
+            text = axis.text(place, height, panel.text[row][column], ha="center", va="center", fontsize=7)
+            text.set(bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}, zorder=3)  # above borders
+    for number, (label, xs, ys) in enumerate(panel.borders):
+        axis.plot(xs, ys, color="black", linestyle=DASHES[number % len(DASHES)], linewidth=2, label=label)
+    axis.set_xticks(x)
+    axis.set_yticks(y)
+    axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.12), ncols=max(1, len(panel.borders)))
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write the figure at print resolution."""
+    figure.savefig(path, dpi=150)
+    return path

@@ -1,0 +1,54 @@
+"""The L hidden matrices of a network, as something to query: revealed only where asked, or dense.
+
+A query block `x (B, n)` returns the images `W_l x / sqrt(n)`, a transposed query those of `W_l^T`. Training moves
+`parameters`, a pytree of ordinary arrays that an optax transformation updates; gradients are given in the same
+form, in the unit "n times the loss gradient of the matrix", so that the rate is the width-free eta of theory.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+
+import equinox as eqx
+
+from nfd_jax._types import Array, Float, Index, PyTree, Vectors
+
+Handle = Array  # what a matrix remembers of a query block until the update: (rows, batch)
+
+
+class AbstractMatrices(eqx.Module):
+    """L square Gaussian matrices with independent N(0, 1) entries at initialisation."""
+
+    @abstractmethod
+    def query(
+        self, direction: int, layer: Index, step: Index, vectors: Vectors, *, keep: bool
+    ) -> tuple[Vectors, Handle, AbstractMatrices]:
+        """Images of a block of queries.
+
+        `direction`: FORWARD for W_l x / sqrt(n), BACKWARD for W_l^T g / sqrt(n). `step` numbers the training step,
+        and every layer is queried at most once a step and direction, forward before backward. `keep=False`: the images
+        of this one query, and nothing remembered of it.
+        """
+
+    @abstractmethod
+    def handles(self, batch: int) -> Handle:
+        """Room for one handle a layer, `(depth, rows, batch)`."""
+
+    @abstractmethod
+    def effective_images(self, handles: Handle) -> Float[Array, "depth batch width"]:
+        """What training has added to the images of the queries with these handles, `(depth, rows, batch)`: those of
+        W_l^k - a_k W_l^0, of which weight decay has left a_k."""
+
+    @property
+    @abstractmethod
+    def parameters(self) -> PyTree:
+        """What training moves."""
+
+    @abstractmethod
+    def with_parameters(self, parameters: PyTree) -> AbstractMatrices:
+        """The same matrices after an update."""
+
+    @abstractmethod
+    def add_gradient(self, gradients: PyTree, layer: Index, backward: Handle, forward: Handle) -> PyTree:
+        """`gradients` (of the form of `parameters`) with that of one layer set to n sum_a g_a x_a^T / n^(3/2): the
+        part of n dloss/dW_l that does not depend on the branch scale."""

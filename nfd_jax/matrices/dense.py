@@ -1,0 +1,51 @@
+"""Dense matrices, held as arrays: for exact comparisons."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+from jax import lax
+
+from nfd_jax._types import Array, Float, Index, PyTree, Vectors
+from nfd_jax.matrices import basis as bases
+from nfd_jax.matrices.base import AbstractMatrices, Handle
+from nfd_jax.matrices.noise import FORWARD
+
+
+class DenseMatrices(AbstractMatrices):
+    """Matrices held as arrays, for exact comparisons; `backward` holds the independent copies of an untied network, and
+    `initial` what weight decay leaves of the initial ones, where effective images are asked for."""
+
+    forward: Float[Array, "depth width width"]
+    backward: Float[Array, "depth width width"] | None = None
+    initial: Float[Array, "depth width width"] | None = None
+
+    def query(
+        self, direction: int, layer: Index, step: Index, vectors: Vectors, *, keep: bool
+    ) -> tuple[Vectors, Handle, DenseMatrices]:
+        del step, keep
+        weights = self.forward if direction == FORWARD or self.backward is None else self.backward
+        matrix = lax.dynamic_index_in_dim(weights, layer, keepdims=False)
+        matrix = matrix.T if direction == FORWARD else matrix
+        return bases.product(vectors, matrix) / vectors.shape[1] ** 0.5, vectors.T, self
+
+    def handles(self, batch: int) -> Handle:
+        depth, width, _ = self.forward.shape
+        return jnp.zeros((depth, width, batch), self.forward.dtype)
+
+    def effective_images(self, handles: Handle) -> Float[Array, "depth batch width"]:
+        if self.initial is None:
+            raise ValueError("effective images need the initial matrices: DenseMatrices(forward, initial=forward)")
+        images = bases.product(self.forward - self.initial, handles) / self.forward.shape[-1] ** 0.5
+        return images.swapaxes(1, 2)
+
+    @property
+    def parameters(self) -> PyTree:
+        return (self.forward, self.backward, self.initial)
+
+    def with_parameters(self, parameters: PyTree) -> DenseMatrices:
+        return DenseMatrices(*parameters)
+
+    def add_gradient(self, gradients: PyTree, layer: Index, backward: Handle, forward: Handle) -> PyTree:
+        gradient = bases.product(backward, forward.T) / backward.shape[0] ** 0.5
+        stacked = lax.dynamic_update_index_in_dim(gradients[0], gradient, layer, axis=0)
+        return (stacked, None if self.backward is None else stacked, gradients[2])

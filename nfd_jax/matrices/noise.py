@@ -1,0 +1,90 @@
+"""The fresh Gaussian part of a revealed image: plain, or matched to what every particle already knows.
+
+Every draw is addressed by (seed, direction, layer, step), never by call order. Layers are counted on a grid that may
+be finer than the network's: the noise of a matrix is then the scaled sum over the finer blocks that its own stands for,
+so that networks of different depths follow one Brownian path.
+
+Matched noise (theory section 4) is a property of the limit solver. In the limit the fresh part of an image has no
+empirical correlation with anything revealed before; imposing that exactly, for linear functions, keeps the limit
+and removes most Monte-Carlo error. What is left is nonlinear in U, V and the images of the first step, whose normals
+are therefore spread evenly over the particles. Neither must ever be used for a network of finite width.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable
+from typing import NamedTuple
+
+import equinox as eqx
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from nfd_jax._types import Index, Key, Vectors
+
+FORWARD, BACKWARD = 0, 1
+
+
+class Grid(NamedTuple):
+    """How the layers of a network lie on the finest one: a block stands for `refinement` blocks there, of `matrices`
+    matrices each."""
+
+    refinement: int = 1
+    matrices: int = 1
+
+    def finer(self, layer: Index, part: int | Index) -> Index:
+        """The layer on the finest grid in this part of a block."""
+        block, place = layer // self.matrices, layer % self.matrices
+        return (block * self.refinement + part) * self.matrices + place
+
+
+FINEST = Grid()
+
+
+class AbstractNoise(eqx.Module):
+    """Where the fresh part of an image comes from."""
+
+    key: eqx.AbstractVar[Key]
+
+    @abstractmethod
+    def draw(
+        self, direction: int, layer: Index, step: Index, directions: Vectors, *, keep: bool
+    ) -> tuple[Vectors, AbstractNoise]:
+        """The fresh part for new query `directions`, and the noise source that remembers it (`keep=False`: the same
+        source)."""
+
+
+class PlainNoise(AbstractNoise):
+    """Independent standard Gaussians: the exact law of a Gaussian matrix."""
+
+    key: Key
+    grid: Grid = eqx.field(static=True, default=FINEST)
+
+    def draw(
+        self, direction: int, layer: Index, step: Index, directions: Vectors, *, keep: bool
+    ) -> tuple[Vectors, PlainNoise]:
+        del keep
+
+        def draw(fine: Index) -> Vectors:
+            return gaussians(self.key, direction, fine, step, directions)
+
+        return over_finer_blocks(draw, layer, self.grid), self
+
+
+def gaussians(key: Key, direction: int, layer: Index, step: Index, like: Vectors) -> Vectors:
+    """Standard normals of the shape of `like`, addressed by direction, layer and step."""
+    address = jnp.stack([jnp.asarray(part, jnp.uint32) for part in (direction, layer, step)])
+    # a loop, so that one hash is compiled instead of three
+    key = lax.fori_loop(0, len(address), lambda part, key: jax.random.fold_in(key, address[part]), key)
+    return jax.random.normal(key, like.shape, like.dtype)
+
+
+def over_finer_blocks(draw: Callable[[Index], Vectors], layer: Index, grid: Grid) -> Vectors:
+    """The noise of a matrix from that of the finer blocks that its own stands for: their sum, scaled to variance one.
+    Increments of one Brownian path on two grids."""
+    if grid.refinement == 1:
+        return draw(layer)
+    first = draw(grid.finer(layer, 0))
+    total = lax.fori_loop(1, grid.refinement, lambda part, total: total + draw(grid.finer(layer, part)), first)
+    return total / grid.refinement**0.5

@@ -1,0 +1,52 @@
+"""Memory: what a run needs against what its devices have, before anything is compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+
+from nfd_jax._checks import GIB, of_machine
+from nfd_jax._types import PyTree
+
+BUDGET = 2**29  # bytes that solutions at once may take: those that one program has side by side, times threads
+CACHED = 2**23  # and those of one program on a CPU: more miss the caches, and take up to twice as long
+
+
+def per_device() -> int | None:
+    """Bytes that one device has; None where it does not say. Devices of a CPU share the memory of the machine."""
+    device = jax.local_devices()[0]
+    stats = device.memory_stats()
+    if stats and "bytes_limit" in stats:
+        return int(stats["bytes_limit"])
+    machine = of_machine()
+    return None if device.platform != "cpu" or machine is None else machine // jax.local_device_count()
+
+
+def side_by_side() -> int:
+    """Bytes that the members of one program may take."""
+    return min(BUDGET, CACHED) if jax.default_backend() == "cpu" else BUDGET
+
+
+def size_of(create: Callable[..., PyTree], *arguments: Any) -> int:
+    """Bytes of the arrays that a function would make, without making them."""
+    leaves = jax.tree.leaves(jax.eval_shape(create, *arguments))
+    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
+
+
+def is_enough(needed: int, devices: int) -> bool:
+    """Whether `devices` together have so many bytes, as far as they say."""
+    available = per_device()
+    return available is None or needed <= devices * available
+
+
+def check(needed: int, devices: int, ways_out: str) -> None:
+    """ValueError with the figures where `devices` together lack the memory."""
+    if not is_enough(needed, devices):
+        has = devices * (per_device() or 0)
+        raise ValueError(
+            f"this run needs about {needed / GIB:.1f} GiB, and {devices} {jax.local_devices()[0].platform} device(s) "
+            f"have {has / GIB:.1f} GiB; {ways_out}"
+        )

@@ -1,0 +1,1 @@
+"""What users call: the limit, networks, estimates with error bars, sweeps, and the trajectory that all return."""

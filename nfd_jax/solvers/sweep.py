@@ -1,0 +1,255 @@
+"""sweep: ensembles over widths, depths, learning rates and seeds, one cell after the other, resumed after a kill."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import jax
+import numpy as np
+
+from nfd_jax import optimizers
+from nfd_jax._checks import MOST, finite_float, folder_path, one_of, positive_int
+from nfd_jax.models import AbstractModel, check_model
+from nfd_jax.optimizers import Optimizer
+from nfd_jax.parametrization import Parametrization
+from nfd_jax.runtime import devices, loop
+from nfd_jax.runtime.store import Checkpoint
+from nfd_jax.seeds import labels, seed_sequence
+from nfd_jax.solvers.network import BACKWARDS, solve_members
+from nfd_jax.solvers.networks import ENGINES, check_cell, is_revealed, train_members
+from nfd_jax.solvers.trajectory import FOLLOWS, Trajectory, labelled
+from nfd_jax.task import Task, check_task
+
+if TYPE_CHECKING:
+    import xarray as xr
+
+AXES = ("width", "depth", "learning_rate", "seed")
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What all cells of a sweep share."""
+
+    task: Task
+    rates: tuple[float, ...]
+    seeds: tuple[int, ...]
+    schedule: optimizers.Rate
+    engine: str
+    backward: str
+    optimizer: Optimizer
+    folder: str | Path | None
+    progress: bool | None
+    options: dict[str, Any]  # as `engine.prepare` takes them
+
+    @property
+    def axes(self) -> dict[str, tuple[str, ...]]:
+        """Of what is observed, where they have names."""
+        return loop.declared_axes(self.options["observe"])
+
+
+class Cell(NamedTuple):
+    """One width and depth."""
+
+    model: AbstractModel
+    width: int
+    revealed: bool
+    problem: loop.Problem  # every member with its rate
+    arguments: dict[str, Any]  # what its archive belongs to
+    archive: Checkpoint | None
+    found: dict[str, np.ndarray] | None  # in the archive
+    observed: dict[str, tuple[int, ...]]  # shapes at a step
+
+
+def sweep(
+    task: Task,
+    model: AbstractModel,
+    *,
+    widths: Sequence[int],
+    learning_rates: Sequence[int | float],
+    depths: Sequence[int] | None = None,
+    seeds: int | Sequence[int] = 8,
+    steps: int = 10,
+    schedule: Callable[[int], Any] | None = None,
+    parametrization: str | Parametrization = "depth_mup",
+    optimizer: str = "sgd",
+    engine: str = "dense",
+    backward: str = "tied",
+    train_input: bool = False,
+    train_readout: bool = False,
+    richness: float = 1.0,
+    momentum: float = 0.0,
+    weight_decay: float = 0.0,
+    betas: Sequence[float] | None = None,
+    epsilon: float | None = None,
+    observe: loop.Observe | None = None,
+    evaluate_at: Sequence[int] | None = None,
+    folder: str | Path | None = None,
+    progress: bool | None = None,
+) -> xr.Dataset:
+    """Train an ensemble in every cell of a grid of widths and depths: all seeds and learning rates of a cell side by
+    side, in chunks of bounded memory, with one compilation a cell.
+
+    **Arguments:** those of `train_networks`, and
+
+    - `widths`, `depths`: n and L of the cells; `depths=None` takes that of the model.
+    - `learning_rates`: eta of the members of every cell, times `schedule(step)` where one is given.
+    - `seeds`: every seed is trained at every rate.
+    - `engine`: `"revealed"`, or `"auto"` where that is faster, trains cells with revealed matrices.
+    - `folder`: where finished cells are kept. A sweep that was killed, or is asked for more cells, trains only those
+      that are missing; cells of other arguments are refused by name.
+
+    Returns a labelled dataset with axes `width`, `depth`, `learning_rate`, `seed`: `loss` along `step`, `batch_loss`
+    along `update`, `held_out_loss` where the task has held-out samples, `accuracy` and `held_out_accuracy` where it has
+    classes, `diverged_at` (the step of a member, -1 for none), `diverged` (how many members of a cell and rate did),
+    `grown` (a finite loss above 1e6 times the initial one) and what `observe` returned along `snapshot`, before every
+    update and after the last, of one shape in all cells, with axes as `Trajectory.to_dataset` names them. Losses of a
+    diverged member are +inf from its divergence on, so that `loss.mean("seed")` is infinite and no average of
+    survivors; its accuracies are NaN where its outputs are not finite. Outputs are not kept. Raises ValueError or
+    TypeError for bad arguments before any cell is trained.
+    """
+    check_task(task)
+    one_of("engine", engine, ENGINES)
+    one_of("backward", backward, BACKWARDS)
+    rule = Optimizer.create(optimizer, momentum, weight_decay, betas, epsilon)
+    options = {
+        "steps": steps,
+        "parametrization_name": parametrization,
+        "train_input": train_input,
+        "train_readout": train_readout,
+        "richness": richness,
+        "observe": observe,
+        "evaluate_at": evaluate_at,
+        "progress": progress,
+    }
+    if folder is not None:
+        folder_path("folder", folder)
+    if schedule is not None:
+        optimizers.rates(schedule, positive_int("steps", steps, maximum=MOST), "schedule")
+    rates = tuple(finite_float("learning_rates", rate) for rate in _listed("learning_rates", learning_rates))
+    members = seed_sequence(seeds)
+    shared = Plan(
+        task, rates, members, 1.0 if schedule is None else schedule, engine, backward, rule, folder, progress, options
+    )
+    across = tuple(positive_int("widths", width) for width in _listed("widths", widths))
+    check_model(model, finite=depths is None)
+    models = [model] if depths is None else [replace(model, depth=depth) for depth in _listed("depths", depths)]
+    cells = [_prepare(shared, check_model(each, finite=True), width) for width in across for each in models]
+    _check_observed(cells)
+    found = []
+    with loop.progress_bar("sweep", len(cells), progress) as bar:
+        bar.unit = "cell"
+        for cell in cells:
+            found.append(_train(shared, cell))
+            bar.update()
+    return _dataset(shared, cells[0].arguments, across, [int(each.depth) for each in models], found)
+
+
+def _listed(name: str, values: Any) -> list[Any]:
+    values = np.asarray(values) if isinstance(values, jax.Array) else values
+    if isinstance(values, str) or not isinstance(values, Sequence | np.ndarray) or getattr(values, "ndim", 1) != 1:
+        raise TypeError(f"{name} must be a sequence of numbers, got {values!r}")
+    listed = list(islice(values, MOST + 1))
+    if not all(isinstance(value, Real) for value in listed):
+        raise TypeError(f"{name} must be a sequence of numbers, got {values!r}")
+    if len(listed) > MOST:
+        raise ValueError(f"{name} must be at most {MOST} numbers, got more; sweep them in parts")
+    if not listed or len(set(listed)) != len(listed):
+        raise ValueError(f"{name} must be at least one number, all distinct, got {values!r}")
+    return listed
+
+
+def _check_observed(cells: list[Cell]) -> None:
+    """ValueError where what is observed would not fit into one array."""
+    for cell in cells:
+        if cell.observed != cells[0].observed:
+            first, other = (f"{each.observed} at n = {each.width}, L = {each.model.depth}" for each in (cells[0], cell))
+            raise ValueError(
+                f"observe must return arrays of one shape in all cells, got {first} and {other}; reduce over the axes "
+                "that differ, or sweep one depth or width at a time"
+            )
+
+
+def _prepare(plan: Plan, model: AbstractModel, width: int) -> Cell:
+    """A cell, every member with its rate, checked; with what its archive has."""
+    problem = loop.prepare(plan.task, model, learning_rate=plan.schedule, optimizer=plan.optimizer, **plan.options)
+    revealed = is_revealed(plan.engine, plan.task, width, problem.rates.shape[-1], plan.optimizer)
+    arguments = problem.arguments | {
+        "solver": "network" if revealed else "training",
+        "width": width,
+        "backward": plan.backward,
+        "learning_rates": plan.rates,
+        "seeds": plan.seeds,
+        "evaluate_at": problem.data.evaluate_at,
+    }
+    archive = Checkpoint.create(plan.folder, 1, plan.task, arguments)
+    found = None if archive is None else archive.read(_name(model, width))
+    if not devices.same(int(found is not None)):
+        found = None  # processes were killed between their writes
+    rates = np.array(plan.rates)[:, None] * problem.rates
+    for rate in rates:
+        optimizers.check_rates("learning_rates (times schedule)", rate, plan.optimizer)
+    problem = problem._replace(rates=rates.repeat(len(plan.seeds), axis=0))
+    observed = check_cell(problem, plan.task, model, width, plan.backward, revealed=revealed)
+    return Cell(model, width, revealed, problem, arguments, archive, found, observed)
+
+
+def _name(model: AbstractModel, width: int) -> str:
+    """Of a cell's archive."""
+    return f"width-{width}-depth-{model.depth}"
+
+
+def _train(plan: Plan, cell: Cell) -> dict[str, np.ndarray]:
+    """Everything kept of one cell, `(rates, seeds, ...)`; from its archive where there is one."""
+    if cell.found is not None:
+        return cell.found
+    members = plan.seeds * len(plan.rates)
+    train = solve_members if cell.revealed else train_members
+    options = {"backward": plan.backward, "progress": plan.progress}
+    kept = train(cell.problem, plan.task, cell.model, cell.width, members, **options)
+    run = kept.trajectory(plan.task, cell.problem.data, members, cell.arguments, members=True)
+    shape = (len(plan.rates), len(plan.seeds))
+    parts = {name: values.reshape(*shape, *values.shape[1:]) for name, values in _kept(run).items()}
+    if cell.archive is not None:
+        cell.archive.write(_name(cell.model, cell.width), parts)
+    return parts
+
+
+def _kept(run: Trajectory) -> dict[str, np.ndarray]:
+    """What a sweep keeps of its members: arrays by the name of their variable."""
+    kept = {"diverged_at": run.diverged_at, "grown": run.grown, "steps": np.tile(run.steps, (len(run.loss), 1))}
+    return kept | run.scores() | {f"observed/{name}": values for name, values in run.observed.items()}
+
+
+def _dataset(
+    plan: Plan,
+    arguments: dict[str, Any],
+    widths: tuple[int, ...],
+    depths: list[int],
+    cells: list[dict[str, np.ndarray]],
+) -> xr.Dataset:
+    """All cells with labelled axes; `arguments` are those of one of them."""
+    import xarray as xr
+
+    variables, observed = {}, {}
+    for key in cells[0]:
+        values = np.stack([cell[key] for cell in cells])
+        values = values.reshape(len(widths), len(depths), *values.shape[1:])
+        if key.startswith("observed/"):
+            observed[key.removeprefix("observed/")] = values
+        elif key != "steps":
+            variables[key] = ((*AXES, *([FOLLOWS[key]] if key in FOLLOWS else [])), values)
+    variables["diverged"] = (AXES[:-1], (variables["diverged_at"][1] >= 0).sum(axis=-1))
+    coordinates = dict(zip(AXES, (widths, depths, arguments["learning_rates"], arguments["seeds"]), strict=True))
+    coordinates = {name: labels(values) if name == "seed" else np.array(values) for name, values in coordinates.items()}
+    coordinates["step"] = cells[0]["steps"][0, 0]
+    if "held_out_loss" in cells[0]:
+        coordinates["held_out_step"] = np.array(arguments["evaluate_at"])
+    more = labelled(observed, AXES, plan.axes, plan.task, depths[0] if len(depths) == 1 else None)
+    shared = {name: value for name, value in arguments.items() if name not in ("width", "depth", "learning_rate")}
+    return xr.Dataset(variables | more[0], coordinates | more[1], {"settings": json.dumps(shared, default=str)})

@@ -1,0 +1,310 @@
+"""Study: a claim made runnable. What studies share is here: sizes, cells that are never run twice, and reports.
+
+A study is a grid of cells. `measure` turns the arguments of one cell into labelled arrays, which are kept on disk at
+once, under an address made of what decides them: the arguments, the revisions of the study and of the numerical core,
+jax and its settings. A run that was killed, or is asked for more, measures only the cells that are missing; records of
+another configuration have other addresses, so nothing is ever mixed. `conclude` and `draw` see all cells of a run and
+nothing else.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+import json
+import textwrap
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import jax
+import numpy as np
+import xarray as xr
+from tqdm import tqdm
+
+from nfd_jax import activations
+from nfd_jax._checks import LARGEST, MOST, boolean, finite_float, folder_path, one_of, positive_int
+from nfd_jax.io import records
+from nfd_jax.runtime import devices, identity
+from nfd_jax.runtime.files import writable_folder
+from nfd_jax.studies import _findings as conclusions
+from nfd_jax.studies._findings import Finding, Verdict
+from nfd_jax.studies._panels import Map, Panel
+
+if TYPE_CHECKING:
+    from nfd_jax.io.plotting import Figure
+
+SCALES = ("smoke", "laptop", "accelerator")
+SMOKE = "smoke scale: these sizes are too small to say anything about the claim"
+MANY = 4  # cells that a line names
+
+PADDING = ("room",)  # arguments for which compiled programs are larger, and numbers the same
+
+Cell = Mapping[str, Any]  # arguments of `measure`, each of a type that JSON knows
+Arrays = Mapping[str, Any]  # by name, `(axes, values)` as xarray takes them, or a number
+
+
+@dataclass(frozen=True, eq=False)
+class Study:
+    """One claim.
+
+    Args:
+        name: On the command line, and of its folder.
+        number: Of the claim (theory section 7).
+        claim: What its source states.
+        source: Where.
+        setting: What is run here. Where the source's own setting is not fully known, it says so.
+        sizes: A frozen dataclass of sizes for each of `SCALES`.
+        cells: The grid of these sizes: what differs from cell to cell.
+        measure: The labelled arrays of one cell. Pure: what it returns depends on its arguments alone. Arguments that a
+            cell leaves out are the sizes of the same name.
+        conclude: Findings of all cells.
+        draw: Panels of all cells.
+        cost: Of a cell, in any unit, for the time left.
+        revision: Of `measure`. Raise it with any change after which the same arguments give other numbers.
+        least: How many entries its fits need of a size that is a grid, by name, where one is too few.
+    """
+
+    name: str
+    number: int
+    claim: str
+    source: str
+    setting: str
+    sizes: Mapping[str, Any]
+    cells: Callable[[Any], Sequence[Cell]]
+    measure: Callable[..., Arrays]
+    conclude: Callable[[Results], Sequence[Finding]]
+    draw: Callable[[Results], Sequence[Panel | Map]]
+    cost: Callable[[Cell], float] = lambda cell: 1.0
+    revision: int = 1
+    least: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False)
+class Results:
+    """The cells of a run with their records, in the order of the grid."""
+
+    sizes: Any
+    found: Sequence[tuple[Cell, xr.Dataset]]
+
+    def where(self, **arguments: Any) -> Results:
+        """The cells with these arguments."""
+        chosen = [(cell, kept) for cell, kept in self.found if arguments.items() <= dict(cell).items()]
+        return Results(self.sizes, chosen)
+
+    def one(self, **arguments: Any) -> xr.Dataset:
+        """The record of the only cell with these arguments."""
+        chosen = self.where(**arguments).found
+        if len(chosen) != 1:
+            raise LookupError(f"{len(chosen)} cells have the arguments {arguments}")
+        return chosen[0][1]
+
+    def diverged(self) -> list[Cell]:
+        """The cells in whose record some number is not finite, each by the arguments that differ from cell to cell."""
+        shared = {
+            name for name, value in self.found[0][0].items() if all(cell.get(name) == value for cell, _ in self.found)
+        }
+        return [
+            {name: value for name, value in cell.items() if name not in {*shared, *PADDING}}
+            for cell, kept in self.found
+            if any(not np.isfinite(each.values).all() for each in kept.values() if each.dtype.kind == "f")
+        ]
+
+    def along(self, argument: str) -> Iterator[tuple[Any, xr.Dataset]]:
+        """Every value of an argument with its record, in the order of the grid."""
+        return ((cell[argument], kept) for cell, kept in self.found)
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """What a study found at one scale: `findings`, `results` of all cells, `table()`, `figure()`, `save(folder)`."""
+
+    study: Study
+    scale: str
+    results: Results
+    findings: tuple[Finding, ...]
+
+    def table(self) -> str:
+        """The claim, the setting, and every finding with its verdict."""
+        lines = conclusions.table(self.findings).splitlines()
+        return "\n".join([*self.heading(len(lines[0])), *lines])
+
+    def heading(self, width: int) -> list[str]:
+        """The claim as its source states it, and the setting in which it was run, in lines of this width."""
+        study = self.study
+        claim = f"{study.number} {study.name} ({study.source}): {study.claim}"
+        below = [f"run here: {study.setting}", *self.warnings()]
+        lines = [f"  {line}" for text in below for line in textwrap.wrap(text, width - 2)]
+        return [*textwrap.wrap(claim, width), *lines]
+
+    def warnings(self) -> list[str]:
+        """What has to be known before any verdict is read: that sizes are too small, and where something diverged."""
+        cells = self.results.diverged()
+        where = "; ".join(", ".join(f"{key} {value}" for key, value in cell.items()) for cell in cells[:MANY])
+        rest = f"; and {len(cells) - MANY} more" if len(cells) > MANY else ""
+        lost = f"not finite, as something diverged, in {len(cells)} of {len(self.results.found)} cells: {where}{rest}"
+        return [*([SMOKE] if self.scale == "smoke" else []), *([lost] if cells else [])]
+
+    def figure(self) -> Figure:
+        """What the reader of the source would look for."""
+        from nfd_jax.io import plotting  # a slow import, only needed here
+
+        title = f"{self.study.number} {self.study.name}: {self.study.claim}"
+        return plotting.panels(title, self.study.draw(self.results), note="; ".join(self.warnings()))
+
+    def save(self, folder: str | Path) -> list[Path]:
+        """Write findings as netCDF with provenance, the table as text, and the figure as SVG and PNG."""
+        from nfd_jax.io import plotting
+
+        folder = writable_folder("folder", folder)
+        arguments = {"study": self.study.name, "scale": self.scale, "sizes": asdict(self.results.sizes)}
+        dataset = conclusions.to_dataset(self.findings).assign_attrs(
+            claim=self.study.claim, claim_source=self.study.source, setting=self.study.setting
+        )
+        text = folder / f"{self.study.name}.txt"
+        text.write_text(self.table() + "\n")
+        figure = self.figure()
+        pictures = [plotting.save(figure, folder / f"{self.study.name}.{kind}") for kind in ("svg", "png")]
+        return [records.save(dataset, folder / f"{self.study.name}.nc", arguments), text, *pictures]
+
+
+def run(
+    study: Study,
+    scale: str = "laptop",
+    *,
+    folder: str | Path = "results/studies",
+    sizes: Mapping[str, Any] | None = None,
+    progress: bool | None = None,
+) -> Report:
+    """Measure the cells that are missing from `folder`, and conclude from all of them.
+
+    `sizes`: changes to the sizes of the scale, by name. Raises ValueError or TypeError for names and values that do
+    not fit, before anything is measured.
+    """
+    if not isinstance(study, Study):
+        raise TypeError(f"study must be a Study, such as studies.STUDIES['width'], got {study!r}")
+    if progress is not None:
+        boolean("progress", progress)
+    chosen = sized(study, scale, sizes)
+    cells = grid(study, chosen)
+    kept_in = writable_folder("folder", folder_path("folder", folder) / study.name / "cells")
+    costs = [study.cost(cell) for cell in cells]
+    form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
+    disable = None if progress is None else not progress
+    with tqdm(total=sum(costs), desc=study.name, bar_format=form, leave=False, disable=disable) as bar:
+        found = []
+        for cell, cost in zip(cells, costs, strict=True):
+            bar.set_postfix_str(", ".join(f"{key} {value}" for key, value in cell.items()))
+            found.append((cell, _record(study, cell, kept_in)))
+            bar.update(cost)
+    results = Results(chosen, found)
+    try:
+        return Report(study, scale, results, tuple(study.conclude(results)))
+    except (ValueError, LookupError, RuntimeError) as error:
+        raise ValueError(f"study {study.name!r} can't conclude from these cells: {error}") from error
+
+
+def sized(study: Study, scale: str, changes: Mapping[str, Any] | None = None) -> Any:
+    """The sizes of a scale with changes; sequences become tuples.
+
+    Grids must not be empty nor shorter than the study's fits need, and have distinct entries. Numbers must be positive,
+    or 0 where those of the scale are.
+    """
+    sizes = study.sizes[one_of("scale", scale, SCALES)]
+    if changes is not None and not isinstance(changes, Mapping):
+        raise TypeError(f"sizes of study {study.name!r} must map names to sizes, got {changes!r}")
+    known = {field.name for field in fields(sizes)}
+    for name in changes or {}:
+        one_of(f"size of study {study.name!r}", name, sorted(known))
+    changed = {name: tuple(value) if isinstance(value, list) else value for name, value in (changes or {}).items()}
+    for name, value in changed.items():
+        was = getattr(sizes, name)
+        if was is not None and isinstance(was, tuple) != isinstance(value, tuple):
+            raise TypeError(f"size {name!r} of study {study.name!r} must be like {was!r}, got {value!r}")
+        called = f"size {name!r} of study {study.name!r}"
+        for old, new in zip(_items(was)[:1] * len(_items(value)), _items(value), strict=True):
+            kinds = (int, float) if isinstance(old, float) else (type(old),)
+            if isinstance(new, bool) or not isinstance(new, kinds):
+                raise TypeError(f"{called} must be like {was!r}, got {value!r}")
+            _check_entry(called, name, _items(was), new)
+        if "seeds" in name and isinstance(value, int) and value < 2:
+            raise ValueError(f"{called} must be at least 2 for standard errors, got {value}")
+        least = study.least.get(name, 1)
+        if isinstance(value, tuple) and (len(value) < least or len(set(value)) < len(value)):
+            need = "its fits need them" if least > 1 else "there is nothing to run without"
+            raise ValueError(f"{called} must be at least {least} different entries ({need}), got {list(value)}")
+    try:
+        return replace(sizes, **changed)
+    except ValueError as error:
+        raise ValueError(f"study {study.name!r}: {error}") from error
+
+
+def _check_entry(called: str, name: str, was: Sequence[Any], new: Any) -> None:
+    """ValueError where one entry of a size could not be run."""
+    if isinstance(new, str):
+        if "activation" in name:
+            activations.check(new)
+        return
+    zero = 0 in was
+    if isinstance(new, int):
+        positive_int(called, new, 0 if zero else 1, MOST if "seeds" in name or name == "steps" else LARGEST)
+    else:
+        finite_float(called, new, strict=not zero)
+
+
+def _items(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, tuple) else [value]
+
+
+def grid(study: Study, sizes: Any) -> list[Cell]:
+    """The cells of these sizes, each with all arguments of `measure` that have no default."""
+    parameters = inspect.signature(study.measure).parameters.values()
+    required = [
+        each.name for each in parameters if each.kind is each.POSITIONAL_OR_KEYWORD and each.default is each.empty
+    ]
+    return [
+        {name: getattr(sizes, name) for name in required if name not in cell} | dict(cell)
+        for cell in study.cells(sizes)
+    ]
+
+
+def _record(study: Study, cell: Cell, folder: Path) -> xr.Dataset:
+    """The record of a cell, measured if it is not there."""
+    description = _address(study, cell)
+    address = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
+    path = folder / f"{address}.nc"
+    if devices.same(int(path.exists())) and path.exists():
+        kept = records.load(path)
+        if kept.attrs["arguments"] != json.dumps(description, default=str):
+            raise ValueError(f"{str(path)!r} holds another cell than its name says; remove it")
+        return kept
+    dataset = xr.Dataset(dict(study.measure(**cell)))
+    if jax.process_index() == 0:
+        records.save(dataset, path, description)
+    return dataset
+
+
+def _address(study: Study, cell: Cell) -> dict[str, Any]:
+    """Everything that decides the numbers of a record. Padding does not."""
+    return {
+        "study": study.name,
+        **{name: value for name, value in cell.items() if name not in PADDING},
+        "study revision": study.revision,
+        **identity.environment(),
+    }
+
+
+def summary(reports: Sequence[Report]) -> str:
+    """All findings of several studies as one table under the claims and settings that they belong to, and how many of
+    each verdict there are."""
+    rows = [conclusions.line(finding) for report in reports for finding in report.findings]
+    head, *lines = conclusions.in_columns([conclusions.HEAD, *rows]).splitlines()
+    text = [head, "-" * len(head)]
+    for report in reports:
+        own, lines = lines[: len(report.findings)], lines[len(report.findings) :]
+        text += [*report.heading(len(head)), *own, ""]
+    verdicts = [finding.verdict for report in reports for finding in report.findings]
+    counts = ", ".join(f"{verdicts.count(verdict)} {verdict.value}" for verdict in Verdict)
+    smoke = [f"({SMOKE})"] if any(report.scale == "smoke" for report in reports) else []
+    return "\n".join([*text, counts, *smoke])

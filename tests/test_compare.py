@@ -1,0 +1,242 @@
+"""The comparison, its table, figure and record, and the command line around them."""
+
+import json
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+from matplotlib.collections import LineCollection
+
+import nfd_jax as nfd
+from nfd_jax import statistics
+from nfd_jax.io import cli, plotting, records
+from nfd_jax.studies import compare as comparison
+from nfd_jax.studies.compare import Comparison
+
+SMALL = Comparison(depths=(2,), widths=(8, 16), steps=2, seeds=4, particles=128, limit_seeds=2)
+
+
+@pytest.fixture(scope="module")
+def dataset():
+    return comparison.compare(nfd.datasets.digits(2), SMALL, progress=False)
+
+
+def test_cells_are_the_solvers_own_numbers(dataset):
+    task = nfd.datasets.digits(2)
+    network = nfd.train_networks(
+        task, nfd.ResNet(2), width=16, seeds=4, backward="untied", steps=2, learning_rate=1.0, progress=False
+    )
+    cell = dataset.sel(backward="untied", depth=2, width=16)
+    np.testing.assert_array_equal(cell.network_outputs, network.outputs)
+    limit = nfd.solve_limit(
+        task, nfd.ResNet(2), particles=128, closure="decoupled", seed=1, steps=2, learning_rate=1.0, progress=False
+    )
+    np.testing.assert_array_equal(dataset.limit_loss.sel(closure="decoupled", depth=2, limit_seed=1), limit.loss)
+
+
+def test_every_run_lands_in_its_cell(monkeypatch):
+    """Stand-in solvers whose outputs spell out their arguments."""
+    task, setup = nfd.datasets.digits(2), replace(SMALL, depths=(3, 5, 2))
+
+    def trajectory(value, members):
+        shape = (*members, setup.steps + 1)
+        return nfd.Trajectory(task, np.full((*shape, 2, 1), value), np.full(shape, value), (0,), {"noise": "none"})
+
+    def limit(task, model, *, closure, seed, **_):
+        return trajectory(1000.0 * model.depth + 10 * (closure == "coupled") + seed, ())
+
+    def networks(task, model, *, width, backward, seeds, engine, **_):
+        assert engine == "auto"
+        return trajectory(1000.0 * model.depth + width + 0.5 * (backward == "tied"), (len(seeds),))
+
+    monkeypatch.setattr(comparison, "solve_limit", limit)
+    monkeypatch.setattr(comparison, "train_networks", networks)
+    got = comparison.compare(task, setup, progress=False)
+    want = 1000.0 * got.depth + 10 * (got.closure == "coupled") + got.limit_seed
+    assert (got.limit_outputs == want).all()
+    assert (got.limit_loss == want).all()
+    want = 1000.0 * got.depth + got.width + 0.5 * (got.backward == "tied")
+    assert (got.network_outputs == want).all()
+    assert (got.network_loss == want).all()
+
+
+def test_positions_and_distances_of_known_outputs(dataset):
+    """Networks put a known way along the line between the limits are found there, with the error they were given."""
+    known = dataset.copy(deep=True)
+    limits = known.limit_outputs.mean("limit_seed")
+    known["limit_outputs"] = limits.expand_dims(limit_seed=known.limit_seed, axis=2)
+    origin, line = (
+        limits.sel(closure="decoupled", drop=True),
+        (limits.sel(closure="coupled", drop=True) - limits.sel(closure="decoupled", drop=True)),
+    )
+    offsets = np.array([0.1, 0.2, 0.3, 0.4])
+    along = known.network_loss.isel(step=0) * 0 + offsets
+    known["network_outputs"] = (origin + along * line).transpose(*dataset.network_outputs.dims)
+    known["diverged_at"] = known.diverged_at.where(known.seed != known.seed[3], 1)  # the last one is left out
+    got = comparison.summarise(known)
+    error = offsets[:3].std(ddof=1) / 3**0.5
+    np.testing.assert_allclose(got.position, 0.2, rtol=1e-10)
+    np.testing.assert_allclose(got.position_error, error, rtol=1e-10)
+    np.testing.assert_allclose(got.distance.sel(closure="decoupled"), 0.2 / error, rtol=1e-10)
+    np.testing.assert_allclose(got.distance.sel(closure="coupled"), -0.8 / error, rtol=1e-10)
+
+
+def test_extrapolation_is_the_weighted_fit(dataset):
+    inverse = 1 / dataset.width.values
+    cell = dataset.isel(backward=0, depth=0)
+    weight = 1 / cell.position_error.values
+    _, intercept = np.polyfit(inverse, cell.position.values, 1, w=weight)
+    design = weight[:, None] * np.stack([inverse, np.ones(2)], axis=1)
+    covariance = np.linalg.inv(design.T @ design)
+    np.testing.assert_allclose(cell.infinite_position, intercept, rtol=1e-9)
+    np.testing.assert_allclose(cell.infinite_position_error, covariance[1, 1] ** 0.5, rtol=1e-9)
+
+
+def test_table_has_a_line_a_cell_and_names_divergence(dataset):
+    text = comparison.table(dataset)
+    assert sum("networks" in line and "±" in line for line in text.splitlines()) == 4 + 2  # and the extrapolations
+    assert sum("limit " in line and "±" in line for line in text.splitlines()) == 2
+    assert "diverged" not in text
+    diverged = comparison.compare(nfd.datasets.digits(2), replace(SMALL, learning_rate=1e200), progress=False)
+    assert "diverged and are left out" in comparison.table(diverged)
+
+
+def test_record_round_trip_with_provenance(dataset, tmp_path):
+    path = records.save(dataset, tmp_path / "compare.nc", {"seed": 3})
+    back = records.load(path)
+    assert back.identical(dataset.assign_attrs(back.attrs))
+    assert json.loads(back.attrs["arguments"]) == {"seed": 3}
+    assert set(json.loads(back.attrs["versions"])) == set(records.PACKAGES)
+    assert "cpu" in back.attrs["device"].lower() or "gpu" in back.attrs["device"].lower()
+    assert [file.name for file in tmp_path.iterdir()] == ["compare.nc"]
+
+
+def test_bars_and_bands_are_intervals(dataset, monkeypatch):
+    """Student's, with the degrees of freedom of the members that are left: all of them go through one quantile."""
+    known = dataset.copy(deep=True)
+    known["diverged_at"] = known.diverged_at.where((known.width != 16) | (known.seed != 3), 1)
+    known = comparison.summarise(known)
+    cell = known.sel(backward="tied", depth=2)
+    assert plotting._bars(cell, "position") == pytest.approx(
+        cell.position_error.values * [statistics.quantile(3), statistics.quantile(2)]
+    )
+    assert plotting._bars(cell, "infinite_position") == pytest.approx(
+        statistics.quantile(2) * cell.infinite_position_error
+    )
+    before = _heights(plotting.comparison(known))
+    monkeypatch.setattr(plotting, "quantile", lambda freedom: 10 * statistics.quantile(freedom))
+    after = _heights(plotting.comparison(known))
+    assert before.max() > 0
+    np.testing.assert_allclose(after, 10 * before, rtol=1e-6, atol=1e-12)
+    assert "2 standard errors" not in plotting.comparison(known).get_suptitle()
+
+
+def _heights(figure):
+    """Of all bars and bands."""
+    found = []
+    for axis in figure.axes:
+        found += [patch.get_height() for patch in axis.patches]
+        for collection in axis.collections:
+            if isinstance(collection, LineCollection):
+                found += [np.ptp(segment[:, 1]) for segment in collection.get_segments()]
+            else:
+                # the height of a band at each of its places
+                (path,) = collection.get_paths()
+                places, values = path.vertices.T
+                found += [np.ptp(values[places == place]) for place in np.unique(places)]
+    return np.array(found)
+
+
+def test_nothing_of_a_table_is_nan(dataset):
+    """Where too few are left for a standard error, none is printed."""
+    known = dataset.copy(deep=True)
+    for marks in ("diverged_at", "limit_diverged_at"):
+        known[marks] = known[marks] * 0
+    text = comparison.table(comparison.summarise(known))
+    assert "none" in text
+    assert "nan" not in text
+
+
+def test_figure_is_written(dataset, tmp_path):
+    path = plotting.save(plotting.comparison(dataset), tmp_path / "compare.png")
+    assert path.read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_command_line(tmp_path, capsys, monkeypatch):
+    sizes = {name.replace("_", "-"): value for name, value in asdict(SMALL).items()}
+    words = {name: value if isinstance(value, tuple) else (value,) for name, value in sizes.items()}
+    arguments = [word for name, values in words.items() for word in (f"--{name}", *map(str, values))]
+    monkeypatch.setattr(
+        "sys.argv", ["nfd-jax", "compare", "--samples", "2", *arguments, "--output", str(tmp_path / "out")]
+    )
+    cli.main()
+    assert "tied networks" in capsys.readouterr().out
+    record = records.load(tmp_path / "out" / "compare.nc")
+    assert json.loads(record.attrs["arguments"])["particles"] == 128
+    assert (tmp_path / "out" / "compare.png").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"depths": ()}, "depths"),
+        ({"widths": 4}, "widths must be a sequence of integers, got 4"),
+        ({"widths": (4, 10**11)}, "widths must be at most 2147483647, got 100000000000"),
+        ({"seeds": 10**9}, "seeds .* must be at most 1000000, got 1000000000"),
+        ({"seed": 2**64 - 1}, "the last seed must be at most 18446744073709551615"),
+        ({"depths": (4, 4)}, "depths"),
+        ({"widths": (0,)}, "widths must be at least 1, got 0"),
+        ({"activation": "sine"}, "activation"),
+        ({"horizon": 0.0}, "horizon"),
+        ({"steps": 0}, "steps"),
+        ({"seeds": 1}, "seeds"),
+        ({"limit_seeds": 1}, "limit_seeds"),
+        ({"learning_rate": -1.0}, "learning_rate"),
+        ({"learning_rate": float("nan")}, "learning_rate"),
+    ],
+)
+def test_bad_sizes(arguments, message):
+    with pytest.raises((ValueError, TypeError), match=message):
+        Comparison(**arguments)
+
+
+@pytest.mark.parametrize("sizes", [{"widths": (4, 2 * 10**9)}, {"depths": (2, 2**31 - 1)}, {"particles": 2 * 10**9}])
+def test_memory_of_all_runs_is_checked_first(task, monkeypatch, sizes):
+    for name in ("solve_limit", "train_networks"):
+        monkeypatch.setattr(f"nfd_jax.studies.compare.{name}", lambda *_, **__: pytest.fail("a run has started"))
+    with pytest.raises(ValueError, match=r"this run needs about .* GiB, .* use"):
+        comparison.compare(task, Comparison(**{"depths": (2,), "widths": (4,), "steps": 1} | sizes))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["compare", "--seeds", "1"], r"^nfd-jax: seeds \(a standard error needs two\) must be at least 2, got 1$"),
+        (["compare", "--depths"], r"^nfd-jax: depths must be at least one number, each given once, got \(\)$"),
+        (["compare", "--widths", "4", "100000000000"], "^nfd-jax: widths must be at most 2147483647, got 100000000000"),
+        (["compare", "--horizon", "nan"], "^nfd-jax: horizon must be a finite number above 0, got nan$"),
+        (["compare", "--processes", "2"], "^nfd-jax: --coordinator, --processes and --process-id go together"),
+        (["study", "width", "--process-id", "2"], "^nfd-jax: --coordinator, --processes and --process-id go together"),
+    ],
+)
+def test_the_command_line_names_the_argument(tmp_path, monkeypatch, arguments, message):
+    monkeypatch.setattr("sys.argv", ["nfd-jax", *arguments, "--output", str(tmp_path)])
+    with pytest.raises(SystemExit, match=message):
+        cli.main()
+
+
+def test_the_command_line_describes_every_size(monkeypatch, capsys):
+    monkeypatch.setattr("sys.argv", ["nfd-jax", "compare", "--help"])
+    with pytest.raises(SystemExit):
+        cli.main()
+    printed = capsys.readouterr().out
+    assert "Depths L of the networks" in printed
+    assert "of process 0" in printed
+
+
+def test_unwritable_output_is_refused_before_any_run(tmp_path, monkeypatch):
+    blocked = tmp_path / "file"
+    blocked.write_text("not a folder")
+    monkeypatch.setattr("sys.argv", ["nfd-jax", "compare", "--output", str(blocked / "out")])
+    with pytest.raises(SystemExit, match="can't be written"):
+        cli.main()
