@@ -19,18 +19,14 @@ import xarray as xr
 from tqdm import tqdm
 
 from nfd_jax import parametrization
-from nfd_jax._checks import MOST, finite_float, positive_int, positive_ints
-from nfd_jax.dynamics.conditioned import in_coordinates
+from nfd_jax._checks import MOST, boolean, finite_float, positive_int, positive_ints
 from nfd_jax.models import ResNet
-from nfd_jax.optimizers import Optimizer
-from nfd_jax.runtime import loop as engine
 from nfd_jax.seeds import check_seed, labels
-from nfd_jax.solvers.limit import CLOSURES, solve_limit
-from nfd_jax.solvers.network import BACKWARDS
-from nfd_jax.solvers.networks import check_cell, is_revealed, train_networks
-from nfd_jax.solvers.particles import System
+from nfd_jax.solvers.limit import CLOSURES, limit_dynamics, solve_limit
+from nfd_jax.solvers.networks import BACKWARDS, network_dynamics, train_networks
 from nfd_jax.solvers.trajectory import Trajectory
 from nfd_jax.task import Task, check_task
+from nfd_jax.training import Training
 
 AXES = ("step", "sample", "output")
 ROUNDINGS = 1000  # of outputs, below which two limits count as one
@@ -145,26 +141,13 @@ def compare(task: Task, setup: Comparison | None = None, *, progress: bool | Non
 
 def _check_runs(task: Task, setup: Comparison, progress: bool | None) -> None:
     """What a solver would refuse of any run, before the first of them."""
+    recipe = Training(setup.steps, setup.learning_rate, setup.parametrization)
+    if progress is not None:
+        boolean("progress", progress)
     for depth in setup.depths:
-        model = setup.model(depth)
-        problem = engine.prepare(
-            task,
-            model,
-            steps=setup.steps,
-            learning_rate=setup.learning_rate,
-            parametrization_name=setup.parametrization,
-            optimizer=Optimizer(),
-            train_input=False,
-            train_readout=False,
-            richness=1.0,
-            progress=progress,
-        )
-        limit = System(model, in_coordinates(problem), True, True, task.dimension)
-        limit.scales(depth)
-        limit.check_memory(setup.particles, depth)
+        limit_dynamics(task, setup.model(depth), recipe, particles=setup.particles)
         for width in setup.widths:
-            revealed = is_revealed("auto", task, width, setup.steps)
-            check_cell(problem, task, model, width, "untied", revealed=revealed)
+            network_dynamics(task, setup.model(depth), recipe, width=width, backward="untied", engine="auto")
 
 
 def _solve(

@@ -9,8 +9,8 @@ import numpy as np
 import nfd_jax as nfd
 from nfd_jax.statistics import Sampled, bootstrap, combined, fit_power, normal, stacked
 from nfd_jax.studies._findings import Finding, about
-from nfd_jax.studies._limits import own_seeds
 from nfd_jax.studies._panels import Line, Panel
+from nfd_jax.studies._seeds import own_seeds
 from nfd_jax.studies._study import Arrays, Cell, Results, Study
 
 CLOSURE_OF = {"tied": "coupled", "untied": "decoupled"}
