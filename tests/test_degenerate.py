@@ -7,7 +7,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import final_state, input_coordinates, prepare, run
-from nfd_jax.solvers.network import Shape
 
 import nfd_jax as nfd
 from nfd_jax._checks import Outcome
