@@ -79,10 +79,11 @@ def test_no_step_reveals_nothing_new(matched):
     layers = matched_layers(jax.random.key(0), shape, True) if matched else plain_layers(jax.random.key(0), shape, True)
     outputs, hidden = hand_made(layers, task, learning_rate=0.0)
     np.testing.assert_allclose(outputs, np.broadcast_to(outputs[0], outputs.shape), atol=4000 * EPS)
-    for side in hidden.sides:
-        used = np.any(np.asarray(side.queries), axis=-1)  # layer, step, sample
-        assert used[:, 0].any(axis=-1).all()
-        assert not used[:, 1:].any()
+    for direction, revealed in enumerate(hidden.revealed):
+        ranks = np.asarray(hidden.ranks[direction])
+        np.testing.assert_array_equal(revealed.counts.values, ranks)
+        np.testing.assert_array_equal(revealed.steps, np.where(np.arange(STEPS * 4) < ranks[:, None], 0, -1))
+        assert np.all((ranks > 0) & (ranks <= 2))  # of two equal samples, a zero one and another
 
 
 def test_equal_readout_columns():
@@ -94,8 +95,7 @@ def test_equal_readout_columns():
     assert np.all(np.isfinite(outputs))
     np.testing.assert_allclose(outputs[..., 0], outputs[..., 1], rtol=0, atol=4000 * EPS)
     assert np.abs(np.diff(outputs[:, 0, 0])).min() > 1e-3
-    rank = np.any(np.asarray(hidden.sides[1].queries[-1]), axis=-1).sum()
-    assert rank == 1
+    assert hidden.ranks[1, -1] == 1
 
 
 def test_more_queries_than_particles():
@@ -107,9 +107,8 @@ def test_more_queries_than_particles():
     assert np.all(np.isfinite(run.outputs))
     layers = plain_layers(jax.random.key(0), Shape(DEPTH, 8, 4, 1, STEPS, 4), True)
     _, hidden = hand_made(layers, task)
-    for side in hidden.sides:
-        queries = np.asarray(side.queries).reshape(DEPTH, -1, 8)
-        rank = np.any(queries, axis=-1).sum(axis=1)
+    for rank, revealed in zip(np.asarray(hidden.ranks), hidden.revealed, strict=True):
+        queries = np.asarray(revealed.queries)
         assert rank.max() == 8
         gram = np.einsum("lmn,lmk->lnk", queries, queries) / 8
         full = rank == 8
@@ -138,7 +137,7 @@ def in_precision(dtype, rate, targets):
     ends = rng.normal(size=(3, WIDTH)).astype(np.float32)
     task = nfd.Task(INPUTS[[0, 3]], np.array([targets, -targets]))
     with jax.enable_x64(dtype == np.float64):
-        size = {"depth": DEPTH, "width": WIDTH, "steps": STEPS, "batch": 2}
+        size = {"depth": DEPTH, "width": WIDTH, "capacity": 2 * STEPS}
         noise = SharedNoise(jax.random.key(3))
         hidden = RevealedMatrices.create(noise, **size, coupled=True, dtype=np.dtype(dtype))
         layers = Layers(jnp.asarray(ends[:2], dtype), hidden, jnp.asarray(ends[2:], dtype))

@@ -33,8 +33,8 @@ def record(request):
     rng = np.random.default_rng(0)
     rows = jnp.asarray(rng.normal(size=(INITIAL, WIDTH)))
     initial = bases.orthonormalise(rows, jnp.zeros(INITIAL)).directions
-    noise = MatchedNoise.create(jax.random.key(5), initial, 1, STEPS, BATCH)
-    shape = {"depth": 1, "width": WIDTH, "steps": STEPS, "batch": BATCH}
+    noise = MatchedNoise.create(jax.random.key(5), initial, 1, STEPS * BATCH)
+    shape = {"depth": 1, "width": WIDTH, "capacity": STEPS * BATCH}
     # decoupled, so that the image of a new direction is its fresh part
     matrices = RevealedMatrices.create(noise, **shape, coupled=False, dtype=np.dtype("float64"))
     phi = nfd.ResNet(1, request.param).structure.phi
@@ -42,12 +42,13 @@ def record(request):
     for step in range(STEPS):
         h, g = (jnp.asarray(rng.normal(size=(BATCH, WIDTH))) for _ in range(2))
         # correlated with what is known, as a trained network's
-        h = h + matrices.sides[BACKWARD].queries[0, 0] + initial[:BATCH]
-        g = g + matrices.sides[FORWARD].images[0, 0] + matrices.sides[FORWARD].queries[0, 0]
+        forward, backward = matrices.revealed
+        h = h + backward.queries[0, :BATCH] + initial[:BATCH]
+        g = g + forward.images[0, :BATCH] + forward.queries[0, :BATCH]
         for direction, query, vectors in ((FORWARD, forward_query, phi(h)), (BACKWARD, backward_query, g)):
             _, matrices = query(matrices, jnp.asarray(step), vectors)
-            side = matrices.sides[direction]
-            draws.append((direction, np.asarray(side.queries[0, step]), np.asarray(side.images[0, step])))
+            revealed, new = matrices.revealed[direction], slice(step * BATCH, (step + 1) * BATCH)
+            draws.append((direction, np.asarray(revealed.queries[0, new]), np.asarray(revealed.images[0, new])))
     return np.asarray(initial), draws
 
 

@@ -303,7 +303,7 @@ def test_effective_images_of_all_roads(name):
     dense = layers.hidden
     backward = dense.forward if dense.backward is None else dense.backward
     noise = GivenMatrices(jax.random.key(0), dense.forward, backward)
-    options = {"depth": len(dense.forward), "width": width, "steps": 5, "batch": 3, "coupled": not untied}
+    options = {"depth": len(dense.forward), "width": width, "capacity": 15, "coupled": not untied}
     hidden = RevealedMatrices.create(noise, **options, dtype=jnp.dtype(float))
     state = explicit.start(problem.settings, Layers(layers.input, hidden, layers.readout))
     revealed = helpers.run(

@@ -56,7 +56,7 @@ def forward(
     """
     phi, count, width = structure.phi, structure.matrices, layers.readout.shape[1]
     start = product(inputs, layers.input)
-    handles = layers.hidden.handles(len(inputs) if keep else 0)
+    handles = layers.hidden.no_coordinates(len(inputs) if keep else 0)
     room = len(handles) // count if keep else -1
     inside = sum(structure.activated[1:])
     features, images = (jnp.zeros((rows, *start.shape), start.dtype) for rows in (room + 1, max(0, room) * inside))

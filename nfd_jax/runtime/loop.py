@@ -24,6 +24,7 @@ from nfd_jax._checks import MOST, boolean, check_array, finite_float, in_precisi
 from nfd_jax._types import Array, Float, Index, Key, PyTree, Scalar
 from nfd_jax.dynamics.units import Scales
 from nfd_jax.matrices.base import AbstractMatrices
+from nfd_jax.matrices.basis import MEMBERS
 from nfd_jax.models import AbstractModel, Structure, check_model
 from nfd_jax.optimizers import Optimizer
 from nfd_jax.parametrization import PARAMETRIZATIONS, Parametrization
@@ -246,7 +247,7 @@ def _jitted_step(
     layout: Layout | None = None,
 ) -> tuple[PyTree, Record]:
     one = partial(function, settings, scales)
-    one = jax.vmap(one, in_axes=(0, None, 0, None, None)) if members else one
+    one = jax.vmap(one, in_axes=(0, None, 0, None, None), axis_name=MEMBERS) if members else one
     state, record = one(state, step, rate, inputs, targets)
     return devices.place(layout, state), devices.replicate(layout, record)
 
@@ -263,7 +264,8 @@ def _jitted_evaluate(
     layout: Layout | None = None,
 ) -> tuple[Evaluated, ...]:
     one = partial(function, settings, scales)
-    found = (jax.vmap(one, in_axes=(0, None, None)) if members else one)(state, step, sets)
+    one = jax.vmap(one, in_axes=(0, None, None), axis_name=MEMBERS) if members else one
+    found = one(state, step, sets)
     return devices.replicate(layout, found)
 
 

@@ -16,6 +16,7 @@ from nfd_jax._types import Array, Float, Key
 from nfd_jax.dynamics.conditioned import EXPLICIT, State, in_coordinates, start, with_scales
 from nfd_jax.dynamics.propagate import Layers
 from nfd_jax.dynamics.units import Scales
+from nfd_jax.matrices.basis import MEMBERS
 from nfd_jax.matrices.noise import FINEST, AbstractNoise, Grid, PlainNoise
 from nfd_jax.matrices.revealed import RevealedMatrices
 from nfd_jax.models import AbstractModel
@@ -191,28 +192,32 @@ def creation(problem: engine.Problem, shape: Shape, backward: str) -> Callable[.
 
 @partial(jax.jit, static_argnums=(0, 1, 2, 4))
 def _create(settings: engine.Settings, shape: Shape, tied: bool, keys: Array, layout: Layout | None = None) -> State:
-    return devices.place(layout, jax.vmap(lambda key: start(settings, plain_layers(key, shape, tied)))(keys))
+    members = MEMBERS if len(keys) > 1 else None  # one alone is trained without an axis of members
+    one = partial(plain_layers, shape=shape, coupled=tied, members=members)
+    return devices.place(layout, jax.vmap(lambda key: start(settings, one(key)))(keys))
 
 
-def plain_layers(key: Key, shape: Shape, coupled: bool, grid: Grid = FINEST) -> Layers:
-    """U, V and hidden matrices of the exact law of a network, before training."""
+def plain_layers(key: Key, shape: Shape, coupled: bool, grid: Grid = FINEST, members: str | None = None) -> Layers:
+    """U, V and hidden matrices of the exact law of a network, before training; of one of several `members`."""
 
     def rows(address: int, count: int) -> Float[Array, "rows width"]:
         return jax.random.normal(jax.random.fold_in(key, address), (count, shape.width), jnp.zeros(()).dtype)
 
     source = PlainNoise(jax.random.fold_in(key, HIDDEN_ADDRESS), grid)
     first, readout = rows(INPUT_ADDRESS, shape.rank), rows(READOUT_ADDRESS, shape.outputs)
-    return Layers(first, revealed(source, shape, coupled, readout.dtype), readout)
+    return Layers(first, revealed(source, shape, coupled, readout.dtype, members), readout)
 
 
-def revealed(noise: AbstractNoise, shape: Shape, coupled: bool, dtype: Any) -> RevealedMatrices:
-    """Hidden matrices with nothing revealed, with room for the queries of a whole run."""
+def revealed(
+    noise: AbstractNoise, shape: Shape, coupled: bool, dtype: Any, members: str | None = None
+) -> RevealedMatrices:
+    """Hidden matrices with nothing revealed, with capacity for the queries of a whole run."""
     return RevealedMatrices.create(
         noise,
         depth=shape.matrices,
         width=shape.width,
-        steps=shape.steps,
-        batch=shape.batch,
+        capacity=shape.steps * shape.batch,
         coupled=coupled,
         dtype=dtype,
+        members=members,
     )

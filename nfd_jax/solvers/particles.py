@@ -149,8 +149,7 @@ def matched_layers(key: Key, shape: Shape, coupled: bool, grid: Grid = FINEST) -
         jax.random.fold_in(key, HIDDEN_ADDRESS),
         readout,
         shape.matrices,
-        shape.steps,
-        shape.batch,
+        shape.steps * shape.batch,
         grid,
         spread[ends:],
     )
