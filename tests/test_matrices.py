@@ -10,8 +10,9 @@ from helpers import final_state, input_coordinates, prepare
 
 import nfd_jax as nfd
 from nfd_jax.dynamics import conditioned as explicit
+from nfd_jax.matrices import basis as bases
 from nfd_jax.matrices.dense import DenseMatrices
-from nfd_jax.matrices.noise import BACKWARD, FORWARD, PlainNoise
+from nfd_jax.matrices.noise import BACKWARD, FORWARD, PlainNoise, gaussians
 from nfd_jax.matrices.revealed import NEVER, Revealed, RevealedMatrices
 from nfd_jax.solvers.network import Shape, plain_layers
 from nfd_jax.solvers.particles import matched_layers
@@ -213,6 +214,97 @@ def test_a_direction_that_turns_out_to_be_noise_has_one_image_stored_or_not():
     for keep in (True, False):
         image, _, _ = matrices.query(FORWARD, *where(1), mix @ x, keep=keep)
         np.testing.assert_allclose(image, mix @ y, rtol=0, atol=1e-12)
+
+
+# ------------------------------------------------------------------ space by rank
+
+
+@pytest.mark.parametrize("matched", [False, True])
+def test_a_repeated_sample_takes_no_space(matched):
+    """Every sample twice, after all others: the same training, the same numbers, and as many directions."""
+    rng, samples = np.random.default_rng(2), 2
+    inputs, targets, found = rng.normal(size=(samples, 2)), np.array([1.0, -1.0]), []
+    coordinates = input_coordinates(inputs)
+    for copies in (1, 2):
+        chosen = np.tile(np.arange(samples), copies)
+        problem = prepare(nfd.Task(inputs[chosen], targets[chosen]), nfd.ResNet(DEPTH, "tanh"), steps=STEPS)
+        shape = Shape(DEPTH, WIDTH, 2, 1, STEPS, samples * copies)
+        layers = (matched_layers if matched else plain_layers)(jax.random.key(0), shape, True)
+        state = explicit.start(problem.settings, layers)
+        state, outputs = final_state(problem, state, coordinates[chosen], targets[chosen][:, None])
+        hidden = state.layers.hidden
+        for ranks, revealed in zip(hidden.ranks, hidden.revealed, strict=True):
+            np.testing.assert_array_equal(ranks, revealed.counts.values)
+            assert revealed.queries.shape[1] == STEPS * samples * copies
+        found.append((outputs[:, :samples], hidden.ranks))
+        np.testing.assert_allclose(outputs, np.tile(found[0][0], (1, copies, 1)), rtol=0, atol=ROUNDING)
+    np.testing.assert_array_equal(found[1][1], found[0][1])
+    assert np.max(found[1][1]) == STEPS * samples
+    assert np.abs(np.diff(found[0][0], axis=0)).min() > 1e-3
+
+
+@pytest.mark.parametrize("coupled", [True, False])
+def test_normals_stay_with_their_queries(coupled):
+    """A row that reveals something has its own normals, whatever the rank of those above it."""
+    matrices, (x, _), _ = revealed(coupled=coupled)
+    new = jnp.asarray(np.random.default_rng(6).normal(size=x.shape))
+    _, _, full = matrices.query(FORWARD, *where(1), new, keep=True)
+    _, _, last = matrices.query(FORWARD, *where(1), new.at[:-1].set(x[:-1]), keep=True)
+    count = matrices.ranks[FORWARD, 0]
+    np.testing.assert_array_equal(last.ranks[FORWARD], count + 1)
+    np.testing.assert_array_equal(full.ranks[FORWARD], count + SAMPLES)
+    normals = gaussians(jax.random.key(0), FORWARD, *where(1), new)
+    backward = matrices.revealed[BACKWARD].queries[0, :SAMPLES]
+    for after, row, normal in ((full, count + SAMPLES - 1, normals[-1]), (last, count, normals[-1])):
+        image = after.revealed[FORWARD].images[0, row]
+        rest = [part - (backward @ part / WIDTH) @ backward if coupled else part for part in (image, normal)]
+        np.testing.assert_allclose(*rest, rtol=0, atol=ROUNDING)
+
+
+def trained_by_hand(members, key, blocks):
+    """Images and effective images of steps of query blocks `(steps, directions, batch, WIDTH)`, and ranks: of a network
+    alone or one of several members under vmap."""
+    steps, _, batch, _ = blocks.shape
+    options = {"depth": 2, "width": WIDTH, "capacity": steps * batch, "coupled": True, "dtype": blocks.dtype}
+    matrices = RevealedMatrices.create(PlainNoise(key), **options, members=members)
+    images, every = [], matrices.no_coordinates(batch)
+    for step in range(steps):
+        layer, address = jnp.int32(step % 2), jnp.int32(step)
+        y, forward, matrices = matrices.query(FORWARD, layer, address, blocks[step, FORWARD], keep=True)
+        z, backward, matrices = matrices.query(BACKWARD, layer, address, blocks[step, BACKWARD], keep=True)
+        gradient = matrices.add_gradient(matrices.trained, layer, backward, forward)
+        matrices, every = matrices.with_parameters(gradient), every.at[layer].set(forward)
+        images += [y, z]
+    images.append(matrices.query(FORWARD, jnp.int32(0), jnp.int32(steps), blocks[1, FORWARD], keep=False)[0])
+    return jnp.stack(images), matrices.effective_images(every), matrices.ranks
+
+
+def test_members_with_ranks_of_their_own():
+    """Each has the numbers that it has alone, whatever the ranks of the others."""
+    blocks = np.random.default_rng(3).normal(size=(3, 3, 2, 2, WIDTH))  # members, steps, directions, batch
+    blocks[1, :, FORWARD, 1] = blocks[1, :, FORWARD, 0]
+    blocks[1, 1:, BACKWARD, 0] = 0
+    blocks[2, 2] = blocks[2, 0]
+    keys, blocks = jax.random.split(jax.random.key(4), len(blocks)), jnp.asarray(blocks)
+    together = jax.jit(jax.vmap(partial(trained_by_hand, bases.MEMBERS), axis_name=bases.MEMBERS))(keys, blocks)
+    np.testing.assert_array_equal(together[2], [[[4, 2], [4, 2]], [[2, 1], [3, 1]], [[2, 2], [2, 2]]])
+    for member, arguments in enumerate(zip(keys, blocks, strict=True)):
+        alone = jax.jit(partial(trained_by_hand, None))(*arguments)
+        np.testing.assert_array_equal(together[2][member], alone[2])
+        for side_by_side, by_itself in zip(together[:2], alone[:2], strict=True):
+            np.testing.assert_allclose(side_by_side[member], by_itself, rtol=0, atol=ROUNDING * np.abs(by_itself).max())
+
+
+def test_nothing_is_written_over_what_is_known():
+    """A count too large by one, where the compiler would move the block over the last direction: loudly wrong."""
+    matrices, (x, _), _ = revealed(steps=2)
+    forward, backward = matrices.revealed
+    counts = bases.Counts(jnp.full_like(forward.counts.values, SAMPLES + 1))
+    planted = Revealed(forward.queries, forward.images, forward.steps, counts)
+    planted = RevealedMatrices((planted, backward), matrices.trained, matrices.noise, True)
+    new = jnp.asarray(np.random.default_rng(7).normal(size=x.shape))
+    assert np.isfinite(matrices.query(FORWARD, *where(1), new, keep=True)[0]).all()
+    assert np.isnan(planted.query(FORWARD, *where(1), new, keep=True)[0]).all()
 
 
 # ------------------------------------------------------------------ numbers that are not finite, or hardly

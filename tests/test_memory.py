@@ -30,7 +30,10 @@ def compiled(solver, width):
     inputs = input_coordinates(task.inputs)
     shape = network.Shape(DEPTH, width, inputs.shape[1], 1, STEPS, SAMPLES, SAMPLES)
     if solver == "network":
-        create, key = functools.partial(network._create, problem.settings, shape, True), jax.random.split(jax.random.key(0))
+        create, key = (
+            functools.partial(network._create, problem.settings, shape, True),
+            jax.random.split(jax.random.key(0)),
+        )
     else:
         assert width >= least_width(SAMPLES, STEPS, 1)
         create, key = functools.partial(particles._create, problem.settings, shape, True, True, 1), jax.random.key(0)

@@ -76,6 +76,44 @@ def test_fresh_parts_are_orthogonal_to_what_is_known(record):
             assert overlap(fresh, earlier_fresh if other == direction else earlier_query) < ROUNDING
 
 
+def test_dependent_queries_keep_every_orthogonality():
+    """Rows that repeat earlier ones, first, last or all, take no space: the others have what they always have."""
+    rng, batch = np.random.default_rng(1), 3
+    initial = bases.orthonormalise(jnp.asarray(rng.normal(size=(1, WIDTH))), jnp.zeros(1)).directions
+    capacity = STEPS * batch
+    noise = MatchedNoise.create(jax.random.key(5), initial, 1, capacity)
+    shape = {"depth": 1, "width": WIDTH, "capacity": capacity}
+    matrices = RevealedMatrices.create(noise, **shape, coupled=False, dtype=np.dtype("float64"))
+    before = {direction: [] for direction in (FORWARD, BACKWARD)}  # what the fresh parts of a direction must not see
+    repeated = {FORWARD: ([2], [0], [0, 1, 2]), BACKWARD: ([0, 1], [1], [2])}
+    first = {}
+    for step in range(STEPS):
+        for direction, query in ((FORWARD, forward_query), (BACKWARD, backward_query)):
+            rows = rng.normal(size=(batch, WIDTH))
+            dependent = repeated[direction][step]
+            rows[dependent] = np.asarray(initial) if step == 0 else first[direction][-1]
+            if step == 0 and direction == FORWARD:
+                rows[2] = rows[0] + rows[1]
+            first.setdefault(direction, rows)
+            count = int(matrices.ranks[direction, 0])
+            _, matrices = query(matrices, jnp.asarray(step), jnp.asarray(rows))
+            new = int(matrices.ranks[direction, 0]) - count
+            assert new == batch - len(dependent) + (step == 0 and direction == BACKWARD)  # V itself is new once
+            revealed = matrices.revealed[direction]
+            queries, fresh = (np.asarray(part)[0, count : count + new] for part in (revealed.queries, revealed.images))
+            np.testing.assert_allclose(fresh @ fresh.T / WIDTH, np.eye(new), rtol=0, atol=ROUNDING)
+            for known in (initial, queries, *before[direction]):
+                assert not new or not len(known) or overlap(fresh, known) < ROUNDING
+            before[direction].append(fresh)
+            before[1 - direction].append(queries)
+    for direction, known in enumerate(matrices.noise.known):
+        rows = np.concatenate([np.asarray(initial), *before[direction]])
+        rank = np.linalg.matrix_rank(rows)
+        assert int(known.counts[0]) == rank < len(initial) + 2 * capacity
+        used = np.asarray(known.rows)[0, :rank]
+        np.testing.assert_allclose(used @ used.T / WIDTH, np.eye(rank), rtol=0, atol=ROUNDING)
+
+
 def test_other_constraints_are_not_imposed(record):
     """What is not listed overlaps by order 1 / sqrt(n), so that the test above can fail."""
     _, draws = record

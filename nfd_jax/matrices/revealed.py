@@ -154,7 +154,7 @@ class RevealedMatrices(AbstractMatrices):
         total = lax.fori_loop(0, tiles.number, one_tile, start)
         return (total[:batch], total[batch:]) if self.coupled else (fresh, total)
 
-    def response(self, direction: int, layer: Index, step: Index) -> Response:
+    def response(self, direction: int, layer: Index | int, step: Index | int) -> Response:
         """What weight reuse adds to the images W_l^0 x / sqrt(n) of the queries of a step (theory section 3): forward,
         sqrt(T/L) sum_j A^{ij} g_l^j over the backward queries j of earlier steps, and backward, of W_l^0T g / sqrt(n),
         sqrt(T/L) sum_j B^{ji} phi(h_{l-1}^j) over the forward queries up to this step. Of an untied network, whose
@@ -165,14 +165,15 @@ class RevealedMatrices(AbstractMatrices):
         """
         asked, opposite = self.revealed[direction], self.revealed[1 - direction]
         rows = asked.queries, asked.steps, opposite.queries, opposite.images, opposite.steps
-        queries, step_of_query, directions, images, steps = (
-            lax.dynamic_index_in_dim(part, layer, keepdims=False) for part in rows
+        queries, asked_at, directions, images, steps = (
+            lax.dynamic_index_in_dim(part, jnp.asarray(layer, jnp.int32), keepdims=False) for part in rows
         )
         # a step's forward queries come before its backward ones
-        before = steps[:, None] >= step_of_query if direction == FORWARD else steps[:, None] > step_of_query
+        steps, asked_at = steps[:, None], asked_at[None, :]
+        before = steps >= asked_at if direction == FORWARD else steps > asked_at
         known = jnp.where(before, bases.inner(images, queries), 0)
         scale = jnp.where(steps < step + direction, self.trained.initial[layer], 0)
-        return Response(directions, images, queries, known, scale[:, None])
+        return Response(directions, images, queries, known, scale)
 
     def no_coordinates(self, batch: int) -> Coordinates:
         depth, capacity, _ = self.trained.learned.shape
