@@ -117,8 +117,8 @@ class Tiles(NamedTuple):
     read out of its loop and above a write, and copy the basis."""
 
     size: int
-    number: Index
-    count: Index
+    number: Index  # of tiles
+    used: Index  # rows
 
     @classmethod
     def of(cls, basis: Basis, count: Index | int, queries: int) -> Tiles:
@@ -134,7 +134,7 @@ class Tiles(NamedTuple):
         first = jnp.minimum(first, capacity - self.size) if capacity % self.size else first
         rows = lax.dynamic_slice(basis, corner(layer, first, 0), (1, self.size, width))[0]
         row = first + lax.broadcasted_iota(jnp.int32, (self.size, 1), 0)
-        return Tile(first, jnp.where((row >= index * self.size) & (row < self.count), rows, 0))
+        return Tile(first, jnp.where((row >= index * self.size) & (row < self.used), rows, 0))
 
 
 def project(basis: Basis, layer: Index, count: Index, vectors: Queries) -> tuple[Coordinates, Queries]:

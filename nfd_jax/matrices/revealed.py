@@ -155,13 +155,15 @@ class RevealedMatrices(AbstractMatrices):
         return (total[:batch], total[batch:]) if self.coupled else (fresh, total)
 
     def response(self, direction: int, layer: Index | int, step: Index | int) -> Response:
-        """What weight reuse adds to the images W_l^0 x / sqrt(n) of the queries of a step (theory section 3): forward,
-        sqrt(T/L) sum_j A^{ij} g_l^j over the backward queries j of earlier steps, and backward, of W_l^0T g / sqrt(n),
-        sqrt(T/L) sum_j B^{ji} phi(h_{l-1}^j) over the forward queries up to this step. Of an untied network, whose
-        backward pass has a matrix of its own, forward what tying would add.
+        """What weight reuse adds to the images of the queries of a step under one initial matrix (theory section 3):
+        `FORWARD` (0), to W_l^0 phi(h_{l-1}^i) / sqrt(n), sqrt(T/L) sum_j A^{ij} g_l^j over the backward queries j of
+        earlier steps, and `BACKWARD` (1), to W_l^0T g_l^i / sqrt(n), sqrt(T/L) sum_j B^{ij} phi(h_{l-1}^j) over the
+        forward queries j up to this step. A and B have the units of theory, free of width and depth as both grow.
 
-        To be asked for after the queries of the step, as observe functions are called. `layer` counts hidden matrices.
-        Of a block "pre" alone are these the A and B of theory; of others they are those of each matrix.
+        `layer` counts hidden matrices from 0, and `step` the updates so far: in an observe function that of the
+        snapshot, as the queries of this step have been asked then. Of an untied network, whose backward pass has a
+        matrix of its own, what `FORWARD` gives is what tying would add. The A and B of theory are those of
+        `ResNet(block="pre")`; other blocks have such responses for each of their matrices.
         """
         asked, opposite = self.revealed[direction], self.revealed[1 - direction]
         rows = asked.queries, asked.steps, opposite.queries, opposite.images, opposite.steps
@@ -170,8 +172,8 @@ class RevealedMatrices(AbstractMatrices):
         )
         # a step's forward queries come before its backward ones
         steps, asked_at = steps[:, None], asked_at[None, :]
-        before = steps >= asked_at if direction == FORWARD else steps > asked_at
-        known = jnp.where(before, bases.inner(images, queries), 0)
+        asked_first = steps >= asked_at if direction == FORWARD else steps > asked_at
+        known = jnp.where(asked_first, bases.inner(images, queries), 0)
         scale = jnp.where(steps < step + direction, self.trained.initial[layer], 0)
         return Response(directions, images, queries, known, scale)
 
