@@ -21,6 +21,7 @@ from tqdm import tqdm
 from nfd_jax._types import Array, PyTree
 from nfd_jax.dynamics.base import AbstractDynamics, Record
 from nfd_jax.dynamics.problem import Evaluated, Problem, Samples, evaluated
+from nfd_jax.matrices.basis import MEMBERS
 from nfd_jax.runtime import devices
 from nfd_jax.runtime.devices import Layout
 from nfd_jax.runtime.store import Checkpoint, arrays_of, with_arrays
@@ -36,7 +37,7 @@ def _step(
     dynamics: AbstractDynamics, state: PyTree, step: Array, rate: Array, train: Samples, chosen: Array, *, members: bool
 ) -> tuple[PyTree, Record]:
     one = dynamics.step
-    one = jax.vmap(one, in_axes=(0, None, 0, None, None)) if members else one
+    one = jax.vmap(one, in_axes=(0, None, 0, None, None), axis_name=MEMBERS) if members else one
     return one(state, step, rate, train.inputs[chosen], train.targets[chosen])
 
 
@@ -91,7 +92,7 @@ def _evaluate(
     def one(state: PyTree) -> tuple[Evaluated, ...]:
         return evaluated(dynamics.settings.loss, dynamics.evaluate(state, step, inputs), sets)
 
-    return devices.replicate(layout, (jax.vmap(one) if members else one)(state))
+    return devices.replicate(layout, (jax.vmap(one, axis_name=MEMBERS) if members else one)(state))
 
 
 class Recorded(NamedTuple):
