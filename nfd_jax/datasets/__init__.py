@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 from nfd_jax._checks import boolean, check_array, finite_array, finite_float, one_of, positive_int, positive_ints
+from nfd_jax._functions import blamed
 from nfd_jax.seeds import check_seed
-from nfd_jax.task import LOSSES, Task
+from nfd_jax.task import Loss, Task, check_loss
 
 SPLITS = ("train", "test")
 
@@ -24,7 +25,7 @@ def digits(
     samples: int = 16,
     classes: Sequence[int] = (0, 1),
     *,
-    loss: str = "mse",
+    loss: Loss = "mse",
     split: str = "train",
     seed: int = 0,
     normalise: bool = True,
@@ -35,13 +36,13 @@ def digits(
 
     - `samples`: P. Samples alternate between the classes, so that P = 16 with two classes takes 8 of each.
     - `classes`: at least two distinct digits from 0 to 9.
-    - `loss`: `"mse"` or `"cross_entropy"`.
+    - `loss`: `"mse"`, `"cross_entropy"` or a function of one's own, as for `Task`.
     - `split`: `"train"` or `"test"`, disjoint: of every class, the last third of its shuffled images is for tests.
     - `seed`: which images are drawn.
     - `normalise`: scale every image to |x|^2 = d; otherwise pixels are the raw ones, 0 to 16.
 
-    Two classes give targets -1 and +1 and one output under squared loss,
-    more give one-hot targets; cross-entropy gives one output a class.
+    Two classes give targets -1 and +1 and one output, more give one-hot targets; cross-entropy gives one output a
+    class.
     """
     from sklearn.datasets import load_digits  # a slow import, only needed here
 
@@ -57,7 +58,7 @@ def cifar10(
     samples: int = 16,
     classes: Sequence[int] = (0, 1),
     *,
-    loss: str = "mse",
+    loss: Loss = "mse",
     split: str = "train",
     seed: int = 0,
     normalise: bool = True,
@@ -137,13 +138,8 @@ def gaussian(
     directions, triangle = np.linalg.qr(streams[0].standard_normal((k, d)).T)
     directions *= np.sign(np.diag(triangle))  # the first is along its Gaussian vector, not opposite
     z = inputs @ directions * (d**0.5 / np.linalg.norm(inputs, axis=1, keepdims=True))
-    try:
+    with blamed(f"teacher must take z of shape {z.shape} to targets, got {teacher!r}, which"):
         made = link(z)
-    except Exception as error:  # whatever a function of a user's raises
-        raise TypeError(
-            f"teacher must take z of shape {z.shape} to targets, got {teacher!r}, which raises "
-            f"{type(error).__name__}: {error}"
-        ) from error
     targets = finite_array("targets of teacher", made, (1, 2))
     if len(targets) != count:
         raise ValueError(f"teacher must give one target a sample, {count}, got shape {targets.shape}; keep the rows")
@@ -160,7 +156,7 @@ def _drawn(
     read: Callable[[], tuple[np.ndarray, np.ndarray]],
     samples: int,
     classes: Sequence[int],
-    loss: str,
+    loss: Loss,
     split: str,
     seed: int,
     normalise: bool,
@@ -173,7 +169,7 @@ def _drawn(
     """
     positive_int("samples", samples)
     one_of("split", split, SPLITS)
-    one_of("loss", loss, LOSSES)
+    check_loss(loss, 1)
     boolean("normalise", normalise)
     chosen = positive_ints("classes", classes, minimum=-math.inf)
     if len(set(chosen)) != len(chosen) or len(chosen) < 2 or any(c not in range(10) for c in chosen):

@@ -33,7 +33,7 @@ from nfd_jax.runtime.store import Checkpoint, arrays_of, with_arrays
 from nfd_jax.runtime.threads import Bar
 from nfd_jax.seeds import seed_key
 from nfd_jax.solvers.trajectory import FOLLOWS, HeldOut, Trajectory
-from nfd_jax.task import Task, check_task, loss_value
+from nfd_jax.task import Loss, Task, check_task, loss_value
 
 
 class Sweep(NamedTuple):
@@ -86,7 +86,7 @@ class Settings:
 
     structure: Structure
     row: Parametrization
-    loss: str
+    loss: Loss
     trained: tuple[str, ...]
     optimizer: Optimizer = Optimizer()  # noqa: RUF009 - frozen
     richness: float = 1.0
@@ -523,7 +523,7 @@ def prepare(
         optimizer=optimizer,
         richness=richness,
         observe=observe,
-        functions=tuple(map(functions.described, filter(callable, (model.activation, observe)))),
+        functions=tuple(map(functions.described, filter(callable, (model.activation, observe, task.loss)))),
     )
     arguments = {
         "model": type(model).__name__,
@@ -537,6 +537,7 @@ def prepare(
         "momentum": optimizer.momentum,
         "weight_decay": optimizer.weight_decay,
         **({} if optimizer.is_linear else {"betas": list(optimizer.betas), "epsilon": optimizer.epsilon}),
+        "loss": _plain(task.loss),
         "batch_size": task.batch_size,
         "replacement": task.replacement,
         "batch_seed": task.batch_seed,

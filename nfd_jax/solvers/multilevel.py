@@ -35,7 +35,7 @@ from nfd_jax.seeds import seed_key
 from nfd_jax.solvers.particles import System
 from nfd_jax.solvers.trajectory import ErrorBars, HeldOut, Trajectory
 from nfd_jax.statistics import CONFIDENCE
-from nfd_jax.task import Task, loss_gradient, loss_value
+from nfd_jax.task import Task, loss_curvature, loss_gradient, loss_value
 
 COARSEST, FIRST, DEEPEST = 4, 16, 1024  # depths of a ladder: the least start, the first end and the last at infinity
 ROOM = 32  # blocks that programs for infinite depth have room for, times a power of four
@@ -252,7 +252,8 @@ def combine(replicates: Replicates, plan: Plan, counts: Counts, extrapolation: E
         slope = np.asarray(jax.vmap(lambda f: loss_gradient(task.loss, f, targets))(mean))  # noqa: B023
         linear = {term: np.einsum("rsac,sac->rs", f, slope) for term, f in replicates.of(counts, name).items()}
         found = Estimate.of(plan, linear, extrapolation)
-        curved = 0.5 * (errors[name].standard_error ** 2).sum(axis=-1).mean(axis=-1)
+        bends = np.asarray(jax.lax.map(lambda f: loss_curvature(task.loss, f, targets), mean))  # noqa: B023
+        curved = 0.5 * (bends * (errors[name].standard_error ** 2).sum(axis=-1)).mean(axis=-1)
         values[loss] = np.asarray(jax.vmap(lambda f: loss_value(task.loss, f, targets))(mean))  # noqa: B023
         errors[loss] = found.errors._replace(standard_error=np.hypot(found.errors.standard_error, curved))
         losses[loss] = found
