@@ -174,7 +174,7 @@ def test_functions_of_one_name_are_told_apart(tmp_path, monkeypatch):
 def test_processes_do_not_share_a_half_written_file(tmp_path):
     """Two that write one archive: each replaces it by a whole one."""
     program = (
-        "import sys, numpy as np; from pathlib import Path; from nfd_jax.checkpoint import Checkpoint\n"
+        "import sys, numpy as np; from pathlib import Path; from nfd_jax.runtime.store import Checkpoint\n"
         f"kept = Checkpoint(Path({str(tmp_path)!r}), 1, {{}})\n"
         "for turn in range(150): kept.write('one', {'numbers': np.full(20_000, int(sys.argv[1]))})"
     )
