@@ -19,6 +19,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -97,7 +98,7 @@ class Record:
                 with suppress(OSError):
                     path.unlink()
 
-    def append(self, new: Arrays, state: Arrays) -> None:
+    def append(self, new: Arrays, state: Arrays = MappingProxyType({})) -> None:
         """Add `new` to the record, and replace its state. Call `read` before: it says how many parts there are.
 
         Names are those of all arrays of the record: a part has none of another.
@@ -110,7 +111,7 @@ class Record:
     def claimed(self) -> Iterator[bool]:
         """Whether this run, of those with this folder, is the one to make the record."""
         with claim(self.path) if jax.process_index() == 0 else nullcontext(False) as own:
-            yield bool(devices.agreed(own))
+            yield bool(devices.agreed(float(own)))
 
     @property
     def _writes(self) -> bool:
@@ -158,13 +159,23 @@ class Record:
 
 
 def shared(
-    records: Sequence[Record | None], make: Callable[[int], Arrays]
-) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    """The place and the arrays of every record, as they come: those that are there, then those that `make(place)`
-    makes here and writes, and those that other processes make meanwhile. None: made, and not kept.
+    records: Sequence[Record | None], make: Callable[[int], Arrays], done: Callable[[int], object] = lambda place: None
+) -> list[dict[str, np.ndarray]]:
+    """The arrays of all records: of those that are there, of those that `make(place)` makes here and writes, and of
+    those that other processes make meanwhile. None is made and not recorded. `done(place)` is called for each.
 
     Records of other arguments are refused before any is made.
     """
+    found = {}
+    for place, arrays in _as_they_come(records, make):
+        found[place] = arrays
+        done(place)
+    return [found[place] for place in range(len(records))]
+
+
+def _as_they_come(
+    records: Sequence[Record | None], make: Callable[[int], Arrays]
+) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
     missing: dict[int, Record | None] = {}
     for place, record in enumerate(records):
         arrays = None if record is None else record.read()
