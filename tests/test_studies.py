@@ -18,8 +18,9 @@ from nfd_jax.runtime import identity
 from nfd_jax.statistics import Estimate, bootstrap, fit_power, quantile, stacked
 from nfd_jax.studies import _study as module
 from nfd_jax.studies import collapse, independence, interaction, nonlinearity, transfer
-from nfd_jax.studies._findings import Finding, Verdict, about, at_least, at_most
+from nfd_jax.studies._findings import Finding, about, at_least, at_most
 from nfd_jax.studies._panels import Level, Line, Map, Panel
+from nfd_jax.verdict import Verdict
 
 
 @dataclass(frozen=True)

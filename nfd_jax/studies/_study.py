@@ -27,8 +27,9 @@ from nfd_jax.runtime.files import writable_folder
 from nfd_jax.runtime.identity import identity
 from nfd_jax.runtime.store import Record, shared
 from nfd_jax.studies import _findings as conclusions
-from nfd_jax.studies._findings import Finding, Verdict
+from nfd_jax.studies._findings import Finding
 from nfd_jax.studies._panels import Map, Panel
+from nfd_jax.verdict import Verdict
 
 if TYPE_CHECKING:
     from nfd_jax.io.plotting import Figure
