@@ -17,7 +17,8 @@ import nfd_jax
 FOLDER = Path(nfd_jax.__file__).parent
 LAYERS = (  # a module, or a folder for all its modules; those of one layer may import each other
     ("_types", "_checks", "_functions"),
-    ("seeds", "activations", "task", "datasets", "parametrization", "optimizers", "models", "training", "statistics"),
+    ("seeds", "activations", "task", "datasets", "parametrization", "optimizers", "models", "training"),
+    ("statistics", "verdict"),
     ("matrices",),
     ("dynamics",),
     ("observables", "analytic"),

@@ -53,7 +53,8 @@ def compare(
 ) -> None:
     """Solve both limits, train tied and untied networks beside them, and show which converges to which.
 
-    Prints a table; writes compare.png and compare.nc to the output folder.
+    Prints a table; writes compare.png and compare.nc to the output folder, and finished runs to its folder runs: a
+    comparison that was killed, or has more depths and widths, goes on from there.
 
     Args:
         data: Handwritten digits, Gaussian inputs with a teacher, or CIFAR-10.
@@ -68,7 +69,7 @@ def compare(
     written = files.writable_folder("output", output)
     first = together.join()
     task = _task(data, folder, samples, classes)
-    dataset = comparison.compare(task, checked, progress=first)
+    dataset = comparison.compare(task, checked, folder=written / "runs", progress=first)
     if not first:
         return
     dataset.attrs["title"] = (

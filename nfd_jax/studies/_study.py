@@ -1,24 +1,21 @@
 """Study: a claim made runnable. What studies share is here: sizes, cells that are never run twice, and reports.
 
-A study is a grid of cells. `measure` turns the arguments of one cell into labelled arrays, which are kept on disk at
-once, under an address made of what decides them: the arguments, the revisions of the study and of the numerical core,
-jax and its settings. A run that was killed, or is asked for more, measures only the cells that are missing; records of
-another configuration have other addresses, so nothing is ever mixed. `conclude` and `draw` see all cells of a run and
-nothing else.
+A study is a grid of cells. `measure` turns the arguments of one cell into labelled arrays, which are recorded at once,
+under a name made of what decides them: the arguments, the revisions of the study and of the numerical core, jax and its
+settings. A run that was killed, or is asked for more, measures only the cells that are missing; records of another
+configuration have other names, so nothing is ever mixed, and processes with one folder share the cells. `conclude` and
+`draw` see all cells of a run and nothing else.
 """
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 import xarray as xr
 from tqdm import tqdm
@@ -26,11 +23,13 @@ from tqdm import tqdm
 from nfd_jax import activations
 from nfd_jax._checks import LARGEST, MOST, boolean, finite_float, folder_path, one_of, positive_int
 from nfd_jax.io import records
-from nfd_jax.runtime import devices, identity
 from nfd_jax.runtime.files import writable_folder
+from nfd_jax.runtime.identity import identity
+from nfd_jax.runtime.store import Record, shared
 from nfd_jax.studies import _findings as conclusions
-from nfd_jax.studies._findings import Finding, Verdict
+from nfd_jax.studies._findings import Finding
 from nfd_jax.studies._panels import Map, Panel
+from nfd_jax.verdict import Verdict
 
 if TYPE_CHECKING:
     from nfd_jax.io.plotting import Figure
@@ -195,17 +194,19 @@ def run(
         boolean("progress", progress)
     chosen = sized(study, scale, sizes)
     cells = grid(study, chosen)
-    kept_in = writable_folder("folder", folder_path("folder", folder) / study.name / "cells")
+    where = writable_folder("folder", folder_path("folder", folder) / study.name / "cells")
     costs = [study.cost(cell) for cell in cells]
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
     disable = None if progress is None else not progress
     with tqdm(total=sum(costs), desc=study.name, bar_format=form, leave=False, disable=disable) as bar:
-        found = []
-        for cell, cost in zip(cells, costs, strict=True):
-            bar.set_postfix_str(", ".join(f"{key} {value}" for key, value in cell.items()))
-            found.append((cell, _record(study, cell, kept_in)))
-            bar.update(cost)
-    results = Results(chosen, found)
+
+        def measured(place: int) -> dict[str, np.ndarray]:
+            bar.set_postfix_str(", ".join(f"{key} {value}" for key, value in cells[place].items()))
+            return _plain(study.measure(**cells[place]))
+
+        records = [Record(where, depends_on(study, cell)) for cell in cells]
+        found = shared(records, measured, lambda place: bar.update(costs[place]))
+    results = Results(chosen, list(zip(cells, map(_labelled, found), strict=True)))
     try:
         return Report(study, scale, results, tuple(study.conclude(results)))
     except (ValueError, LookupError, RuntimeError) as error:
@@ -276,30 +277,22 @@ def grid(study: Study, sizes: Any) -> list[Cell]:
     ]
 
 
-def _record(study: Study, cell: Cell, folder: Path) -> xr.Dataset:
-    """The record of a cell, measured if it is not there."""
-    description = _address(study, cell)
-    address = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
-    path = folder / f"{address}.nc"
-    if devices.same(int(path.exists())) and path.exists():
-        kept = records.load(path)
-        if kept.attrs["arguments"] != json.dumps(description, default=str):
-            raise ValueError(f"{str(path)!r} holds another cell than its name says; remove it")
-        return kept
-    dataset = xr.Dataset(dict(study.measure(**cell)))
-    if jax.process_index() == 0:
-        records.save(dataset, path, description)
-    return dataset
+def depends_on(study: Study, cell: Cell) -> dict[str, Any]:
+    """Everything that decides the numbers of a cell. Padding does not."""
+    arguments = {name: value for name, value in cell.items() if name not in PADDING}
+    return identity({"study": study.name, **arguments, "study revision": study.revision})
 
 
-def _address(study: Study, cell: Cell) -> dict[str, Any]:
-    """Everything that decides the numbers of a record. Padding does not."""
-    return {
-        "study": study.name,
-        **{name: value for name, value in cell.items() if name not in PADDING},
-        "study revision": study.revision,
-        **identity.environment(),
-    }
+def _plain(measured: Arrays) -> dict[str, np.ndarray]:
+    """Arrays by name and axes, in the order of memory in which they are read back: sums round alike."""
+    arrays = xr.Dataset(dict(measured)).variables
+    return {"/".join((str(name), *map(str, each.dims), "")): np.array(each, order="C") for name, each in arrays.items()}
+
+
+def _labelled(arrays: Mapping[str, np.ndarray]) -> xr.Dataset:
+    """What was measured, from what `_plain` made of it."""
+    named = {tuple(key.split("/")[:-1]): values for key, values in arrays.items()}
+    return xr.Dataset({name: (axes, values) for (name, *axes), values in named.items()})
 
 
 def summary(reports: Sequence[Report]) -> str:
