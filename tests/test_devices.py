@@ -214,8 +214,9 @@ def test_the_command_on_two_processes(tmp_path):
     assert not any(line.strip() for line in printed(second[0]))
     assert "run/s" in first[1]
     assert "run/s" not in second[1]
-    assert sorted(path.name for path in folders["0"].iterdir()) == ["compare.nc", "compare.png"]
-    assert not list(folders["1"].iterdir())
+    assert sorted(path.name for path in folders["0"].iterdir()) == ["compare.nc", "compare.png", "runs"]
+    assert len(list((folders["0"] / "runs").glob("*.npz"))) == 4
+    assert not [path for path in folders["1"].rglob("*") if path.is_file()]
 
     one, two = (records.load(folders[name] / "compare.nc") for name in ("alone", "0"))
     assert (one.attrs["processes"], two.attrs["processes"]) == ("1", "2")

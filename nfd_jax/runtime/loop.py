@@ -22,7 +22,7 @@ from nfd_jax._types import Array, PyTree
 from nfd_jax.dynamics.base import AbstractDynamics, Record
 from nfd_jax.dynamics.problem import Evaluated, Problem, Samples, evaluated
 from nfd_jax.matrices.basis import MEMBERS
-from nfd_jax.runtime import devices
+from nfd_jax.runtime import devices, store
 from nfd_jax.runtime.devices import Layout
 from nfd_jax.runtime.store import Checkpoint, arrays_of, with_arrays
 from nfd_jax.runtime.threads import Bar
@@ -103,10 +103,13 @@ class Recorded(NamedTuple):
     held_out: list[dict[str, np.ndarray]]
     observed: list[dict[str, np.ndarray]]  # before every update, and after the last; empty where nothing is observed
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """For a checkpoint: every array by place and name."""
+    def since(self, done: Sequence[int]) -> dict[str, np.ndarray]:
+        """The pieces beyond so many of each kind, for a checkpoint: every array by kind, number and name."""
         return {
-            f"{kind}/{name}": array for kind, pieces in self._asdict().items() for name, array in joined(pieces).items()
+            f"{kind}/{number:06d}/{name}": array
+            for kind, pieces, first in zip(self._fields, self, done, strict=True)
+            for number, piece in enumerate(pieces[first:], first)
+            for name, array in piece.items()
         }
 
     def results(self, *, full_batch: bool) -> dict[str, np.ndarray]:
@@ -122,12 +125,14 @@ class Recorded(NamedTuple):
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> Recorded:
-        """From what `arrays` gave."""
-        recorded = cls([], [], [], [])
-        for kind in cls._fields:
-            piece = {name.partition("/")[2]: each for name, each in arrays.items() if name.startswith(f"{kind}/")}
-            if piece:
-                getattr(recorded, kind).append(piece)
+        """From what `since` gave, of a whole run."""
+        recorded, pieces = cls([], [], [], []), {}
+        for address in sorted(arrays):
+            if "/" in address:
+                kind, number, name = address.split("/", 2)
+                pieces.setdefault((kind, number), {})[name] = arrays[address]
+        for (kind, _), piece in pieces.items():
+            getattr(recorded, kind).append(piece)
         return recorded
 
 
@@ -156,7 +161,9 @@ def run(
     data, dtype = problem.data, np.dtype(jnp.zeros(()).dtype)
     every = [Samples(*(np.asarray(part, dtype) for part in samples)) for samples in data.sets]
     train, rates, batches = jax.device_put(every[0]), problem.rates.astype(dtype), data.batches.astype(np.int32)
-    step, state, recorded = _resumed(checkpoint, name, state)
+    record = None if checkpoint is None else checkpoint.record(name)
+    step, state, recorded = _resumed(record, state)
+    written = [len(pieces) for pieces in recorded]
     progress.update(step)
 
     def chunk_of(first: int, count: int, size: int) -> Chunk:
@@ -176,11 +183,11 @@ def run(
         count, began = _until(data, checkpoint, step, length), time.monotonic()
         if step < len(batches):  # the one after the last is observed and given up
             chunk = chunk_of(step, count, longest)
-            state, record = run_chunk(dynamics, state, train, chunk, members=members, layout=layout)
-            observed = {name: np.array(array[:count]) for name, array in record.observed.items()}
+            state, seen = run_chunk(dynamics, state, train, chunk, members=members, layout=layout)
+            observed = {name: np.array(array[:count]) for name, array in seen.observed.items()}
             recorded.observed.extend([observed] if observed else [])
             if step < data.steps:
-                outputs, loss = (np.array(array[:count]) for array in (record.outputs, record.loss))
+                outputs, loss = (np.array(array[:count]) for array in (seen.outputs, seen.loss))
                 recorded.batch.append({"outputs": outputs, "loss": loss})
                 with np.errstate(over="ignore"):  # of members about to diverge
                     progress.set_postfix(loss=f"{np.mean(loss[-1]):.4g}", refresh=False)
@@ -188,9 +195,11 @@ def run(
         progress.update(count)
         if jax.process_count() == 1 and time.monotonic() - began < TICK:
             length = min(2 * length, longest)
-        if checkpoint is not None and (step > data.steps or checkpoint.is_due(step, count)):
-            numbers = {} if step > data.steps else arrays_of(state)  # a finished run needs none
-            checkpoint.write(name, {"done": np.array(step)} | recorded.arrays() | numbers)
+        over = step > data.steps
+        if checkpoint is not None and record is not None and (over or checkpoint.is_due(step, count)):
+            # a finished run needs no state
+            record.append(recorded.since(written), {"done": np.array(step)} | ({} if over else arrays_of(state)))
+            written = [len(pieces) for pieces in recorded]
     return recorded
 
 
@@ -217,16 +226,14 @@ def _longest(dynamics: AbstractDynamics, state: PyTree, train: Samples, chunk: C
     return max(1, min(LONGEST, RECORDED // max(1, needed)))
 
 
-def _resumed(checkpoint: Checkpoint | None, name: str, state: PyTree) -> tuple[int, PyTree, Recorded]:
+def _resumed(record: store.Record | None, state: PyTree) -> tuple[int, PyTree, Recorded]:
     """The step to go on from, the state before it, and what was recorded."""
-    nothing = Recorded([], [], [], [])
-    arrays = None if checkpoint is None else checkpoint.read(name)
-    done = 0 if arrays is None else int(arrays["done"])
-    if checkpoint is not None and not devices.same(done):
-        return 0, state, nothing  # processes were killed between their writes
-    if arrays is not None and any(key.startswith("state-") for key in arrays):
+    arrays = None if record is None else record.read()
+    if arrays is None:
+        return 0, state, Recorded([], [], [], [])
+    if any(key.startswith("state-") for key in arrays):
         state = with_arrays(state, arrays)
-    return done, state, nothing if arrays is None else Recorded.of(arrays)
+    return int(arrays["done"]), state, Recorded.of(arrays)
 
 
 def progress_bar(description: str, total: int, show: bool | None) -> Bar:

@@ -35,7 +35,7 @@ from nfd_jax.seeds import seed_key
 from nfd_jax.solvers.particles import System
 from nfd_jax.solvers.trajectory import ErrorBars, HeldOut, Trajectory
 from nfd_jax.statistics import CONFIDENCE
-from nfd_jax.task import Task, loss_gradient, loss_value
+from nfd_jax.task import Task, loss_curvature, loss_gradient, loss_value
 
 COARSEST, FIRST, DEEPEST = 4, 16, 1024  # depths of a ladder: the least start, the first end and the last at infinity
 CAPACITY = 32  # blocks, times a power of four, of programs for infinite depth
@@ -155,29 +155,34 @@ class Replicates:
     def __init__(self, system: System, task: Task, seed: int, particles: int, checkpoint: Checkpoint | None):
         matched = system.matches(particles // 4)  # the same for all, so that biases extrapolate
         self.system, self.task, self.seed, self.checkpoint = system._replace(matched=matched), task, seed, checkpoint
+        self.record = checkpoint and checkpoint.record("replicates")
         self.found: dict[Term, list[Parts]] = {}
         self.seconds: dict[Term, float] = {}  # of a replicate, the least measured: the first are compiled
         self.diverged: dict[Term, int] = {}  # the number of the first that is not finite
-        arrays = (checkpoint and checkpoint.read("replicates")) or {}
-        if devices.same(sum(array.size for array in arrays.values())):
-            self._restore(arrays)
+        self._restore((self.record and self.record.read()) or {})
+        self.written: Counts = {term: len(parts) for term, parts in self.found.items()}
 
     def write(self) -> None:
-        """Keep all replicates in the checkpoint."""
-        if self.checkpoint is not None:
+        """Add to the record what has been drawn since the last time."""
+        new = {term: parts[self.written.get(term, 0) :] for term, parts in self.found.items()}
+        if self.record is not None and any(new.values()):
             named = {
-                f"{term.particles}/{term.depth}/{int(term.difference)}/{name}": np.stack([p[name] for p in parts])
-                for term, parts in self.found.items()
-                for name in parts[0]
+                f"{term.particles}/{term.depth}/{int(term.difference)}/{self.written.get(term, 0)}/{name}": np.stack(
+                    [part[name] for part in parts]
+                )
+                for term, parts in new.items()
+                for name in (parts[0] if parts else ())
             }
-            self.checkpoint.write("replicates", named)
+            self.record.append(named)
+            self.written = {term: len(parts) for term, parts in self.found.items()}
 
     def _restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         for address, values in arrays.items():
-            particles, depth, difference, name = address.split("/", 3)
-            parts = self.found.setdefault(Term(int(particles), int(depth), difference == "1"), [{} for _ in values])
-            for part, value in zip(parts, values, strict=True):
-                part[name] = value
+            particles, depth, difference, first, name = address.split("/", 4)
+            parts = self.found.setdefault(Term(int(particles), int(depth), difference == "1"), [])
+            parts.extend({} for _ in range(int(first) + len(values) - len(parts)))
+            for number, value in enumerate(values, int(first)):
+                parts[number][name] = value
         for term in self.found:
             self._check(term)
 
@@ -250,7 +255,8 @@ def combine(replicates: Replicates, plan: Plan, counts: Counts, extrapolation: E
         slope = np.asarray(jax.vmap(lambda f: loss_gradient(task.loss, f, targets))(mean))  # noqa: B023
         linear = {term: np.einsum("rsac,sac->rs", f, slope) for term, f in replicates.of(counts, name).items()}
         found = Estimate.of(plan, linear, extrapolation)
-        curved = 0.5 * (errors[name].standard_error ** 2).sum(axis=-1).mean(axis=-1)
+        bends = np.asarray(jax.lax.map(lambda f: loss_curvature(task.loss, f, targets), mean))  # noqa: B023
+        curved = 0.5 * (bends * (errors[name].standard_error ** 2).sum(axis=-1)).mean(axis=-1)
         values[loss] = np.asarray(jax.vmap(lambda f: loss_value(task.loss, f, targets))(mean))  # noqa: B023
         errors[loss] = found.errors._replace(standard_error=np.hypot(found.errors.standard_error, curved))
         losses[loss] = found

@@ -14,11 +14,13 @@ import jax
 import numpy as np
 
 from nfd_jax import optimizers
-from nfd_jax._checks import MOST, finite_float, folder_path, positive_int
+from nfd_jax._checks import MOST, finite_float, positive_int
 from nfd_jax.dynamics.snapshot import FOLLOWS, declared_axes
 from nfd_jax.models import AbstractModel, check_model
-from nfd_jax.runtime import devices, loop
-from nfd_jax.runtime.store import Checkpoint
+from nfd_jax.runtime import loop, store
+from nfd_jax.runtime.files import writable_folder
+from nfd_jax.runtime.identity import identity
+from nfd_jax.runtime.store import Record
 from nfd_jax.seeds import labels, seed_sequence
 from nfd_jax.solvers.networks import Networks
 from nfd_jax.solvers.trajectory import Trajectory, labelled
@@ -58,9 +60,8 @@ class Cell(NamedTuple):
     width: int
     networks: Networks
     rates: np.ndarray  # of every member at every step
-    arguments: dict[str, Any]  # what its archive belongs to
-    archive: Checkpoint | None
-    found: dict[str, np.ndarray] | None  # in the archive
+    arguments: dict[str, Any]  # what its record depends on, with the task
+    record: Record | None
     observed: dict[str, tuple[int, ...]]  # shapes at a step
 
 
@@ -91,8 +92,8 @@ def sweep(
       the recipe alone.
     - `seeds`: every seed is trained at every rate.
     - `engine`: `"revealed"`, or `"auto"` where that is faster, trains cells with revealed matrices.
-    - `folder`: where finished cells are kept. A sweep that was killed, or is asked for more cells, trains only those
-      that are missing; cells of other arguments are refused by name.
+    - `folder`: where finished cells are recorded. A sweep that was killed, or is asked for more cells, trains only
+      those that are missing; cells of other arguments are refused by name. Processes with one folder share the cells.
 
     Returns a labelled dataset with axes `width`, `depth`, `learning_rate`, `seed`: `loss` along `step`, `batch_loss`
     along `update`, `held_out_loss` where the task has held-out samples, `accuracy` and `held_out_accuracy` where it has
@@ -105,7 +106,7 @@ def sweep(
     """
     check_task(task)
     if folder is not None:
-        folder_path("folder", folder)
+        folder = writable_folder("folder", folder)
     if schedule is not None:
         optimizers.rates(schedule, training.steps, "schedule")
     if learning_rates is None and callable(training.learning_rate):
@@ -119,13 +120,11 @@ def sweep(
     models = [model] if depths is None else [replace(model, depth=depth) for depth in _listed("depths", depths)]
     cells = [_prepare(plan, check_model(each, finite=True), width) for width in across for each in models]
     _check_observed(cells)
-    found = []
     with loop.progress_bar("sweep", len(cells), progress) as bar:
         bar.unit = "cell"
-        for cell in cells:
-            found.append(_train(plan, cell))
-            bar.update()
-    return _dataset(plan, cells[0].arguments, across, [int(each.depth) for each in models], found)
+        records = [cell.record for cell in cells]
+        arrays = store.shared(records, lambda place: _train(plan, cells[place]), lambda _: bar.update())
+    return _dataset(plan, cells[0].arguments, across, [int(each.depth) for each in models], arrays)
 
 
 def _listed(name: str, values: Any) -> list[Any]:
@@ -154,41 +153,31 @@ def _check_observed(cells: list[Cell]) -> None:
 
 
 def _prepare(plan: Plan, model: AbstractModel, width: int) -> Cell:
-    """A cell, every member with its rate, checked; with what its archive has."""
+    """A cell, every member with its rate, checked."""
     networks = Networks.of(plan.task, model, plan.training, width, plan.backward, plan.engine, plan.capacity)
     arguments = networks.arguments | {
         "learning_rates": plan.rates,
         "seeds": plan.seeds,
         "evaluate_at": networks.problem.data.evaluate_at,
     }
-    archive = Checkpoint.create(plan.folder, 1, plan.task, arguments)
-    found = None if archive is None else archive.read(_name(model, width))
-    if not devices.same(int(found is not None)):
-        found = None  # processes were killed between their writes
+    record = None
+    if plan.folder is not None:
+        depends_on = identity({**arguments, "data": store.fingerprint(plan.task)})
+        record = Record(Path(plan.folder), depends_on, f"width-{width}-depth-{model.depth}")
     rates = np.array(plan.rates)[:, None] * networks.problem.rates
     for rate in rates:
         optimizers.check_rates("learning_rates (times schedule)", rate, plan.training.rule)
     rates = rates.repeat(len(plan.seeds), axis=0)
-    return Cell(model, width, networks, rates, arguments, archive, found, networks.observed_shapes())
-
-
-def _name(model: AbstractModel, width: int) -> str:
-    """Of a cell's archive."""
-    return f"width-{width}-depth-{model.depth}"
+    return Cell(model, width, networks, rates, arguments, record, networks.observed_shapes())
 
 
 def _train(plan: Plan, cell: Cell) -> dict[str, np.ndarray]:
-    """Everything kept of one cell, `(rates, seeds, ...)`; from its archive where there is one."""
-    if cell.found is not None:
-        return cell.found
+    """What a sweep keeps of one cell, `(rates, seeds, ...)`."""
     members, networks = plan.seeds * len(plan.rates), cell.networks
     recorded = networks.train(members, rates=cell.rates, progress=plan.progress)
     run = Trajectory.of(recorded, plan.task, networks.problem.data, members, cell.arguments)
     shape = (len(plan.rates), len(plan.seeds))
-    parts = {name: values.reshape(*shape, *values.shape[1:]) for name, values in _kept(run).items()}
-    if cell.archive is not None:
-        cell.archive.write(_name(cell.model, cell.width), parts)
-    return parts
+    return {name: values.reshape(*shape, *values.shape[1:]) for name, values in _kept(run).items()}
 
 
 def _kept(run: Trajectory) -> dict[str, np.ndarray]:

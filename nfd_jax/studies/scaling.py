@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 import nfd_jax as nfd
-from nfd_jax.statistics import Estimate, Sampled, Slope, bootstrap, combined, fit_power, normal, stacked
+from nfd_jax.statistics import Estimate, Sampled, Slope, bootstrap, combined, fit_power, normal, quantile, stacked
 from nfd_jax.studies._findings import Finding, about, falling
 from nfd_jax.studies._panels import Level, Line, Panel
 from nfd_jax.studies._seeds import own_seeds
@@ -70,7 +70,7 @@ def measure(
 def _limit(results: Results, depth: int | None) -> Sampled:
     kept = results.one(depth=depth, width=None)
     # a stream of resamples for every depth: estimates of different seeds
-    return normal(kept.loss.item(), kept.half_width.item() / 1.96, seed=1 + (depth or 0))
+    return normal(kept.loss.item(), kept.half_width.item() / quantile(math.inf), seed=1 + (depth or 0))
 
 
 def _over_width(results: Results, depth: int) -> tuple[list[int], Sampled, Sampled]:
