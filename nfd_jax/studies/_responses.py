@@ -16,11 +16,11 @@ import math
 import jax.numpy as jnp
 import numpy as np
 
-import nfd_jax as nfd
+from nfd_jax.models import ResNet
 from nfd_jax.statistics import Sampled, bootstrap
 
 
-def by_origin(h: np.ndarray, start: np.ndarray, gradient: np.ndarray, model: nfd.ResNet) -> np.ndarray:
+def by_origin(h: np.ndarray, start: np.ndarray, gradient: np.ndarray, model: ResNet) -> np.ndarray:
     """The forward response of block l by the blocks m below it whose increments have moved since initialisation:
     `(P, L, L)`, rows l, whose sums over m are the a_l.
 
