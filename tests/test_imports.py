@@ -26,7 +26,8 @@ LAYERS = (  # a module, or a folder for all its modules; those of one layer may 
     ("solvers",),
     ("io.records", "io.plotting"),
     ("tools",),
-    ("studies._panels", "studies._findings", "studies._study", "studies._limits"),
+    ("studies._panels", "studies._findings", "studies._curves"),
+    ("studies._study", "studies._limits", "studies._responses", "studies._reuse"),
     ("studies",),
     ("io",),
 )

@@ -21,7 +21,8 @@ from nfd_jax.matrices.dense import DenseMatrices
 from nfd_jax.models import Structure
 from nfd_jax.parametrization import resolve
 from nfd_jax.seeds import seed_key
-from nfd_jax.statistics import Sampled, bootstrap, fit_power, stacked
+from nfd_jax.statistics import bootstrap
+from nfd_jax.studies._curves import Curve
 from nfd_jax.studies._findings import Finding, about, at_most
 from nfd_jax.studies._panels import Line, Panel
 from nfd_jax.studies._study import Arrays, Cell, Results, Study
@@ -120,8 +121,8 @@ def _interaction(
     }
 
 
-def _shares(results: Results, row: str, over: str, under: str | None) -> tuple[list[int], Sampled]:
-    """Depths, and the root of one mean square over another."""
+def _shares(results: Results, row: str, over: str, under: str | None) -> Curve:
+    """The root of one mean square over another at every depth."""
     kept = list(results.where(row=row).along("depth"))
 
     def ratio(squares: np.ndarray) -> np.ndarray:
@@ -136,7 +137,7 @@ def _shares(results: Results, row: str, over: str, under: str | None) -> tuple[l
         )
         for place, (_, own) in enumerate(kept)
     ]
-    return [depth for depth, _ in kept], stacked(each)
+    return Curve.of([depth for depth, _ in kept], each)
 
 
 def conclude(results: Results) -> list[Finding]:
@@ -150,7 +151,7 @@ def conclude(results: Results) -> list[Finding]:
         (movement, "movement", None, "complete_p", "CompleteP", about(0, 0.2)),
     )
     return [
-        Finding(f"{quantity}, {NAMES[row]}", source, predicted, fit_power(*_shares(results, row, over, under)))
+        Finding(f"{quantity}, {NAMES[row]}", source, predicted, _shares(results, row, over, under).law)
         for quantity, over, under, row, source, predicted in predictions
     ]
 
@@ -159,11 +160,8 @@ def draw(results: Results) -> list[Panel]:
     """Both ratios against L."""
 
     def lines(over: str, under: str | None, expected: float) -> list[Line]:
-        found = []
-        for row, exponent in (("depth_mup", expected), ("complete_p", 0.0)):
-            depths, values = _shares(results, row, over, under)
-            found.append(Line.of(NAMES[row], depths, values, fit_power(depths, values), exponent))
-        return found
+        exponents = {"depth_mup": expected, "complete_p": 0.0}
+        return [_shares(results, row, over, under).line(NAMES[row], each) for row, each in exponents.items()]
 
     return [
         Panel(

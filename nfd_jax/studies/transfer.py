@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 import nfd_jax as nfd
-from nfd_jax.statistics import Estimate, Sampled, Slope, bootstrap, combined, fit_power, stacked
+from nfd_jax.statistics import Estimate, Sampled, Slope, bootstrap, combined
+from nfd_jax.studies._curves import Curve
 from nfd_jax.studies._findings import Finding, about, at_least, at_most
 from nfd_jax.studies._panels import Line, Panel
 from nfd_jax.studies._seeds import halved
@@ -153,7 +154,7 @@ def _optimum(logs: np.ndarray, rates: np.ndarray) -> float:
     return float(np.exp(np.log(rates[best]) + shift * np.log(rates[1] / rates[0])))
 
 
-def _optima(results: Results, block: str, row: str) -> tuple[list[int], Sampled]:
+def _optima(results: Results, block: str, row: str) -> Curve:
     """Best rates at every depth at which they are inside the grid, in the sample and in every resample."""
     rates, depths, found = _rates(results.sizes), [], []
     for depth in results.sizes.depths:
@@ -161,18 +162,18 @@ def _optima(results: Results, block: str, row: str) -> tuple[list[int], Sampled]
         if np.isfinite(each.values) and np.isfinite(each.draws).all():
             depths.append(depth)
             found.append(each)
-    return depths, stacked(found) if found else Sampled(np.zeros(0), np.zeros((2, 0)), 1)
+    return Curve.of(depths, found) if found else Curve([], Sampled(np.zeros(0), np.zeros((2, 0)), 1))
 
 
 def _drift(results: Results, block: str, row: str) -> tuple[Slope | Estimate, str]:
     """The exponent in L of the best rate, and what was left out of it: depths whose optimum is not inside the grid."""
-    depths, optima = _optima(results, block, row)
-    outside = [depth for depth in results.sizes.depths if depth not in depths]
+    optima = _optima(results, block, row)
+    outside = [depth for depth in results.sizes.depths if depth not in optima.sizes]
     note = f", without L = {', '.join(map(str, outside))} (optimum not inside the grid)" if outside else ""
-    if len(depths) < 2 or not {results.sizes.depths[0], results.sizes.depths[-1]} <= set(depths):
+    if not {results.sizes.depths[0], results.sizes.depths[-1]} <= set(optima.sizes):
         # the depths that leave the grid are those that drift: the others alone would say too little
         return Estimate(np.nan, np.nan, 1), note
-    return fit_power(depths, optima), note
+    return optima.law, note
 
 
 def _diverged(results: Results, block: str, row: str) -> int:
@@ -236,12 +237,11 @@ def draw(results: Results) -> list[Panel]:
             )
         curves = [_curve(*line, rates) for line in lines]
         panels.append(Panel(name, "log2 eta", "mean log loss", curves, log_x=False, log_y=False))
-        depths, optima = _optima(results, block, row)
-        drift, _ = _drift(results, block, row)
-        if depths:
-            best.append(Line.of(name, depths, optima, drift if isinstance(drift, Slope) else None))
-        losses = stacked([_judged(results, block, row, depth).map(lambda logs: logs[0]) for depth in sizes.depths])
-        bottom.append(Line.of(name, sizes.depths, losses))
+        optima, (drift, _) = _optima(results, block, row), _drift(results, block, row)
+        if optima.sizes:
+            best.append(optima.line(name, fitted=isinstance(drift, Slope)))
+        losses = [_judged(results, block, row, depth).map(lambda logs: logs[0]) for depth in sizes.depths]
+        bottom.append(Curve.of(sizes.depths, losses).line(name, fitted=False))
     return [
         *panels,
         Panel("best learning rate", "depth L", "best eta", best),
