@@ -129,7 +129,7 @@ PUBLIC = (nfd_jax, *(getattr(nfd_jax, name) for name in nfd_jax.__all__ if inspe
 ELSEWHERE = {  # of how it works, by its layers
     *("Structure", "AbstractModel"),
     *("AbstractMatrices", "AbstractNoise"),
-    *("Data", "Initial", "Layers", "Network", "Samples", "Settings", "Shape", "State", "Units"),
+    *("Data", "Grid", "Initial", "Layers", "Network", "Samples", "Settings", "Shape", "State", "Units"),
 }
 LATE = {"xr": xarray}  # imported where it is used
 
