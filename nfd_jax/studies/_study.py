@@ -169,9 +169,10 @@ class Report:
         )
         text = folder / f"{self.study.name}.txt"
         text.write_text(self.table() + "\n")
-        figure = self.figure() if self.study.draw(self.results) else None
-        kinds = ("svg", "png") if figure else ()
-        pictures = [plotting.save(figure, folder / f"{self.study.name}.{kind}") for kind in kinds]
+        figures = [self.figure()] if self.study.draw(self.results) else []
+        pictures = [
+            plotting.save(each, folder / f"{self.study.name}.{kind}") for each in figures for kind in ("svg", "png")
+        ]
         return [records.save(dataset, folder / f"{self.study.name}.nc", arguments), text, *pictures]
 
 
