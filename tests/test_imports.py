@@ -26,7 +26,8 @@ LAYERS = (  # a module, or a folder for all its modules; those of one layer may 
     ("solvers",),
     ("io.records", "io.plotting"),
     ("tools",),
-    ("studies._panels", "studies._findings", "studies._study", "studies._limits"),
+    ("studies._panels", "studies._findings", "studies._curves"),
+    ("studies._study", "studies._limits", "studies._responses", "studies._reuse"),
     ("studies",),
     ("io",),
 )
@@ -125,7 +126,7 @@ def test_abstract_classes_and_final_ones():
 # ------------------------------------------------------------------ what is public
 
 PUBLIC = (nfd_jax, *(getattr(nfd_jax, name) for name in nfd_jax.__all__ if inspect.ismodule(getattr(nfd_jax, name))))
-ELSEWHERE = {"Structure", "AbstractModel"}  # of how it works
+INSIDE = ("nfd_jax.dynamics.", "nfd_jax.matrices.", "nfd_jax.models")  # how it works, for those who read there
 LATE = {"xr": xarray}  # imported where it is used
 
 
@@ -165,14 +166,16 @@ def parts(annotation):
 
 def test_types_of_results_are_public():
     """Of what public functions take and return, and of the fields and properties of these: under a public name."""
-    public = {name for module in PUBLIC for name in names(module)} | ELSEWHERE
+    public = {name for module in PUBLIC for name in names(module)}
     seen, waiting = set(), [getattr(nfd_jax, name) for name in nfd_jax.__all__]
     while waiting:
         value = waiting.pop()
         if id(value) in seen or not getattr(value, "__module__", "").startswith("nfd_jax"):
             continue
         seen.add(id(value))
-        assert value.__name__ in public, f"{value.__module__}.{value.__name__} is not public"
+        if value.__name__ not in public:
+            assert value.__module__.startswith(INSIDE), f"{value.__module__}.{value.__name__} is not public"
+            continue
         if inspect.isfunction(value):
             waiting += handed_out(value)
         elif inspect.isclass(value):
@@ -187,13 +190,7 @@ def test_types_of_results_are_public():
 # ------------------------------------------------------------------ what is short
 
 LONGEST, BODY = 350, 50  # lines of a module; of a function, without its signature and docstring
-STILL_LONG = {  # to be empty: modules, and functions as module:function
-    "runtime.loop",
-    "solvers.limit:solve_limit",
-    "solvers.multilevel",
-    "solvers.networks:train_networks",
-    "studies.reuse",
-}
+STILL_LONG = {"solvers.multilevel"}  # to be empty: modules, and functions as module:function
 
 
 def body_lines(function):

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 import nfd_jax as nfd
-from nfd_jax.runtime import claims, memory, store
-from nfd_jax.runtime import loop as engine
+from nfd_jax.runtime import claims, loop, memory, store
 from nfd_jax.runtime.files import partial_of
 from nfd_jax.runtime.store import Checkpoint, Record
 from nfd_jax.solvers import multilevel
@@ -48,19 +47,19 @@ RUNS = {
 
 
 def limited(patch, calls):
-    """The program dies before the next training step after so many."""
-    original, count = engine._jitted_step, iter(range(calls))
+    """The program dies before the next chunk of training steps after so many."""
+    original, count = loop.run_chunk, iter(range(calls))
 
-    def dying(*arguments):
+    def dying(*arguments, **options):
         if next(count, None) is None:
             raise Killed
-        return original(*arguments)
+        return original(*arguments, **options)
 
-    patch.setattr(engine, "_jitted_step", dying)
+    patch.setattr(loop, "run_chunk", dying)
 
 
 def kill(monkeypatch, calls, run):
-    """A run that dies after so many training steps."""
+    """A run that dies after so many chunks."""
     with monkeypatch.context() as patch:
         limited(patch, calls)
         with pytest.raises(Killed):
@@ -127,8 +126,8 @@ def test_a_half_written_archive_is_never_read(tmp_path, monkeypatch):
 
 def test_a_damaged_archive_is_refused(tmp_path):
     for content in (b"", b"something else", b"PK\x03\x04 and no more"):
-        (tmp_path / "run.npz").write_bytes(content)
-        with pytest.raises(ValueError, match=r"run\.npz' is not an archive of nfd_jax \(.*\); remove it"):
+        (tmp_path / "members-0.npz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"members-0\.npz' is not an archive of nfd_jax \(.*\); remove it"):
             RUNS["limit"](checkpoint=tmp_path)
 
 

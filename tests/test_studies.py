@@ -437,7 +437,7 @@ def test_collapse_tells_parts_of_the_first_step_apart():
     for backward in collapse.CLOSURE_OF:
         expected = collapse._expected(sizes, backward)
         for name, values in collapse._measured(results, backward).items():
-            np.testing.assert_allclose(values.values, expected[name], rtol=1e-10, atol=1e-12)
+            np.testing.assert_allclose(values.values.values, expected[name], rtol=1e-10, atol=1e-12)
     assert not expected["inner"].any()
 
 

@@ -26,7 +26,9 @@ from nfd_jax.io import records
 from nfd_jax.runtime.files import writable_folder
 from nfd_jax.runtime.identity import identity
 from nfd_jax.runtime.store import Record, shared
+from nfd_jax.statistics import Sampled
 from nfd_jax.studies import _findings as conclusions
+from nfd_jax.studies._curves import Curve
 from nfd_jax.studies._findings import Finding
 from nfd_jax.studies._panels import Map, Panel
 from nfd_jax.verdict import Verdict
@@ -38,7 +40,7 @@ SCALES = ("smoke", "laptop", "accelerator")
 SMOKE = "smoke scale: these sizes are too small to say anything about the claim"
 MANY = 4  # cells that a line names
 
-PADDING = ("room",)  # arguments for which compiled programs are larger, and numbers the same
+PADDING = ("capacity",)  # arguments for which compiled programs are larger, and numbers the same
 
 Cell = Mapping[str, Any]  # arguments of `measure`, each of a type that JSON knows
 Arrays = Mapping[str, Any]  # by name, `(axes, values)` as xarray takes them, or a number
@@ -119,6 +121,11 @@ class Results:
         """Every value of an argument with its record, in the order of the grid."""
         return ((cell[argument], kept) for cell, kept in self.found)
 
+    def curve(self, argument: str, measure: Callable[[xr.Dataset], Sampled]) -> Curve:
+        """What `measure` makes of the records along an argument, of those that have it."""
+        found = [(value, measure(kept)) for value, kept in self.along(argument) if value is not None]
+        return Curve.of([value for value, _ in found], [sampled for _, sampled in found])
+
 
 @dataclass(frozen=True, eq=False)
 class Report:
@@ -169,10 +176,10 @@ class Report:
         )
         text = folder / f"{self.study.name}.txt"
         text.write_text(self.table() + "\n")
-        figures = [self.figure()] if self.study.draw(self.results) else []
-        pictures = [
-            plotting.save(each, folder / f"{self.study.name}.{kind}") for each in figures for kind in ("svg", "png")
-        ]
+        pictures = []
+        if self.study.draw(self.results):
+            figure = self.figure()
+            pictures = [plotting.save(figure, folder / f"{self.study.name}.{kind}") for kind in ("svg", "png")]
         return [records.save(dataset, folder / f"{self.study.name}.nc", arguments), text, *pictures]
 
 

@@ -20,20 +20,16 @@ import xarray as xr
 from tqdm import tqdm
 
 from nfd_jax import parametrization
-from nfd_jax._checks import MOST, finite_float, positive_int, positive_ints
-from nfd_jax.dynamics.conditioned import in_coordinates
+from nfd_jax._checks import MOST, boolean, finite_float, positive_int, positive_ints
 from nfd_jax.models import ResNet
-from nfd_jax.optimizers import Optimizer
-from nfd_jax.runtime import loop as engine
 from nfd_jax.runtime.files import writable_folder
 from nfd_jax.runtime.identity import identity
 from nfd_jax.runtime.store import Record, fingerprint, shared
 from nfd_jax.seeds import check_seed, labels
-from nfd_jax.solvers.limit import CLOSURES, solve_limit
-from nfd_jax.solvers.network import BACKWARDS
-from nfd_jax.solvers.networks import check_cell, is_revealed, train_networks
-from nfd_jax.solvers.particles import System
+from nfd_jax.solvers.limit import CLOSURES, limit_dynamics, solve_limit
+from nfd_jax.solvers.networks import BACKWARDS, is_revealed, network_dynamics, train_networks
 from nfd_jax.task import Task, check_task
+from nfd_jax.training import Training
 
 AXES = ("step", "sample", "output")
 KEPT = ("outputs", "loss", "diverged_at")
@@ -94,6 +90,11 @@ class Comparison:
     def model(self, depth: int) -> ResNet:
         """The network of one depth."""
         return ResNet(depth, self.activation, self.horizon, self.block)
+
+    @property
+    def training(self) -> Training:
+        """How all of them are trained."""
+        return Training(self.steps, self.learning_rate, self.parametrization)
 
     def members(self, count: int) -> list[int]:
         """The seeds of so many."""
@@ -178,26 +179,12 @@ def compare(
 
 def _check_runs(task: Task, setup: Comparison, progress: bool | None) -> None:
     """What a solver would refuse of any run, before the first of them."""
+    if progress is not None:
+        boolean("progress", progress)
     for depth in setup.depths:
-        model = setup.model(depth)
-        problem = engine.prepare(
-            task,
-            model,
-            steps=setup.steps,
-            learning_rate=setup.learning_rate,
-            parametrization_name=setup.parametrization,
-            optimizer=Optimizer(),
-            train_input=False,
-            train_readout=False,
-            richness=1.0,
-            progress=progress,
-        )
-        limit = System(model, in_coordinates(problem), True, True, task.dimension)
-        limit.scales(depth)
-        limit.check_memory(setup.particles, depth)
+        limit_dynamics(task, setup.model(depth), setup.training, particles=setup.particles)
         for width in setup.widths:
-            revealed = is_revealed("auto", task, width, setup.steps)
-            check_cell(problem, task, model, width, "untied", revealed=revealed)
+            network_dynamics(task, setup.model(depth), setup.training, width=width, backward="untied", engine="auto")
 
 
 def depends_on(task: Task, setup: Comparison, run: Run) -> dict[str, Any]:
@@ -205,30 +192,22 @@ def depends_on(task: Task, setup: Comparison, run: Run) -> dict[str, Any]:
     of_limits, grids = {"particles", "limit_seeds"}, {"depths", "widths"}
     others = grids | ({"seeds"} if run.width is None else of_limits)
     arguments = {name: value for name, value in asdict(setup).items() if name not in others}
-    revealed = run.width is not None and is_revealed("auto", task, run.width, setup.steps)
+    revealed = run.width is not None and is_revealed("auto", task, run.width, setup.training)
     data = {"data": fingerprint(task), "loss": task.loss, "batch_size": task.batch_size}
     return identity({"comparison": REVISION, **run._asdict(), "revealed": revealed, **arguments, **data})
 
 
 def _trained(task: Task, setup: Comparison, run: Run) -> dict[str, np.ndarray]:
     """Outputs, losses and divergence of all members of one run."""
-    options: dict[str, Any] = {
-        "steps": setup.steps,
-        "learning_rate": setup.learning_rate,
-        "parametrization": setup.parametrization,
-        "progress": False,
-    }
-    model = setup.model(run.depth)
-    if run.width is not None:
-        seeds = setup.members(setup.seeds)
-        found = train_networks(task, model, width=run.width, seeds=seeds, backward=run.kind, engine="auto", **options)
-        return {name: np.asarray(getattr(found, name)) for name in KEPT}
-    each = [
-        solve_limit(task, model, closure=run.kind, particles=setup.particles, seed=seed, **options)
-        for seed in setup.members(setup.limit_seeds)
-    ]
-    stacked = {name: np.stack([getattr(one, name) for one in each]) for name in KEPT}
-    return stacked | {"noise": np.array(each[0].settings["noise"])}
+    model, of_limit = setup.model(run.depth), run.width is None
+    if of_limit:
+        seeds, options = setup.members(setup.limit_seeds), {"closure": run.kind, "particles": setup.particles}
+    else:
+        seeds, options = setup.members(setup.seeds), {"backward": run.kind, "width": run.width, "engine": "auto"}
+    train = solve_limit if of_limit else train_networks
+    trajectory = train(task, model, setup.training, seeds=seeds, progress=False, **options)
+    arrays = {name: np.asarray(getattr(trajectory, name)) for name in KEPT}
+    return arrays | ({"noise": np.array(trajectory.settings["noise"])} if of_limit else {})
 
 
 def summarise(dataset: xr.Dataset) -> xr.Dataset:
