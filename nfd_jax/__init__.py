@@ -4,6 +4,10 @@ from importlib.metadata import version as _version
 
 from nfd_jax import analytic, datasets, observables, parametrization, statistics
 from nfd_jax._checks import Outcome
+from nfd_jax.dynamics.autodiff import Autodiff
+from nfd_jax.dynamics.base import AbstractDynamics, Record
+from nfd_jax.dynamics.conditioned import Conditioned
+from nfd_jax.dynamics.problem import Problem
 from nfd_jax.dynamics.snapshot import Snapshot
 from nfd_jax.models import MLP, ResNet
 from nfd_jax.optimizers import Optimizer
@@ -25,6 +29,9 @@ __version__ = _version("nfd_jax")
 
 __all__ = [
     "MLP",
+    "AbstractDynamics",
+    "Autodiff",
+    "Conditioned",
     "Coordinate",
     "CoordinateCheck",
     "ErrorBars",
@@ -33,6 +40,8 @@ __all__ = [
     "Outcome",
     "Parametrization",
     "Power",
+    "Problem",
+    "Record",
     "ResNet",
     "Role",
     "ScaledParameter",
