@@ -210,17 +210,9 @@ def normal(
     return Sampled(values, values + errors * noise, freedom)
 
 
-def stacked(parts: Sequence[Sampled]) -> Sampled:
-    """Independent numbers along a new first axis. Resamples of each are put in another order, so that those made with
-    one seed do not move together."""
-    count = min(len(part.draws) for part in parts)
-    orders = [np.random.default_rng(place).permutation(len(part.draws))[:count] for place, part in enumerate(parts)]
-    draws = np.stack([part.draws[order] for part, order in zip(parts, orders, strict=True)], axis=1)
-    return Sampled(np.stack([part.values for part in parts]), draws, min(part.freedom for part in parts))
-
-
 def combined(function: Callable[..., Any], *parts: Sampled) -> Sampled:
-    """A function of independent numbers, such as a difference."""
+    """A function of independent numbers, such as a difference. Resamples of each are put in another order, so that those
+    made with one seed do not move together."""
     count = min(len(part.draws) for part in parts)
     orders = [np.random.default_rng(place).permutation(len(part.draws))[:count] for place, part in enumerate(parts)]
     rows = zip(*(part.draws[order] for part, order in zip(parts, orders, strict=True)), strict=True)
@@ -228,6 +220,11 @@ def combined(function: Callable[..., Any], *parts: Sampled) -> Sampled:
         draws = np.array([function(*row) for row in rows], dtype=np.float64)
         values = np.asarray(function(*(part.values for part in parts)), dtype=np.float64)
     return Sampled(values, draws, min(part.freedom for part in parts))
+
+
+def stacked(parts: Sequence[Sampled]) -> Sampled:
+    """Independent numbers along a new first axis."""
+    return combined(lambda *each: np.stack(each), *parts)
 
 
 STEEPEST = 6.0  # exponents are searched between minus and plus this

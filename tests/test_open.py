@@ -57,9 +57,6 @@ def test_a_block(task):
 
     deep = nfd.ResNet(depth=4, block=("rms_norm", gated, ()))  # h + b W2 gated(W1 norm(h))
     run = nfd.solve_network(task, deep, width=64, steps=3)
-    both = [each(task, deep, width=64, steps=1, seeds=100) for each in (nfd.solve_network, nfd.train_networks)]
-    spread = [run.outputs[:, 0, :, 0].std(axis=0) for run in both]  # each to 7 %, of 100 networks
-    np.testing.assert_allclose(*spread, rtol=0.5)
     assert run.loss[:, -1].mean() < run.loss[:, 0].mean()
     rows = nfd.Task(np.arange(1, 4)[:, None] * task.inputs[:1], np.ones(3))  # branches don't see the size of h
     outputs = nfd.train_networks(rows, dataclasses.replace(deep, depth=1), width=64, steps=1).outputs[:, 0, :, 0]
