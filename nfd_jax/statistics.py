@@ -211,8 +211,8 @@ def normal(
 
 
 def combined(function: Callable[..., Any], *parts: Sampled) -> Sampled:
-    """A function of independent numbers, such as a difference. Resamples of each are put in another order, so that those
-    made with one seed do not move together."""
+    """A function of independent numbers, such as a difference. Resamples of each are put in another order, so that
+    those made with one seed do not move together."""
     count = min(len(part.draws) for part in parts)
     orders = [np.random.default_rng(place).permutation(len(part.draws))[:count] for place, part in enumerate(parts)]
     rows = zip(*(part.draws[order] for part, order in zip(parts, orders, strict=True)), strict=True)
