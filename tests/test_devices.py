@@ -131,9 +131,9 @@ COMPILE = """
 import jax, numpy as np, nfd_jax as nfd
 from nfd_jax import models, optimizers
 from nfd_jax.runtime import loop as engine
-from nfd_jax.dynamics import conditioned as explicit, module
+from nfd_jax.dynamics import conditioned as explicit, module, units
 from nfd_jax.solvers import network, particles as solutions
-from nfd_jax.matrices import noise
+from nfd_jax.matrices import matched
 from nfd_jax.runtime import devices
 from nfd_jax.solvers import networks as training
 width, depth, steps, samples = 512, 3, 6, 2
@@ -145,7 +145,7 @@ coordinates = explicit.in_coordinates(problem)
 inputs, shape = coordinates.data.train.inputs, network.Shape.of(coordinates, width, depth)
 particles, (_, members) = devices.particles("width", width), devices.members(8)
 keys = jax.random.split(jax.random.key(0), 8)
-assert width >= noise.least_width(samples, steps, 1)
+assert width >= matched.least_width(samples, steps, 1)
 limit = solutions._create(problem.settings, shape, True, True, 1, keys[0], particles)
 scales = units.Scales.of(model, problem.settings.row, width=width, dimension=3)
 dense = training._create(problem.settings, model, module.Shape(32, 3, 1), keys, members)
