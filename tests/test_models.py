@@ -11,7 +11,7 @@ from helpers import prepare, run_both
 
 import nfd_jax as nfd
 from nfd_jax import models, parametrization
-from nfd_jax.dynamics import module
+from nfd_jax.dynamics import module, propagate
 from nfd_jax.task import Task
 
 WIDTH, DEPTH, SAMPLES, INPUTS = 12, 4, 3, 5
