@@ -35,6 +35,13 @@ def described(function: Callable[..., Any]) -> str:
     return f"{name} {digest.hexdigest()[:8]}"
 
 
+def plain(argument: Any) -> Any:
+    """As a record keeps it: functions, in sequences too, by name and contents."""
+    if isinstance(argument, tuple | list):
+        return [plain(each) for each in argument]
+    return described(argument) if callable(argument) else argument
+
+
 def _parts(value: Any, seen: dict[int, Any]) -> Iterator[bytes]:
     """Everything that makes a value what it is, in order; nothing is followed twice. `seen` keeps what it names."""
     yield type(value).__qualname__.encode()

@@ -12,11 +12,8 @@ import pytest
 from own_model import ROLES, Network
 
 import nfd_jax as nfd
-from nfd_jax.dynamics import module
-from nfd_jax.optimizers import Optimizer
+from nfd_jax.dynamics import autodiff
 from nfd_jax.parametrization import ONE, ZERO, L, N, Role, alpha_gamma, resolve
-from nfd_jax.runtime import loop as engine
-from nfd_jax.solvers import networks as training
 from nfd_jax.statistics import Slope
 from nfd_jax.tools.coordinate_check import (
     CHANGE,
@@ -109,28 +106,27 @@ def test_networks_of_this_package(name, model, optimizer):
 
     def build(key, width, depth):
         deep = dataclasses.replace(model, depth=depth) if is_resnet else model
-        network = module.create_network(key, deep, row, module.Shape(width, task.dimension, task.outputs))
-        rule = Optimizer.create(optimizer, 0.0, 0.0)
-        roles = partial(training.trainable, ("input", "hidden", "readout"))
-        settings = engine.Settings(structure, row, task.loss, tuple(roles(network)), rule)
-        by_role = optax.chain(training.directions(settings, network), optax.scale_by_learning_rate(RATES[optimizer]))
+        recipe = nfd.Training(parametrization=row, optimizer=optimizer, train_input=True, train_readout=True)
+        dynamics, _ = nfd.network_dynamics(task, deep, recipe, width=width)
+        network, roles = dynamics.init(key).network, partial(autodiff.trainable, ("input", "hidden", "readout"))
+        by_role = optax.chain(dynamics.directions(network), optax.scale_by_learning_rate(RATES[optimizer]))
 
         def update(gradient, state, parameters):
             updates, state = by_role.update(roles(gradient), state, roles(parameters))
-            return training.with_weights(gradient, updates), state
+            return autodiff.with_weights(gradient, updates), state
 
         return network, optax.GradientTransformation(lambda network: by_role.init(roles(network)), update)
 
     def features(network, inputs):
         """The image of the last matrix of the first block is read off the stream, before a last activation."""
-        outputs, stream = network.sweep(inputs)
+        outputs, stream = network.features(inputs)
         found = {"embedded": stream[0], "stream": stream[-1], "outputs": outputs}
         first, (hidden, _) = stream[0], network.hidden[0]
         if structure.matrices == 2:
-            found["inner"] = network.multiplier(Role.INNER) * first @ network.inner[0][0][0].T
+            found["inner"] = network.multiplier(Role.INNER) * first @ network.inner[0][0][0][0].T
             first = jnp.tanh(found["inner"])
-        elif structure.activated[0]:
-            first = structure.phi(first)
+        else:
+            first = structure.apply(structure.maps[0], first)
         return found | {"hidden": network.multiplier(Role.HIDDEN) * first @ hidden[0].T}
 
     inner = {"inner": "inner"} if structure.matrices == 2 else {}

@@ -9,12 +9,10 @@ import pytest
 from helpers import final_state, input_coordinates, prepare
 
 import nfd_jax as nfd
-from nfd_jax.dynamics import conditioned as explicit
+from nfd_jax.dynamics.initial import Initial
 from nfd_jax.matrices.dense import DenseMatrices
 from nfd_jax.matrices.noise import BACKWARD, FORWARD, PlainNoise
 from nfd_jax.matrices.revealed import RevealedMatrices, Side
-from nfd_jax.solvers.network import Shape, plain_layers
-from nfd_jax.solvers.particles import matched_layers
 
 WIDTH, DEPTH, SAMPLES, STEPS = 96, 3, 3, 4
 RANK = SAMPLES * STEPS
@@ -26,11 +24,9 @@ def trained(coupled, matched, **options):
     inputs = rng.normal(size=(SAMPLES, 2))
     inputs[2] = inputs[0]  # a dependent sample, whose rows stay zero
     task = nfd.Task(inputs, np.array([1.0, -1.0, 1.0]))
-    problem = prepare(task, nfd.ResNet(DEPTH, "tanh"), steps=STEPS, **options)
-    shape = Shape(DEPTH, WIDTH, 2, 1, STEPS, SAMPLES)
-    key = jax.random.key(0)
-    layers = matched_layers(key, shape, coupled) if matched else plain_layers(key, shape, coupled)
-    state, _ = final_state(problem, explicit.start(problem.settings, layers), input_coordinates(inputs), task.targets)
+    problem, explicit, _ = prepare(task, nfd.ResNet(DEPTH, "tanh"), steps=STEPS, **options)
+    layers = Initial(DEPTH, WIDTH, 2, 1, STEPS, SAMPLES, coupled, matched).layers(jax.random.key(0))
+    state, _ = final_state(explicit, problem, explicit.start(layers), input_coordinates(inputs), task.targets)
     return state.layers.hidden
 
 

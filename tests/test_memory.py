@@ -9,13 +9,10 @@ import sys
 import jax
 import numpy as np
 import pytest
-from helpers import input_coordinates, prepare
 
 import nfd_jax as nfd
-from nfd_jax.dynamics import conditioned as explicit
 from nfd_jax.matrices.matched import least_width
-from nfd_jax.runtime import loop as engine
-from nfd_jax.solvers import network, particles
+from nfd_jax.runtime import ensemble, loop
 
 DEPTH, STEPS, SAMPLES, WIDTH = 4, 8, 2, 2048
 
@@ -26,18 +23,18 @@ def compiled(solver, width):
     of an ensemble of networks."""
     rng = np.random.default_rng(0)
     task = nfd.Task(rng.normal(size=(SAMPLES, 3)), np.array([1.0, -1.0]))
-    problem = prepare(task, nfd.ResNet(DEPTH, "relu"), steps=STEPS)
-    inputs = input_coordinates(task.inputs)
-    shape = network.Shape(DEPTH, width, inputs.shape[1], 1, STEPS, SAMPLES, SAMPLES)
     if solver == "network":
-        create, key = functools.partial(network._create, problem.settings, shape, True), jax.random.key(0)[None]
+        make = functools.partial(nfd.network_dynamics, width=width, engine="revealed")
     else:
         assert width >= least_width(SAMPLES, STEPS, 1)
-        create, key = functools.partial(particles._create, problem.settings, shape, True, True, 1), jax.random.key(0)
-    state = jax.eval_shape(create, key)
-    rate = np.full(1, 0.5) if solver == "network" else np.float64(0.5)  # of every member
-    arguments = (problem.scales, state, np.int32(0), rate, inputs, task.targets)
-    lowered = engine._jitted_step.lower(explicit.EXPLICIT.step, problem.settings, solver == "network", *arguments)
+        make = functools.partial(nfd.limit_dynamics, particles=width)
+    dynamics, problem = make(task, nfd.ResNet(DEPTH, "relu"), steps=STEPS)
+    members = solver == "network"
+    keys = jax.random.split(jax.random.key(0), 1) if members else jax.random.key(0)
+    state = jax.eval_shape(functools.partial(ensemble.create, members=members), dynamics, keys)
+    rates = np.full((1, STEPS) if members else STEPS, 0.5)  # of every member
+    chunk = loop.Chunk(np.int32(0), np.int32(STEPS), rates, problem.data.batches)
+    lowered = loop.run_chunk.lower(dynamics, state, problem.data.train, chunk, members=members, layout=None)
     return lowered.compile()
 
 

@@ -12,8 +12,7 @@ import numpy as np
 import pytest
 
 import nfd_jax as nfd
-from nfd_jax.runtime import claims, memory, store
-from nfd_jax.runtime import loop as engine
+from nfd_jax.runtime import claims, loop, memory, store
 from nfd_jax.runtime.files import partial_of
 from nfd_jax.runtime.store import Checkpoint, Record
 from nfd_jax.solvers import multilevel
@@ -48,19 +47,19 @@ RUNS = {
 
 
 def limited(patch, calls):
-    """The program dies before the next training step after so many."""
-    original, count = engine._jitted_step, iter(range(calls))
+    """The program dies before the next chunk of training steps after so many."""
+    original, count = loop.run_chunk, iter(range(calls))
 
-    def dying(*arguments):
+    def dying(*arguments, **options):
         if next(count, None) is None:
             raise Killed
-        return original(*arguments)
+        return original(*arguments, **options)
 
-    patch.setattr(engine, "_jitted_step", dying)
+    patch.setattr(loop, "run_chunk", dying)
 
 
 def kill(monkeypatch, calls, run):
-    """A run that dies after so many training steps."""
+    """A run that dies after so many chunks."""
     with monkeypatch.context() as patch:
         limited(patch, calls)
         with pytest.raises(Killed):
@@ -89,9 +88,32 @@ def test_resumed_runs_end_with_the_same_bits(kind, tmp_path, monkeypatch):
         kill(monkeypatch, calls, lambda: run(**options))
     again = run(**options)
     same(again, whole)
+    assert not list((tmp_path / "here").glob("*-part-*"))  # it is one archive
     with monkeypatch.context() as patch:  # a finished run is not trained again
         limited(patch, 0)
         same(run(**options), whole)
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_checkpoint_writes_what_is_new(kind, tmp_path, monkeypatch):
+    """Every step of every member is in one part, whatever number of them."""
+    monkeypatch.setattr(memory, "BUDGET", 1)
+    written, write = [], Record.append
+
+    def counted(record, new, state):
+        written.append((record.name, new, state))
+        write(record, new, state)
+
+    monkeypatch.setattr(Record, "append", counted)
+    run = RUNS[kind](checkpoint=tmp_path, checkpoint_every=1)
+    for member in {name for name, *_ in written}:
+        losses = [new for name, new, _ in written if name == member]
+        assert len(losses) == STEPS
+        assert [len(array) for new in losses for key, array in new.items() if key.startswith("batch/")] == [
+            1,
+            1,
+        ] * STEPS
+    assert len({name for name, *_ in written}) == len(run.seeds)
 
 
 def test_resumed_estimates_end_with_the_same_bits(tmp_path, monkeypatch):
@@ -127,8 +149,8 @@ def test_a_half_written_archive_is_never_read(tmp_path, monkeypatch):
 
 def test_a_damaged_archive_is_refused(tmp_path):
     for content in (b"", b"something else", b"PK\x03\x04 and no more"):
-        (tmp_path / "run.npz").write_bytes(content)
-        with pytest.raises(ValueError, match=r"run\.npz' is not an archive of nfd_jax \(.*\); remove it"):
+        (tmp_path / "members-0.npz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"members-0\.npz' is not an archive of nfd_jax \(.*\); remove it"):
             RUNS["limit"](checkpoint=tmp_path)
 
 
@@ -180,12 +202,12 @@ def test_processes_do_not_share_a_half_written_file(tmp_path):
     program = (
         "import sys, numpy as np; from pathlib import Path; from nfd_jax.runtime.store import Checkpoint\n"
         f"kept = Checkpoint(Path({str(tmp_path)!r}), 1, {{}})\n"
-        "for turn in range(150): kept.write('one', {'numbers': np.full(20_000, int(sys.argv[1]))})"
+        "for turn in range(150): kept.record('one').write({'numbers': np.full(20_000, int(sys.argv[1]))})"
     )
     writers = [subprocess.Popen([sys.executable, "-c", program, str(index)]) for index in range(2)]
     assert [writer.wait() for writer in writers] == [0, 0]
     (found,) = tmp_path.iterdir()
-    assert len(set(Checkpoint(tmp_path, 1, {}).read(found.stem)["numbers"])) == 1
+    assert len(set(Checkpoint(tmp_path, 1, {}).record(found.stem).read()["numbers"])) == 1
 
 
 def test_bad_checkpoints(tmp_path):

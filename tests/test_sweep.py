@@ -1,4 +1,4 @@
-"""Sweeps: the trainer's own numbers in every cell, and nothing trained twice."""
+"""Snapshots: the trainer's own numbers in every cell, and nothing trained twice."""
 
 import sys
 
@@ -221,7 +221,7 @@ def test_all_cells_are_checked_before_any_is_trained(plain, monkeypatch, engine_
         ({"progress": "no"}, TypeError, "progress must be True or False, got 'no'"),
         ({"betas": (0.9, 0.9)}, ValueError, "betas=.* is Adam's"),
         ({"learning_rates": np.array([[0.1]])}, TypeError, "learning_rates must be a sequence of numbers, got array"),
-        ({"observe": "kernels"}, TypeError, "observe must be a function of a Sweep .*, got 'kernels'"),
+        ({"observe": "kernels"}, TypeError, "observe must be a function of a Snapshot .*, got 'kernels'"),
         ({"widths": ()}, ValueError, r"widths must be at least one number, all distinct, got \(\)"),
         ({"widths": (4, 0)}, ValueError, "widths must be at least 1, got 0"),
         ({"learning_rates": 0.1}, TypeError, "learning_rates must be a sequence of numbers, got 0.1"),

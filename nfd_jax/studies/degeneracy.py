@@ -14,8 +14,8 @@ import nfd_jax as nfd
 from nfd_jax.statistics import Sampled, bootstrap
 from nfd_jax.studies._curves import Curve
 from nfd_jax.studies._findings import Finding, about, at_least
-from nfd_jax.studies._limits import own_seeds
 from nfd_jax.studies._panels import Level, Line, Panel
+from nfd_jax.studies._seeds import own_seeds
 from nfd_jax.studies._study import Arrays, Cell, Results, Study
 
 PLACES = {  # kernel, and layer time t, by the name of the variable

@@ -15,8 +15,8 @@ import nfd_jax as nfd
 from nfd_jax.statistics import Sampled, bootstrap
 from nfd_jax.studies._curves import Curve
 from nfd_jax.studies._findings import Finding, about
-from nfd_jax.studies._limits import own_seeds, solutions
 from nfd_jax.studies._panels import Panel
+from nfd_jax.studies._seeds import own_seeds
 from nfd_jax.studies._study import Arrays, Cell, Results, Study
 
 CLOSURES = ("coupled", "decoupled")
@@ -38,7 +38,7 @@ class Sizes:
 def cells(sizes: Sizes) -> list[Cell]:
     """Every depth in both closures."""
     return [
-        {"activation": activation, "closure": closure, "depth": depth, "room": 2 * max(sizes.depths)}
+        {"activation": activation, "closure": closure, "depth": depth, "capacity": 2 * max(sizes.depths)}
         for activation in sizes.activations
         for closure in CLOSURES
         for depth in sizes.depths
@@ -49,27 +49,31 @@ def measure(
     activation: str,
     closure: str,
     depth: int,
-    room: int,
+    capacity: int,
     particles: int,
     seeds: int,
     samples: int,
     steps: int,
     learning_rate: float,
 ) -> Arrays:
-    """Outputs and loss along training with L and 2L blocks on one path; `room` lets all depths share a program."""
-    runs = solutions(
-        nfd.datasets.digits(samples),
-        nfd.ResNet(2 * depth, activation),
-        closure=closure,
-        seeds=own_seeds(seeds, activation, closure, depth),
-        particles=particles,
-        room=room,
-        steps=steps,
-        learning_rate=learning_rate,
-        refinements=(2, 1),
-    )
-    outputs = np.array([[run.outputs[:, :, 0] for run in pair] for pair in runs])
-    losses = np.array([[run.loss for run in pair] for pair in runs])
+    """Outputs and loss along training with L and 2L blocks on one path; `capacity` lets all depths share a program."""
+    pair = [
+        nfd.solve_limit(
+            nfd.datasets.digits(samples),
+            nfd.ResNet(2 * depth // refinement, activation),
+            closure=closure,
+            seeds=own_seeds(seeds, activation, closure, depth),
+            particles=particles,
+            refinement=refinement,
+            capacity=capacity,
+            steps=steps,
+            learning_rate=learning_rate,
+            progress=False,
+        )
+        for refinement in (2, 1)
+    ]
+    outputs = np.stack([run.outputs[..., 0] for run in pair], axis=1)
+    losses = np.stack([run.loss for run in pair], axis=1)
     return {
         "outputs": (("seed", "grid", "step", "sample"), outputs),
         "loss": (("seed", "grid", "step"), losses),

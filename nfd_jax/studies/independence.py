@@ -19,8 +19,8 @@ from nfd_jax.models import AbstractModel
 from nfd_jax.statistics import bootstrap
 from nfd_jax.studies._curves import Curve
 from nfd_jax.studies._findings import Finding, about, at_least, falling
-from nfd_jax.studies._limits import halved, own_seeds
 from nfd_jax.studies._panels import Line, Panel
+from nfd_jax.studies._seeds import halved, own_seeds
 from nfd_jax.studies._study import Arrays, Cell, Results, Study
 
 ARCHITECTURES = {"plain": "plain deep net", "mup": "muP ResNet", "depth_mup": "depth-muP ResNet"}

@@ -19,11 +19,11 @@ import numpy as np
 import nfd_jax as nfd
 from nfd_jax import observables
 from nfd_jax._types import Array
+from nfd_jax.dynamics.snapshot import Snapshot
 from nfd_jax.runtime import threads
-from nfd_jax.runtime.loop import Sweep
-from nfd_jax.studies._limits import own_seeds, solutions
 from nfd_jax.studies._responses import by_origin
 from nfd_jax.studies._reuse import DIRECTIONS, conclude, draw
+from nfd_jax.studies._seeds import own_seeds
 from nfd_jax.studies._study import Arrays, Cell, Study
 
 
@@ -71,7 +71,7 @@ def cells(sizes: Sizes) -> list[Cell]:
         for closure in ("coupled", "decoupled"):
             limit = {"kind": "limits", "closure": closure, "depth": depth, "horizon": horizon}
             grid.append(
-                limit | {"room": max(sizes.depths), "particles": sizes.particles, "seeds": sizes.seeds} | shared
+                limit | {"capacity": max(sizes.depths), "particles": sizes.particles, "seeds": sizes.seeds} | shared
             )
     for activation in sizes.activations:
         for horizon in sizes.horizons:
@@ -132,7 +132,7 @@ def _networks(
     return record
 
 
-def _observe(sweep: Sweep) -> dict[str, Array]:
+def _observe(sweep: Snapshot) -> dict[str, Array]:
     found = observables.signed_response(sweep) | observables.response_gradient(sweep)
     return found | {"features": sweep.features}
 
@@ -164,7 +164,7 @@ def _limits(
     closure: str,
     depth: int,
     horizon: float,
-    room: int,
+    capacity: int,
     particles: int,
     seeds: int,
     samples: int,
@@ -172,17 +172,18 @@ def _limits(
     learning_rate: float,
 ) -> Arrays:
     """Outputs and losses of a limit."""
-    runs = solutions(
+    run = nfd.solve_limit(
         nfd.datasets.digits(samples),
         nfd.ResNet(depth, horizon=horizon),
         closure=closure,
         seeds=own_seeds(seeds, closure, depth, horizon),
         particles=particles,
-        room=room,
+        capacity=capacity,
         steps=max(steps),
         learning_rate=learning_rate,
+        progress=False,
     )
-    return _at(steps, np.stack([run.outputs for (run,) in runs]), np.stack([run.loss for (run,) in runs]))
+    return _at(steps, run.outputs, run.loss)
 
 
 def _at(steps: list[int], outputs: np.ndarray, loss: np.ndarray) -> Arrays:
@@ -197,17 +198,17 @@ def _first_step(activation: str, horizon: float, depth: int, particles: int, see
     task, rate = nfd.Task(np.ones((1, 1)), np.ones((1, 1))), 0.01
     moved = []
     for closure in ("coupled", "decoupled"):
-        runs = solutions(
+        run = nfd.solve_limit(
             task,
             nfd.ResNet(depth, activation, horizon),
             closure=closure,
             seeds=own_seeds(seeds, activation, horizon),
             particles=particles,
-            room=depth,
             steps=1,
             learning_rate=rate,
+            progress=False,
         )
-        moved.append([run.outputs[1, 0, 0] - run.outputs[0, 0, 0] for (run,) in runs])
+        moved.append(run.outputs[:, 1, 0, 0] - run.outputs[:, 0, 0, 0])
     return {"change": (("closure", "seed"), np.array(moved) / rate)}
 
 

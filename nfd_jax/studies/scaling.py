@@ -11,8 +11,8 @@ import nfd_jax as nfd
 from nfd_jax.statistics import Estimate, Sampled, bootstrap, combined, normal, quantile
 from nfd_jax.studies._curves import Curve
 from nfd_jax.studies._findings import Finding, about, falling
-from nfd_jax.studies._limits import own_seeds
 from nfd_jax.studies._panels import Level, Panel
+from nfd_jax.studies._seeds import own_seeds
 from nfd_jax.studies._study import Arrays, Cell, Results, Study
 
 

@@ -7,14 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 import nfd_jax as nfd
-from nfd_jax.optimizers import Optimizer
-from nfd_jax.runtime import loop as engine
-from nfd_jax.solvers.network import solve_members
 from nfd_jax.statistics import Estimate, Sampled, Slope, bootstrap, combined
 from nfd_jax.studies._curves import Curve
 from nfd_jax.studies._findings import Finding, about, at_least, at_most
-from nfd_jax.studies._limits import halved
 from nfd_jax.studies._panels import Line, Panel
+from nfd_jax.studies._seeds import halved
 from nfd_jax.studies._study import Arrays, Cell, Results, Study
 
 # block and parametrization of every row, what it is called, and who states that its best rate stays
@@ -51,7 +48,7 @@ def cells(sizes: Sizes) -> list[Cell]:
             f"rates={sizes.rates} and ratio={sizes.ratio}"
         )
     networks = [
-        {"block": block, "parametrization": row, "depth": depth, "room": max(sizes.depths)}
+        {"block": block, "parametrization": row, "depth": depth, "capacity": max(sizes.depths)}
         for block in ("pre", "pre_inner")
         for depth in sizes.depths
         for row in [row for own, row in ROWS if own == block]
@@ -72,7 +69,7 @@ def measure(
     lowest: float,
     ratio: float,
     rates: int,
-    room: int = 0,
+    capacity: int = 0,
     particles: int = 0,
 ) -> Arrays:
     """Final losses at every rate, of networks, or of the limit (`width=None`) from independent sets of particles.
@@ -81,56 +78,25 @@ def measure(
     """
     task, model = nfd.datasets.digits(samples), nfd.ResNet(depth, "relu", block=block)
     members, grid = range(1000 * depth, 1000 * depth + seeds), _grid(lowest, ratio, rates)
+    recipe = {"steps": steps, "parametrization": parametrization, "progress": False}
     if width is not None:
-        loss = _networks(task, model, parametrization, width, steps, grid, members, room)
+        run = nfd.sweep(
+            task,
+            model,
+            widths=[width],
+            learning_rates=grid,
+            seeds=members,
+            engine="revealed",
+            capacity=capacity,
+            **recipe,
+        )
+        loss = run.loss.values[0, 0, :, :, -1]
     else:
         loss = [
-            [
-                nfd.solve_limit(
-                    task,
-                    model,
-                    steps=steps,
-                    learning_rate=rate,
-                    particles=particles,
-                    parametrization=parametrization,
-                    seed=seed,
-                    progress=False,
-                ).loss[-1]
-                for seed in members
-            ]
+            nfd.solve_limit(task, model, learning_rate=rate, particles=particles, seeds=members, **recipe).loss[:, -1]
             for rate in grid
         ]
     return {"loss": (("rate", "seed"), np.array(loss))}
-
-
-def _networks(
-    task: nfd.Task,
-    model: nfd.ResNet,
-    parametrization: str,
-    width: int,
-    steps: int,
-    grid: list[float],
-    seeds: range,
-    room: int,
-) -> np.ndarray:
-    """Final losses `(rates, seeds)` of `solve_network`, all rates and seeds side by side, with room for `room` blocks:
-    all depths and parametrizations of a block share one compiled program, where a sweep would compile each."""
-    problem = engine.prepare(
-        task,
-        model,
-        steps=steps,
-        learning_rate=1.0,
-        parametrization_name=parametrization,
-        optimizer=Optimizer(),
-        train_input=False,
-        train_readout=False,
-        richness=1.0,
-    )
-    problem = problem._replace(rates=np.array(grid)[:, None].repeat(len(seeds), axis=0) * problem.rates)
-    members = tuple(seeds) * len(grid)
-    kept = solve_members(problem, task, model, width, members, backward="tied", room=room, progress=False)
-    losses = kept.trajectory(task, problem.data, members, {}, members=True).loss[:, -1]
-    return losses.reshape(len(grid), len(seeds))
 
 
 def _grid(lowest: float, ratio: float, rates: int) -> list[float]:

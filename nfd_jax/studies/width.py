@@ -10,8 +10,8 @@ import nfd_jax as nfd
 from nfd_jax.statistics import bootstrap, combined, normal
 from nfd_jax.studies._curves import Curve
 from nfd_jax.studies._findings import Finding, about
-from nfd_jax.studies._limits import own_seeds
 from nfd_jax.studies._panels import Panel
+from nfd_jax.studies._seeds import own_seeds
 from nfd_jax.studies._study import Arrays, Cell, Results, Study
 
 CLOSURE_OF = {"tied": "coupled", "untied": "decoupled"}
