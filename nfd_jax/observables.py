@@ -7,16 +7,17 @@ same: `@axes(**kernels.axes, mine=("layer", "sample"))`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from functools import partial
+from typing import TypeVar
 
 import jax.numpy as jnp
 from jax import lax
 
-from nfd_jax._types import Array, Float, Index, Vectors
+from nfd_jax._types import Array, Index, Vectors
 from nfd_jax.dynamics.snapshot import Snapshot
-from nfd_jax.matrices import basis as bases
 from nfd_jax.matrices.basis import product
 from nfd_jax.matrices.noise import BACKWARD, FORWARD
+from nfd_jax.matrices.response import Response
 from nfd_jax.matrices.revealed import RevealedMatrices
 from nfd_jax.models import BLOCKS
 
@@ -103,14 +104,14 @@ def reuse(snapshot: Snapshot) -> dict[str, Array]:
     Nothing of it acts in the forward pass of an untied network, where R is that of the independent copy: there it is
     what tying would add. Needs revealed matrices of `ResNet(block="pre")`.
     """
-    reused, phi_prime = _reused("reuse", snapshot), snapshot.structure.phi_prime
+    response, phi, phi_prime = _responses("reuse", snapshot), snapshot.structure.phi, snapshot.structure.phi_prime
 
     def one_block(carry: tuple[Vectors, Vectors], layer: Index) -> tuple[tuple[Vectors, Vectors], tuple[Array, Array]]:
         below, above = _ends(snapshot, layer)
-        up, down = reused(FORWARD, layer), reused(BACKWARD, layer)
-        forward, backward = up.coordinates(snapshot.structure.phi(below)), down.coordinates(above)
-        total = carry[0] + bases.combination(forward, up.queries)
-        return (total, carry[1] + phi_prime(below) * bases.combination(backward, down.queries)), (forward, backward)
+        up, down = response(FORWARD, layer), response(BACKWARD, layer)
+        forward, backward = up.coordinates(phi(below)), down.coordinates(above)
+        total = carry[0] + up.vectors(forward), carry[1] + phi_prime(below) * down.vectors(backward)
+        return total, (forward, backward)
 
     nothing = jnp.zeros_like(snapshot.features[0])
     (forward, backward), (up, down) = lax.scan(one_block, (nothing, nothing), _layers(snapshot))
@@ -136,13 +137,14 @@ def signed_response(snapshot: Snapshot) -> dict[str, Array]:
     seeds, and multiply different seeds where a square is wanted; sums over blocks have far less of it. What is said of
     untied networks at `reuse` holds here. Needs revealed matrices of `ResNet(block="pre")`.
     """
-    reused, phi, phi_prime = _reused("signed_response", snapshot), snapshot.structure.phi, snapshot.structure.phi_prime
+    response = _responses("signed_response", snapshot)
+    phi, phi_prime = snapshot.structure.phi, snapshot.structure.phi_prime
 
     def one_block(layer: Index) -> tuple[Array, Array]:
         below, above = _ends(snapshot, layer)
-        up, down = reused(FORWARD, layer), reused(BACKWARD, layer)
-        forward = up.coordinates(phi(below)) * bases.inner(up.queries, above)
-        backward = down.coordinates(above) * bases.inner(down.queries, phi_prime(below) * below)
+        up, down = response(FORWARD, layer), response(BACKWARD, layer)
+        forward = up.coordinates(phi(below)) * up.along(above)
+        backward = down.coordinates(above) * down.along(phi_prime(below) * below)
         return jnp.sum(forward, axis=0), jnp.sum(backward, axis=0)
 
     forward, backward = lax.map(one_block, _layers(snapshot))
@@ -152,52 +154,23 @@ def signed_response(snapshot: Snapshot) -> dict[str, Array]:
 def response_gradient(snapshot: Snapshot) -> dict[str, Array]:
     """`response_gradient (L, P, width)`: the vectors p_l for which `forward_response` is <p_l, phi(h_{l-1})>, n times
     its gradient in the input of block l. Needs revealed matrices of `ResNet(block="pre")`."""
-    reused = _reused("response_gradient", snapshot)
+    response = _responses("response_gradient", snapshot)
 
     def one_block(layer: Index) -> Vectors:
-        up = reused(FORWARD, layer)
-        return up.gradient(bases.inner(up.queries, _ends(snapshot, layer)[1]))
+        up = response(FORWARD, layer)
+        return up.gradient(up.along(_ends(snapshot, layer)[1]))
 
     return {"response_gradient": lax.map(one_block, _layers(snapshot))}
 
 
-class _Reused(NamedTuple):
-    """What earlier queries of the other direction tell of the images under one initial matrix: rows `(M, width)`."""
-
-    queries: Vectors
-    images: Vectors
-    own: Vectors  # the queries of this direction
-    known: Array  # (M, M): <images, own> where the own query came first, which is no response
-    scale: Array  # (M, 1): of the initial matrix, 0 for queries that came later
-
-    def coordinates(self, vectors: Vectors) -> Array:
-        """Of the response to `vectors`, along `queries`: (M, P)."""
-        return self.scale * (bases.inner(self.images, vectors) - product(self.known, bases.inner(self.own, vectors)))
-
-    def gradient(self, along: Array) -> Vectors:
-        """The transposed map, from what is wanted of the coordinates (M, P)."""
-        along = self.scale * along
-        return bases.combination(along, self.images) - bases.combination(product(self.known.T, along), self.own)
-
-
-def _reused(name: str, snapshot: Snapshot) -> Callable[[int, Index], _Reused]:
-    """By direction and layer; refused where responses are not defined."""
-    matrices, structure = _revealed(name, snapshot), snapshot.structure
+def _responses(name: str, snapshot: Snapshot) -> Callable[[int, Index], Response]:
+    """Those of this step, by direction and layer; refused where they are not defined."""
+    matrices, structure = snapshot.matrices, snapshot.structure
+    if not isinstance(matrices, RevealedMatrices):
+        raise ValueError(f"observe={name} needs revealed matrices: use solve_network or solve_limit")
     if structure.maps != BLOCKS["pre"] or not structure.skip:
         raise ValueError(f"{name} is defined for ResNet(block='pre') without centring; pass such a model")
-
-    def one_matrix(direction: int, layer: Index) -> _Reused:
-        opposite = matrices.sides[1 - direction]
-        _, _, batch, _ = opposite.queries.shape
-        queries, images = _rows(opposite.queries, layer), _rows(opposite.images, layer)
-        own = _rows(matrices.sides[direction].queries, layer)
-        step = jnp.arange(len(queries), dtype=jnp.int32)[:, None] // batch
-        # a step's forward queries come before its backward ones
-        earlier = step >= step.T if direction == FORWARD else step > step.T
-        scale = jnp.where(step < snapshot.step + direction, matrices.trained.initial[layer], 0)
-        return _Reused(queries, images, own, jnp.where(earlier, bases.inner(images, own), 0), scale)
-
-    return one_matrix
+    return partial(matrices.response, step=snapshot.step)
 
 
 def _layers(snapshot: Snapshot) -> Array:
@@ -210,16 +183,5 @@ def _ends(snapshot: Snapshot, layer: Index) -> tuple[Vectors, Vectors]:
     return below, lax.dynamic_index_in_dim(snapshot.gradients, layer + 1, keepdims=False)
 
 
-def _rows(basis: bases.Basis, layer: Index) -> Float[Array, "basis width"]:
-    found = lax.dynamic_index_in_dim(basis, layer, keepdims=False)
-    return found.reshape(-1, found.shape[-1])
-
-
 def _rms(vectors: Array) -> Array:
     return jnp.sqrt(jnp.mean(vectors**2, axis=-1))
-
-
-def _revealed(name: str, snapshot: Snapshot) -> RevealedMatrices:
-    if not isinstance(snapshot.matrices, RevealedMatrices):
-        raise ValueError(f"observe={name} needs revealed matrices: use solve_network or solve_limit")
-    return snapshot.matrices

@@ -16,7 +16,7 @@ import numpy as np
 import optax
 
 from nfd_jax._checks import boolean, finite_float, in_precision, one_of
-from nfd_jax._functions import described
+from nfd_jax._functions import blamed, described
 from nfd_jax._types import PyTree, Scalar
 from nfd_jax.parametrization import FAMILIES
 
@@ -171,13 +171,8 @@ def rates(learning_rate: Rate, steps: int, name: str = "learning_rate") -> np.nd
 
 
 def _scheduled(schedule: Callable[[int], Any], step: int, name: str) -> float:
-    try:
+    with blamed(f"{name} must be a number, or a schedule that takes the step, an int, to a number; at step {step} it"):
         rate = schedule(step)
-    except Exception as error:  # whatever a function of a user's raises
-        raise TypeError(
-            f"{name} must be a number, or a schedule that takes the step, an int, to a number; at step {step} it "
-            f"raises {type(error).__name__}: {error}"
-        ) from error
     return finite_float(f"{name} at step {step}", rate)
 
 

@@ -1,6 +1,24 @@
-"""Strict mode: float64, no implicit promotion of dtypes or ranks, shapes checked, warnings are errors."""
+"""Strict mode: float64, no implicit promotion of dtypes or ranks, shapes checked, warnings are errors.
 
+Most tests run programs of a few milliseconds that take seconds to compile, so that compilation is kept short: programs
+are not optimised, but in modules marked `optimised`, which take longer to run or are about programs themselves, and a
+program is compiled once for all workers and child processes. `OPTIMISED=1 pytest` compiles everything as users do.
+"""
+
+import os
+import shutil
 import sys
+import tempfile
+
+OPTIMISED = os.environ.get("OPTIMISED", "") not in ("", "0")
+if not OPTIMISED:  # read when jax starts; test_users.py runs what users run, without them
+    os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
+if (
+    MADE_HERE := "JAX_COMPILATION_CACHE_DIR" not in os.environ
+):  # in the first process, whose environment the others have
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="nfd_jax_programs_")
+os.environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it warns of every program that is read
 
 import jax
 import pytest
@@ -14,9 +32,16 @@ with install_import_hook("nfd_jax", "beartype.beartype"):
     import nfd_jax as nfd
 
 
+def pytest_unconfigure():
+    if MADE_HERE:
+        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
+
+
 @pytest.fixture(autouse=True, scope="module")
-def free_programs():
-    """Compiled programs are kept as memory maps, of which a process may have 65,530: too few for all tests in one."""
+def programs(request):
+    """Optimised or not, and freed: they are memory maps, of which a process may have 65,530, too few for all tests."""
+    optimised = OPTIMISED or request.node.get_closest_marker("optimised") is not None
+    jax.config.update("jax_disable_most_optimizations", not optimised)
     yield
     jax.clear_caches()
 

@@ -75,10 +75,11 @@ def test_no_step_reveals_nothing_new(matched):
     layers = Initial(DEPTH, 4 * WIDTH, 2, 1, STEPS, 4, matched=matched).layers(jax.random.key(0))
     outputs, hidden = hand_made(layers, task, learning_rate=0.0)
     np.testing.assert_allclose(outputs, np.broadcast_to(outputs[0], outputs.shape), atol=4000 * EPS)
-    for side in hidden.sides:
-        used = np.any(np.asarray(side.queries), axis=-1)  # layer, step, sample
-        assert used[:, 0].any(axis=-1).all()
-        assert not used[:, 1:].any()
+    for direction, revealed in enumerate(hidden.revealed):
+        ranks = np.asarray(hidden.ranks[direction])
+        np.testing.assert_array_equal(revealed.counts.values, ranks)
+        np.testing.assert_array_equal(revealed.steps, np.where(np.arange(STEPS * 4) < ranks[:, None], 0, -1))
+        assert np.all((ranks > 0) & (ranks <= 2))  # of two equal samples, a zero one and another
 
 
 def test_equal_readout_columns():
@@ -90,8 +91,7 @@ def test_equal_readout_columns():
     assert np.all(np.isfinite(outputs))
     np.testing.assert_allclose(outputs[..., 0], outputs[..., 1], rtol=0, atol=4000 * EPS)
     assert np.abs(np.diff(outputs[:, 0, 0])).min() > 1e-3
-    rank = np.any(np.asarray(hidden.sides[1].queries[-1]), axis=-1).sum()
-    assert rank == 1
+    assert hidden.ranks[1, -1] == 1
 
 
 def test_more_queries_than_particles():
@@ -103,9 +103,8 @@ def test_more_queries_than_particles():
     assert np.all(np.isfinite(run.outputs))
     layers = Initial(DEPTH, 8, 4, 1, STEPS, 4).layers(jax.random.key(0))
     _, hidden = hand_made(layers, task)
-    for side in hidden.sides:
-        queries = np.asarray(side.queries).reshape(DEPTH, -1, 8)
-        rank = np.any(queries, axis=-1).sum(axis=1)
+    for rank, revealed in zip(np.asarray(hidden.ranks), hidden.revealed, strict=True):
+        queries = np.asarray(revealed.queries)
         assert rank.max() == 8
         gram = np.einsum("lmn,lmk->lnk", queries, queries) / 8
         full = rank == 8
@@ -133,7 +132,7 @@ def in_precision(dtype, rate, targets):
     ends = rng.normal(size=(3, WIDTH)).astype(np.float32)
     task = nfd.Task(INPUTS[[0, 3]], np.array([targets, -targets]))
     with jax.enable_x64(dtype == np.float64):
-        size = {"depth": DEPTH, "width": WIDTH, "steps": STEPS, "batch": 2}
+        size = {"depth": DEPTH, "width": WIDTH, "capacity": 2 * STEPS}
         noise = SharedNoise(jax.random.key(3))
         hidden = RevealedMatrices.create(noise, **size, coupled=True, dtype=np.dtype(dtype))
         layers = Layers(jnp.asarray(ends[:2], dtype), hidden, jnp.asarray(ends[2:], dtype))

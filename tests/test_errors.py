@@ -521,7 +521,7 @@ def test_scalars_that_are_real_numbers(plain):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (np.tanh, r"got <ufunc 'tanh'>, which raises TracerArrayConversionError .* jax\.numpy, not numpy or math"),
+        (np.tanh, r"got <ufunc 'tanh'>, which raises TracerArrayConversionError: .* jax\.numpy, not numpy or math"),
         (math.tanh, "got <built-in function tanh>, which raises"),
         (lambda x: max(x, 0), "which raises TracerBoolConversionError"),
         (lambda x: x @ x, "which raises"),

@@ -12,7 +12,7 @@ import nfd_jax as nfd
 from nfd_jax import observables
 from nfd_jax.analytic import linear_dynamics
 from nfd_jax.dynamics.propagate import Layers
-from nfd_jax.matrices.noise import FORWARD, AbstractNoise
+from nfd_jax.matrices.noise import BACKWARD, FORWARD, AbstractNoise
 from nfd_jax.matrices.revealed import RevealedMatrices
 from nfd_jax.solvers.networks import Networks
 
@@ -229,6 +229,46 @@ def test_signed_response_of_the_limit():
     assert np.abs(expected).max() > 3 * np.max(bound)
 
 
+def test_responses_are_the_a_and_b_of_theory():
+    """Of linear networks, in all directions: sqrt(T/L) sum_j A^{ij} g^j and sqrt(T/L) sum_j B^{ji} h^j, with the A and
+    B of the recursion, and the vectors j as they were queried, step by step."""
+    depth, rate, steps, particles = 4, 0.7, 3, 512
+    limit = linear_dynamics(LINEAR.inputs @ LINEAR.inputs.T / 2, LINEAR.targets[:, 0], depth, 1.0, rate, steps)
+
+    def observe(snapshot):
+        found = {name: [] for name in ("forward", "g", "backward", "h")}
+        for layer in range(depth):
+            h, g = snapshot.features[layer], snapshot.gradients[layer + 1]
+            up, down = (snapshot.matrices.response(each, layer, snapshot.step) for each in (FORWARD, BACKWARD))
+            parts = up.coordinates(h), up.along(g), down.coordinates(g), down.along(h)
+            for name, part in zip(found, parts, strict=True):
+                found[name].append(part)
+        return {name: jnp.stack(parts) for name, parts in found.items()}
+
+    pairs = []
+    for seed in range(12):
+        options = {"steps": steps, "learning_rate": rate, "particles": particles, "observe": observe, "seed": seed}
+        run = nfd.solve_limit(LINEAR, nfd.ResNet(depth, "identity"), **options).observed
+        for k in range(1, steps):
+            # g is the same for both samples of a step; h is of every step and sample
+            g = run["g"][:k, ..., 0]
+            h = np.moveaxis(run["h"][: k + 1], 3, 1).reshape(2 * k + 2, depth, -1)
+            now = slice(2 * k, 2 * k + 2)
+            forward = np.einsum("lij,jlm->lmi", limit.forward_response[:, now, :k], g)
+            backward = np.einsum("lj,jlm->lm", limit.backward_response[:, k, : 2 * k + 2], h)
+            expected = depth**-0.5 * np.concatenate([forward, backward[..., None]], axis=-1)
+            found = np.concatenate([run["forward"][k], run["backward"][k, ..., :1]], axis=-1)
+            pairs.append([found, expected])
+    found, expected = np.moveaxis(np.reshape(pairs, (12, steps - 1, 2, *pairs[0][0].shape)), 2, 0)
+    bound = sampling_bound(found - expected) + 4 / particles
+    assert np.all(np.abs((found - expected).mean(axis=0)) < bound)
+    seen = np.any(
+        np.abs(expected.mean(axis=0)) > 3 * bound, axis=(0, 2)
+    )  # layers, two samples forward and one backward
+    np.testing.assert_array_equal(seen[:, :2], np.arange(depth)[:, None] * np.ones((1, 2)) > 0)  # h_0 stands still
+    assert seen[:, 2].sum() > 1
+
+
 def test_sizes_and_diversity():
     def observe(sweep):
         return observables.sizes(sweep) | observables.diversity(sweep) | {"h": sweep.features, "g": sweep.gradients}
@@ -296,7 +336,7 @@ def test_effective_images_of_all_roads(name):
     dense = layers.hidden
     backward = dense.forward if dense.backward is None else dense.backward
     noise = GivenMatrices(jax.random.key(0), dense.forward, backward)
-    options = {"depth": len(dense.forward), "width": width, "steps": 5, "batch": 3, "coupled": not untied}
+    options = {"depth": len(dense.forward), "width": width, "capacity": 15, "coupled": not untied}
     hidden = RevealedMatrices.create(noise, **options, dtype=jnp.dtype(float))
     state = prepared.explicit.start(Layers(layers.input, hidden, layers.readout))
     inputs = task.inputs / task.dimension**0.5

@@ -41,6 +41,9 @@ class Autodiff(AbstractDynamics):
     def init(self, key: Key) -> State:
         return self.start(create_network(key, self.model, self.row, self.shape, self.richness))
 
+    def side_by_side(self) -> Autodiff:
+        return self
+
     def start(self, network: Network) -> State:
         """The state before training of a given network."""
         memory = self.directions(network).init(trainable(self.settings.trained, network))

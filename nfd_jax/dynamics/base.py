@@ -51,6 +51,10 @@ class AbstractDynamics(eqx.Module):
         """The state before training."""
 
     @abstractmethod
+    def side_by_side(self) -> AbstractDynamics:
+        """Those of one of several members under vmap, along an axis named `basis.MEMBERS`."""
+
+    @abstractmethod
     def step(self, state: PyTree, step: Index, rate: Scalar, inputs: Array, targets: Array) -> tuple[PyTree, Record]:
         """The state after the training step of this number on a batch, `(B, d)` and `(B, c)`, at rate eta, and what was
         seen before it. Steps are taken in order."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 
 import equinox as eqx
@@ -14,6 +15,7 @@ from nfd_jax.dynamics.initial import Initial
 from nfd_jax.dynamics.propagate import Layers
 from nfd_jax.dynamics.snapshot import Snapshot, observation
 from nfd_jax.dynamics.units import Units
+from nfd_jax.matrices.basis import MEMBERS
 from nfd_jax.task import loss_value
 
 
@@ -39,6 +41,10 @@ class Conditioned(AbstractDynamics):
         if self.initial is None:
             raise ValueError("these dynamics have no law of initial weights: give initial, or call start(layers)")
         return self.start(self.initial.layers(key))
+
+    def side_by_side(self) -> Conditioned:
+        initial = self.initial and replace(self.initial, members=MEMBERS)
+        return Conditioned(self.settings, self.units, initial)
 
     def start(self, layers: Layers) -> State:
         """The state before training, from weights of N(0, 1) entries."""

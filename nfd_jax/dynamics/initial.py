@@ -27,6 +27,7 @@ class Initial:
     - `coupled`: whether the backward pass sees the same matrices; otherwise independent copies.
     - `matched`: matched noise instead of the exact law of width n (theory section 4), for limits only.
     - `grid`: how layers lie on the finest grid of one Brownian path.
+    - `members`: the axis of several networks side by side under vmap, which share the offsets of their bases.
     """
 
     matrices: int
@@ -38,6 +39,7 @@ class Initial:
     coupled: bool = True
     matched: bool = False
     grid: Grid = FINEST
+    members: str | None = None
 
     @property
     def basis_bytes(self) -> int:
@@ -73,7 +75,9 @@ class Initial:
         rows = bases.orthonormalise(rows, jnp.zeros_like(rows[:, 0])).directions
         readout, first = rows[: self.outputs], rows[self.outputs :]
         address = jax.random.fold_in(key, HIDDEN_ADDRESS)
-        source = MatchedNoise.create(address, readout, self.matrices, self.steps, self.batch, self.grid, spread[ends:])
+        source = MatchedNoise.create(
+            address, readout, self.matrices, self.steps * self.batch, self.grid, spread[ends:], self.members
+        )
         return Layers(first, self._revealed(source), readout)
 
     def _rows(self, key: Key, address: int, count: int) -> Float[Array, "rows width"]:
@@ -84,8 +88,8 @@ class Initial:
             noise,
             depth=self.matrices,
             width=self.width,
-            steps=self.steps,
-            batch=self.batch,
+            capacity=self.steps * self.batch,
             coupled=self.coupled,
             dtype=jnp.zeros(()).dtype,
+            members=self.members,
         )

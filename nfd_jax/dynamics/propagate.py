@@ -60,7 +60,7 @@ def forward(
     """
     count, places, width = structure.matrices, _places(structure), layers.readout.shape[1]
     start = product(inputs, layers.input)
-    coordinates = layers.hidden.handles(len(inputs) if keep else 0)
+    coordinates = layers.hidden.no_coordinates(len(inputs) if keep else 0)
     blocks = len(coordinates) // count if keep else -1
     features, images = (
         jnp.zeros((rows, *start.shape), start.dtype) for rows in (blocks + 1, max(0, blocks) * len(places))

@@ -22,7 +22,7 @@ from nfd_jax.seeds import seed_key
 @partial(jax.jit, static_argnames=("members", "layout"))
 def create(dynamics: AbstractDynamics, keys: Array, *, members: bool, layout: Layout | None = None) -> PyTree:
     """The states of these keys, of one key without `members`."""
-    return devices.place(layout, (jax.vmap(dynamics.init) if members else dynamics.init)(keys))
+    return devices.place(layout, (jax.vmap(dynamics.side_by_side().init) if members else dynamics.init)(keys))
 
 
 def train(

@@ -21,6 +21,7 @@ from tqdm import tqdm
 from nfd_jax._types import Array, PyTree
 from nfd_jax.dynamics.base import AbstractDynamics, Record
 from nfd_jax.dynamics.problem import Evaluated, Problem, Samples, evaluated
+from nfd_jax.matrices.basis import MEMBERS
 from nfd_jax.runtime import devices, store
 from nfd_jax.runtime.devices import Layout
 from nfd_jax.runtime.store import Checkpoint, arrays_of, with_arrays
@@ -36,7 +37,7 @@ def _step(
     dynamics: AbstractDynamics, state: PyTree, step: Array, rate: Array, train: Samples, chosen: Array, *, members: bool
 ) -> tuple[PyTree, Record]:
     one = dynamics.step
-    one = jax.vmap(one, in_axes=(0, None, 0, None, None)) if members else one
+    one = jax.vmap(one, in_axes=(0, None, 0, None, None), axis_name=MEMBERS) if members else one
     return one(state, step, rate, train.inputs[chosen], train.targets[chosen])
 
 
@@ -91,7 +92,7 @@ def _evaluate(
     def one(state: PyTree) -> tuple[Evaluated, ...]:
         return evaluated(dynamics.settings.loss, dynamics.evaluate(state, step, inputs), sets)
 
-    return devices.replicate(layout, (jax.vmap(one) if members else one)(state))
+    return devices.replicate(layout, (jax.vmap(one, axis_name=MEMBERS) if members else one)(state))
 
 
 class Recorded(NamedTuple):
@@ -102,17 +103,13 @@ class Recorded(NamedTuple):
     held_out: list[dict[str, np.ndarray]]
     observed: list[dict[str, np.ndarray]]  # before every update, and after the last; empty where nothing is observed
 
-    @property
-    def counts(self) -> tuple[int, ...]:
-        """How many pieces there are of every kind."""
-        return tuple(map(len, self))
-
-    def arrays(self, number: int = 0, after: Sequence[int] = (0, 0, 0, 0)) -> dict[str, np.ndarray]:
-        """For a checkpoint: the pieces that come after so many, joined, by kind, number and name."""
+    def since(self, done: Sequence[int]) -> dict[str, np.ndarray]:
+        """The pieces beyond so many of each kind, for a checkpoint: every array by kind, number and name."""
         return {
-            f"{kind}/{number}/{name}": array
-            for kind, first in zip(self._fields, after, strict=True)
-            for name, array in joined(getattr(self, kind)[first:]).items()
+            f"{kind}/{number:06d}/{name}": array
+            for kind, pieces, first in zip(self._fields, self, done, strict=True)
+            for number, piece in enumerate(pieces[first:], first)
+            for name, array in piece.items()
         }
 
     def results(self, *, full_batch: bool) -> dict[str, np.ndarray]:
@@ -128,13 +125,13 @@ class Recorded(NamedTuple):
 
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> Recorded:
-        """From what `arrays` gave, once or more often."""
+        """From what `since` gave, of a whole run."""
         recorded, pieces = cls([], [], [], []), {}
-        for address, array in arrays.items():
+        for address in sorted(arrays):
             if "/" in address:
                 kind, number, name = address.split("/", 2)
-                pieces.setdefault((int(number), kind), {})[name] = array
-        for (_, kind), piece in sorted(pieces.items(), key=lambda each: each[0]):
+                pieces.setdefault((kind, number), {})[name] = arrays[address]
+        for (kind, _), piece in pieces.items():
             getattr(recorded, kind).append(piece)
         return recorded
 
@@ -159,15 +156,14 @@ def run(
     have the rates; recorded arrays have it after that of steps.
 
     `layout` is that of `state`, which is given up: its memory is reused. `progress` advances by one a step and once at
-    the end. With a `checkpoint`, the run starts from what that has of this `name`, and is kept there: what is new goes
-    into a part of its own, and the state in place of the last.
+    the end. With a `checkpoint`, the run starts from what that has of this `name`, and is kept there.
     """
     data, dtype = problem.data, np.dtype(jnp.zeros(()).dtype)
     every = [Samples(*(np.asarray(part, dtype) for part in samples)) for samples in data.sets]
     train, rates, batches = jax.device_put(every[0]), problem.rates.astype(dtype), data.batches.astype(np.int32)
-    on_disk = None if checkpoint is None else checkpoint.record(name)
-    step, state, recorded = _resumed(on_disk, state)
-    written = recorded.counts
+    record = None if checkpoint is None else checkpoint.record(name)
+    step, state, recorded = _resumed(record, state)
+    written = [len(pieces) for pieces in recorded]
     progress.update(step)
 
     def chunk_of(first: int, count: int, size: int) -> Chunk:
@@ -187,11 +183,11 @@ def run(
         count, began = _until(data, checkpoint, step, length), time.monotonic()
         if step < len(batches):  # the one after the last is observed and given up
             chunk = chunk_of(step, count, longest)
-            state, record = run_chunk(dynamics, state, train, chunk, members=members, layout=layout)
-            observed = {name: np.array(array[:count]) for name, array in record.observed.items()}
+            state, seen = run_chunk(dynamics, state, train, chunk, members=members, layout=layout)
+            observed = {name: np.array(array[:count]) for name, array in seen.observed.items()}
             recorded.observed.extend([observed] if observed else [])
             if step < data.steps:
-                outputs, loss = (np.array(array[:count]) for array in (record.outputs, record.loss))
+                outputs, loss = (np.array(array[:count]) for array in (seen.outputs, seen.loss))
                 recorded.batch.append({"outputs": outputs, "loss": loss})
                 with np.errstate(over="ignore"):  # of members about to diverge
                     progress.set_postfix(loss=f"{np.mean(loss[-1]):.4g}", refresh=False)
@@ -199,10 +195,9 @@ def run(
         progress.update(count)
         if jax.process_count() == 1 and time.monotonic() - began < TICK:
             length = min(2 * length, longest)
-        finished = step > data.steps
-        if checkpoint and on_disk and (finished or checkpoint.is_due(step, count)):
-            _write(on_disk, step, recorded, written, None if finished else state)
-            written = recorded.counts
+        over = step > data.steps
+        if checkpoint is not None and record is not None and (over or checkpoint.is_due(step, count)):
+            written = _write(record, step, recorded, written, None if over else state)
     return recorded
 
 
@@ -229,18 +224,22 @@ def _longest(dynamics: AbstractDynamics, state: PyTree, train: Samples, chunk: C
     return max(1, min(LONGEST, RECORDED // max(1, needed)))
 
 
-def _write(on_disk: store.Record, step: int, recorded: Recorded, written: Sequence[int], state: PyTree | None) -> None:
-    """What is new since so many pieces, and the state; of a finished run, which has none, all of it in one archive."""
+def _write(
+    record: store.Record, step: int, recorded: Recorded, written: Sequence[int], state: PyTree | None
+) -> list[int]:
+    """Add what was recorded since so many pieces, and replace the state; a finished run has none, and is one archive.
+    How many pieces are written then."""
     done = {"done": np.array(step)}
     if state is None:
-        on_disk.write(done | recorded.arrays())
+        record.write(done | recorded.since([0] * len(written)))
     else:
-        on_disk.append(recorded.arrays(step, written), done | arrays_of(state))
+        record.append(recorded.since(written), done | arrays_of(state))
+    return [len(pieces) for pieces in recorded]
 
 
-def _resumed(on_disk: store.Record | None, state: PyTree) -> tuple[int, PyTree, Recorded]:
+def _resumed(record: store.Record | None, state: PyTree) -> tuple[int, PyTree, Recorded]:
     """The step to go on from, the state before it, and what was recorded."""
-    arrays = None if on_disk is None else on_disk.read()
+    arrays = None if record is None else record.read()
     if arrays is None:
         return 0, state, Recorded([], [], [], [])
     if any(key.startswith("state-") for key in arrays):

@@ -153,7 +153,7 @@ def _check_observed(cells: list[Cell]) -> None:
 
 
 def _prepare(plan: Plan, model: AbstractModel, width: int) -> Cell:
-    """A cell, every member with its rate, checked; with what its archive has."""
+    """A cell, every member with its rate, checked."""
     networks = Networks.of(plan.task, model, plan.training, width, plan.backward, plan.engine, plan.capacity)
     arguments = networks.arguments | {
         "learning_rates": plan.rates,

@@ -285,7 +285,8 @@ class Trajectory:
             for kind in ("standard_error", "discretisation_error", "half_width"):
                 variables[f"{name}_{kind}"] = (variables[name][0], getattr(bars, kind))
         observed = labelled(self.observed, member, self.axes, self.task, self.settings.get("depth"))
-        attributes = {"settings": json.dumps(dict(self.settings), default=str), "loss_name": self.task.loss}
+        settings = json.dumps(dict(self.settings), default=str)
+        attributes = {"settings": settings, "loss_name": self.settings.get("loss", self.task.loss)}
         return xr.Dataset(variables | observed[0], coordinates | observed[1], attributes)
 
     def __repr__(self) -> str:

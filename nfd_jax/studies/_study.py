@@ -52,34 +52,39 @@ class Study:
 
     Args:
         name: On the command line, and of its folder.
-        number: Of the claim (theory section 7).
         claim: What its source states.
-        source: Where.
-        setting: What is run here. Where the source's own setting is not fully known, it says so.
-        sizes: A frozen dataclass of sizes for each of `SCALES`.
+        sizes: A frozen dataclass of sizes by scale: all of `SCALES`, or some.
         cells: The grid of these sizes: what differs from cell to cell.
         measure: The labelled arrays of one cell. Pure: what it returns depends on its arguments alone. Arguments that a
             cell leaves out are the sizes of the same name.
         conclude: Findings of all cells.
-        draw: Panels of all cells.
+        draw: Panels of all cells; without any there is no figure.
+        number: Of the claim (theory section 7), where it has one.
+        source: Where it is stated.
+        setting: What is run here. Where the source's own setting is not fully known, it says so.
         cost: Of a cell, in any unit, for the time left.
         revision: Of `measure`. Raise it with any change after which the same arguments give other numbers.
         least: How many entries its fits need of a size that is a grid, by name, where one is too few.
     """
 
     name: str
-    number: int
     claim: str
-    source: str
-    setting: str
     sizes: Mapping[str, Any]
     cells: Callable[[Any], Sequence[Cell]]
     measure: Callable[..., Arrays]
     conclude: Callable[[Results], Sequence[Finding]]
-    draw: Callable[[Results], Sequence[Panel | Map]]
+    draw: Callable[[Results], Sequence[Panel | Map]] = lambda results: ()
+    number: int | None = None
+    source: str = ""
+    setting: str = ""
     cost: Callable[[Cell], float] = lambda cell: 1.0
     revision: int = 1
     least: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """Number and name."""
+        return self.name if self.number is None else f"{self.number} {self.name}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,8 +144,8 @@ class Report:
     def heading(self, width: int) -> list[str]:
         """The claim as its source states it, and the setting in which it was run, in lines of this width."""
         study = self.study
-        claim = f"{study.number} {study.name} ({study.source}): {study.claim}"
-        below = [f"run here: {study.setting}", *self.warnings()]
+        claim = f"{study.title}{f' ({study.source})' if study.source else ''}: {study.claim}"
+        below = [*([f"run here: {study.setting}"] if study.setting else []), *self.warnings()]
         lines = [f"  {line}" for text in below for line in textwrap.wrap(text, width - 2)]
         return [*textwrap.wrap(claim, width), *lines]
 
@@ -156,11 +161,12 @@ class Report:
         """What the reader of the source would look for."""
         from nfd_jax.io import plotting  # a slow import, only needed here
 
-        title = f"{self.study.number} {self.study.name}: {self.study.claim}"
-        return plotting.panels(title, self.study.draw(self.results), note="; ".join(self.warnings()))
+        return plotting.panels(
+            f"{self.study.title}: {self.study.claim}", self.study.draw(self.results), note="; ".join(self.warnings())
+        )
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write findings as netCDF with provenance, the table as text, and the figure as SVG and PNG."""
+        """Write findings as netCDF with provenance, the table as text, and any figure as SVG and PNG."""
         from nfd_jax.io import plotting
 
         folder = writable_folder("folder", folder)
@@ -170,8 +176,10 @@ class Report:
         )
         text = folder / f"{self.study.name}.txt"
         text.write_text(self.table() + "\n")
-        figure = self.figure()
-        pictures = [plotting.save(figure, folder / f"{self.study.name}.{kind}") for kind in ("svg", "png")]
+        pictures = []
+        if self.study.draw(self.results):
+            figure = self.figure()
+            pictures = [plotting.save(figure, folder / f"{self.study.name}.{kind}") for kind in ("svg", "png")]
         return [records.save(dataset, folder / f"{self.study.name}.nc", arguments), text, *pictures]
 
 
@@ -219,7 +227,7 @@ def sized(study: Study, scale: str, changes: Mapping[str, Any] | None = None) ->
     Grids must not be empty nor shorter than the study's fits need, and have distinct entries. Numbers must be positive,
     or 0 where those of the scale are.
     """
-    sizes = study.sizes[one_of("scale", scale, SCALES)]
+    sizes = study.sizes[one_of("scale", scale, study.sizes)]
     if changes is not None and not isinstance(changes, Mapping):
         raise TypeError(f"sizes of study {study.name!r} must map names to sizes, got {changes!r}")
     known = {field.name for field in fields(sizes)}

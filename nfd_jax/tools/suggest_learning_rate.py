@@ -80,8 +80,8 @@ def suggest_learning_rate(
     if not np.all(np.isfinite(found) & (found > 0)):
         raise ValueError(
             f"there is no learning rate to suggest: the sharpness is {found.tolist()} for seeds {list(members)}, 0 "
-            "where no trained weight moves the outputs and not finite where features overflow; try another activation, "
-            "depth, parametrization or scale of inputs"
+            "where no trained weight moves the outputs and not finite where features overflow or the loss is linear; "
+            "try another activation, depth, parametrization, loss or scale of inputs"
         )
     rate = 1 / found.mean()
     error = found.std(ddof=1) / len(found) ** 0.5 if len(found) > 1 else np.nan
