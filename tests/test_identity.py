@@ -239,7 +239,7 @@ def test_archives_of_other_contents_are_named(tmp_path):
     (archive,) = tmp_path.iterdir()
     with np.load(archive) as kept:
         arrays = {name: kept[name] for name in kept.files}
-    name = next(name for name in arrays if name.startswith("records/"))
+    name = next(name for name in arrays if name.startswith("batch/"))
     for changed in (arrays | {name: arrays[name] + 1}, {key: value for key, value in arrays.items() if key != name}):
         np.savez(archive, **changed)
         with pytest.raises(ValueError, match=f"checkpoint '{archive}' does not hold what was written to it; remove it"):

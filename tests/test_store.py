@@ -84,13 +84,33 @@ def test_resumed_runs_end_with_the_same_bits(kind, tmp_path, monkeypatch):
     run = RUNS[kind]
     whole = run()
     options = {"checkpoint": tmp_path / "here", "checkpoint_every": 2}
-    for calls in (0, 3, 1, 3) if kind == "limit" else (3, 6, 4):  # of the limit, the last after the last update
+    for calls in (0, 3, 1, 3) if kind == "limit" else (3, 3, 2):  # of the limit, the last after the last update
         kill(monkeypatch, calls, lambda: run(**options))
     again = run(**options)
     same(again, whole)
+    assert not list((tmp_path / "here").glob("*-part-*"))  # it is one archive
     with monkeypatch.context() as patch:  # a finished run is not trained again
         limited(patch, 0)
         same(run(**options), whole)
+
+
+@pytest.mark.parametrize("kind", RUNS)
+def test_a_checkpoint_writes_what_is_new(kind, tmp_path, monkeypatch):
+    """Every step of every member is in one part."""
+    monkeypatch.setattr(memory, "BUDGET", 1)
+    written, write = [], Record.append
+
+    def counted(record, new, state):
+        written.append((record.name, new))
+        write(record, new, state)
+
+    monkeypatch.setattr(Record, "append", counted)
+    run = RUNS[kind](checkpoint=tmp_path, checkpoint_every=1)
+    members = {name for name, _ in written}
+    assert len(members) == len(run.seeds)
+    for member in members:
+        losses = [array for name, new in written if name == member for key, array in new.items() if "batch/" in key]
+        assert [len(array) for array in losses] == 2 * STEPS * [1]  # outputs and loss
 
 
 def test_resumed_estimates_end_with_the_same_bits(tmp_path, monkeypatch):
@@ -179,12 +199,12 @@ def test_processes_do_not_share_a_half_written_file(tmp_path):
     program = (
         "import sys, numpy as np; from pathlib import Path; from nfd_jax.runtime.store import Checkpoint\n"
         f"kept = Checkpoint(Path({str(tmp_path)!r}), 1, {{}})\n"
-        "for turn in range(150): kept.write('one', {'numbers': np.full(20_000, int(sys.argv[1]))})"
+        "for turn in range(150): kept.record('one').write({'numbers': np.full(20_000, int(sys.argv[1]))})"
     )
     writers = [subprocess.Popen([sys.executable, "-c", program, str(index)]) for index in range(2)]
     assert [writer.wait() for writer in writers] == [0, 0]
     (found,) = tmp_path.iterdir()
-    assert len(set(Checkpoint(tmp_path, 1, {}).read(found.stem)["numbers"])) == 1
+    assert len(set(Checkpoint(tmp_path, 1, {}).record(found.stem).read()["numbers"])) == 1
 
 
 def test_bad_checkpoints(tmp_path):

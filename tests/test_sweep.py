@@ -113,15 +113,15 @@ class KilledError(Exception):
 
 
 def test_finished_cells_are_never_run_again(task, tmp_path, monkeypatch):
-    whole, train, sizes = run(task), sweeps.train_members, []
+    whole, train, sizes = run(task), sweeps._train, []
 
-    def counted(problem, task, model, width, *rest, **options):
+    def counted(plan, cell):
         if len(sizes) == 1:
             raise KilledError
-        sizes.append((width, model.depth))
-        return train(problem, task, model, width, *rest, **options)
+        sizes.append((cell.width, cell.model.depth))
+        return train(plan, cell)
 
-    monkeypatch.setattr(sweeps, "train_members", counted)
+    monkeypatch.setattr(sweeps, "_train", counted)
     with pytest.raises(KilledError):
         run(task, folder=tmp_path)
     assert sizes == [(4, 2)]
@@ -148,8 +148,7 @@ def test_what_is_refused_is_refused_before_any_cell_is_trained(task, tmp_path, m
     """So that the folder has no cell of a refused sweep."""
     run(task, folder=tmp_path, widths=(4,))
     before = sorted(tmp_path.iterdir())
-    for train in ("train_members", "solve_members"):
-        monkeypatch.setattr(sweeps, train, lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(sweeps, "_train", lambda plan, cell: pytest.fail("trained"))
     with pytest.raises(ValueError, match=message):
         run(task, folder=tmp_path, **options)
     assert sorted(tmp_path.iterdir()) == before
@@ -158,12 +157,10 @@ def test_what_is_refused_is_refused_before_any_cell_is_trained(task, tmp_path, m
 
 def test_a_cell_that_another_process_trains_is_left_to_it(task, tmp_path, monkeypatch):
     """The others are trained meanwhile, and its numbers read at the end."""
-    whole, train, sizes, kept = run(task), sweeps.train_members, [], tmp_path / "kept"
+    whole, train, sizes, kept = run(task), sweeps._train, [], tmp_path / "kept"
     run(task, folder=kept)
     claimed = next(each for each in kept.iterdir() if "width-4" in each.name)
-    monkeypatch.setattr(
-        sweeps, "train_members", lambda *given, **options: sizes.append(given[3]) or train(*given, **options)
-    )
+    monkeypatch.setattr(sweeps, "_train", lambda plan, cell: sizes.append(cell.width) or train(plan, cell))
     with claim(tmp_path / claimed.name) as own:
         assert own
         monkeypatch.setattr(store.time, "sleep", lambda _: claimed.rename(tmp_path / claimed.name))
@@ -190,8 +187,9 @@ def test_no_result_is_overwritten_by_what_is_observed(task):
 @pytest.mark.parametrize("engine_name", ["dense", "revealed"])
 def test_all_cells_are_checked_before_any_is_trained(plain, monkeypatch, engine_name):
     """What their observers return, their memory and their rates; by shapes alone."""
-    for name in ("train_members", "solve_members"):
-        monkeypatch.setattr(sys.modules["nfd_jax.solvers.sweep"], name, lambda *_, **__: pytest.fail("trained a cell"))
+    monkeypatch.setattr(
+        sys.modules["nfd_jax.solvers.sweep"], "_train", lambda plan, cell: pytest.fail("trained a cell")
+    )
     shared = SWEEP | {"engine": engine_name, "widths": (4,), "depths": (1, 2)}
     names = {"observe": lambda sweep: {f"of {len(sweep.features)}": sweep.outputs}}
     for observe in ({"observe": plain.observables.sizes}, names):

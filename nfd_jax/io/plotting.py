@@ -12,10 +12,10 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from nfd_jax.solvers.limit import CLOSURE_OF
 from nfd_jax.statistics import quantile
 from nfd_jax.verdict import Verdict
 
-CLOSURE_OF = {"tied": "coupled", "untied": "decoupled"}
 STYLE = {
     "tied": {"color": "#0b5394", "marker": "o", "linestyle": "-"},
     "untied": {"color": "#cc5500", "marker": "s", "linestyle": "--"},

@@ -197,9 +197,7 @@ def run(
             length = min(2 * length, longest)
         over = step > data.steps
         if checkpoint is not None and record is not None and (over or checkpoint.is_due(step, count)):
-            # a finished run needs no state
-            record.append(recorded.since(written), {"done": np.array(step)} | ({} if over else arrays_of(state)))
-            written = [len(pieces) for pieces in recorded]
+            written = _write(record, step, recorded, written, None if over else state)
     return recorded
 
 
@@ -224,6 +222,19 @@ def _longest(dynamics: AbstractDynamics, state: PyTree, train: Samples, chunk: C
     _, record = jax.eval_shape(partial(_step, members=members), dynamics, state, chunk.first, rate, train, chosen)
     needed = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(record))
     return max(1, min(LONGEST, RECORDED // max(1, needed)))
+
+
+def _write(
+    record: store.Record, step: int, recorded: Recorded, written: Sequence[int], state: PyTree | None
+) -> list[int]:
+    """Add what was recorded since so many pieces, and replace the state; a finished run has none, and is one archive.
+    How many pieces are written then."""
+    done = {"done": np.array(step)}
+    if state is None:
+        record.write(done | recorded.since([0] * len(written)))
+    else:
+        record.append(recorded.since(written), done | arrays_of(state))
+    return [len(pieces) for pieces in recorded]
 
 
 def _resumed(record: store.Record | None, state: PyTree) -> tuple[int, PyTree, Recorded]:

@@ -240,14 +240,6 @@ class Checkpoint:
         """Of one chunk of the work."""
         return Record(self.folder, self.arguments, name, divided=True, called="checkpoint")
 
-    def write(self, name: str, arrays: Arrays) -> None:
-        """Replace one record, whole or not at all."""
-        self.record(name).write(arrays)
-
-    def read(self, name: str) -> dict[str, np.ndarray] | None:
-        """A record, None where there is none yet."""
-        return self.record(name).read()
-
 
 def fingerprint(task: Task) -> str:
     """Of all arrays of a task."""

@@ -24,6 +24,7 @@ from nfd_jax.task import Task
 from nfd_jax.training import Training, takes_training
 
 CLOSURES = ("coupled", "decoupled")
+CLOSURE_OF = {"tied": "coupled", "untied": "decoupled"}  # the limit of networks, by their backward pass
 NOISES = ("matched", "plain")
 PARTICLES = 4096  # of one solution, unasked
 BUDGET = 600.0  # seconds of an estimate, unasked

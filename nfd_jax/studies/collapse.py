@@ -13,6 +13,7 @@ import numpy as np
 
 import nfd_jax as nfd
 from nfd_jax import analytic, observables
+from nfd_jax.solvers.limit import CLOSURE_OF
 from nfd_jax.statistics import bootstrap, normal
 from nfd_jax.studies._curves import Curve
 from nfd_jax.studies._findings import Finding, about
@@ -22,7 +23,6 @@ from nfd_jax.studies._study import Arrays, Cell, Results, Study
 ROWS = {"depth_mup": "depth-muP", "depth_mup_corrected": "corrected"}
 INNER = {"depth_mup": -0.5, "depth_mup_corrected": 0.0}  # predicted for (W1 - W1^0) h / sqrt(n)
 ALLOWANCE = 0.2  # the competing predictions are 1/2 apart
-CLOSURE_OF = {"tied": "coupled", "untied": "decoupled"}
 BLOCK = "inner"
 COUNTING, RECURSION = "counting, theory section 6", "recursion, nfd.analytic"  # sources
 FINITE = 0.1  # of the recursion's exponents and shares, for the width

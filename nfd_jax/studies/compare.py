@@ -11,7 +11,7 @@ summed over samples and outputs. Distances from either limit are then difference
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,7 @@ from nfd_jax.runtime.identity import identity
 from nfd_jax.runtime.store import Record, fingerprint, shared
 from nfd_jax.seeds import check_seed, labels
 from nfd_jax.solvers.limit import CLOSURES, limit_dynamics, solve_limit
-from nfd_jax.solvers.networks import BACKWARDS, is_revealed, network_dynamics, train_networks
+from nfd_jax.solvers.networks import BACKWARDS, network_dynamics, train_networks
 from nfd_jax.task import Task, check_task
 from nfd_jax.training import Training
 
@@ -93,7 +93,7 @@ class Comparison:
 
     @property
     def training(self) -> Training:
-        """How all of them are trained."""
+        """How both are trained."""
         return Training(self.steps, self.learning_rate, self.parametrization)
 
     def members(self, count: int) -> list[int]:
@@ -107,6 +107,13 @@ class Run(NamedTuple):
     kind: str  # a closure, or a backward pass
     depth: int
     width: int | None = None  # of networks
+
+    def options(self, setup: Comparison) -> dict[str, Any]:
+        """What its solver takes besides task, model and recipe."""
+        if self.width is None:
+            seeds = setup.members(setup.limit_seeds)
+            return {"closure": self.kind, "particles": setup.particles, "seeds": seeds}
+        return {"backward": self.kind, "width": self.width, "seeds": setup.members(setup.seeds), "engine": "auto"}
 
     def __str__(self) -> str:
         kind = f"{self.kind} limit" if self.width is None else f"{self.kind} networks, n = {self.width}"
@@ -131,14 +138,14 @@ def compare(
     setup = setup or Comparison()
     if not isinstance(setup, Comparison):
         raise TypeError(f"setup must be a nfd_jax.studies.compare.Comparison, got {setup!r}")
-    _check_runs(task, setup, progress)
+    if progress is not None:
+        boolean("progress", progress)
     limits = [Run(closure, depth) for closure in CLOSURES for depth in setup.depths]
     networks = [Run(kind, depth, width) for kind in BACKWARDS for depth in setup.depths for width in setup.widths]
     runs = sorted([*limits, *networks], key=lambda run: setup.depths.index(run.depth))
-    records: list[Record | None] = [None] * len(runs)
-    if folder is not None:
-        where = writable_folder("folder", folder)
-        records = [Record(where, depends_on(task, setup, run)) for run in runs]
+    described = [depends_on(task, setup, run) for run in runs]
+    where = None if folder is None else writable_folder("folder", folder)
+    records = [None if where is None else Record(where, each) for each in described]
     with tqdm(total=len(runs), unit="run", disable=None if progress is None else not progress) as bar:
 
         def trained(place: int) -> dict[str, np.ndarray]:
@@ -177,37 +184,22 @@ def compare(
     return summarise(dataset)
 
 
-def _check_runs(task: Task, setup: Comparison, progress: bool | None) -> None:
-    """What a solver would refuse of any run, before the first of them."""
-    if progress is not None:
-        boolean("progress", progress)
-    for depth in setup.depths:
-        limit_dynamics(task, setup.model(depth), setup.training, particles=setup.particles)
-        for width in setup.widths:
-            network_dynamics(task, setup.model(depth), setup.training, width=width, backward="untied", engine="auto")
-
-
 def depends_on(task: Task, setup: Comparison, run: Run) -> dict[str, Any]:
-    """Everything that decides the numbers of one run."""
-    of_limits, grids = {"particles", "limit_seeds"}, {"depths", "widths"}
-    others = grids | ({"seeds"} if run.width is None else of_limits)
-    arguments = {name: value for name, value in asdict(setup).items() if name not in others}
-    revealed = run.width is not None and is_revealed("auto", task, run.width, setup.training)
-    data = {"data": fingerprint(task), "loss": task.loss, "batch_size": task.batch_size}
-    return identity({"comparison": REVISION, **run._asdict(), "revealed": revealed, **arguments, **data})
+    """Everything that decides the numbers of a run. ValueError for what a solver would refuse of it."""
+    options = run.options(setup)
+    of_one = {name: value for name, value in options.items() if name != "seeds"}
+    prepare = limit_dynamics if run.width is None else network_dynamics
+    dynamics, problem = prepare(task, setup.model(run.depth), setup.training, **of_one)
+    more = {"comparison": REVISION, "dynamics": type(dynamics).__name__, "data": fingerprint(task)}
+    return identity({**problem.arguments, **options, **more})
 
 
 def _trained(task: Task, setup: Comparison, run: Run) -> dict[str, np.ndarray]:
-    """Outputs, losses and divergence of all members of one run."""
-    model, of_limit = setup.model(run.depth), run.width is None
-    if of_limit:
-        seeds, options = setup.members(setup.limit_seeds), {"closure": run.kind, "particles": setup.particles}
-    else:
-        seeds, options = setup.members(setup.seeds), {"backward": run.kind, "width": run.width, "engine": "auto"}
-    train = solve_limit if of_limit else train_networks
-    trajectory = train(task, model, setup.training, seeds=seeds, progress=False, **options)
-    arrays = {name: np.asarray(getattr(trajectory, name)) for name in KEPT}
-    return arrays | ({"noise": np.array(trajectory.settings["noise"])} if of_limit else {})
+    """Outputs, losses and divergence of all members of a run."""
+    solve = solve_limit if run.width is None else train_networks
+    found = solve(task, setup.model(run.depth), setup.training, **run.options(setup), progress=False)
+    noise = np.array(found.settings.get("noise", ""))
+    return {"noise": noise} | {name: np.asarray(getattr(found, name)) for name in KEPT}
 
 
 def summarise(dataset: xr.Dataset) -> xr.Dataset:

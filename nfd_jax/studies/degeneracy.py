@@ -61,32 +61,21 @@ def measure(
 ) -> Arrays:
     """Smallest relative eigenvalues before every update, and the loss."""
     task, model = nfd.datasets.digits(samples), nfd.ResNet(depth, activation)
-    shared = {
-        "steps": steps,
-        "learning_rate": learning_rate,
-        "observe": nfd.observables.kernels,
-        "evaluate_at": [steps],
-        "progress": False,
-    }
+    recipe = nfd.Training(steps, learning_rate, observe=nfd.observables.kernels, evaluate_at=[steps])
+    options = {"seeds": own_seeds(seeds, activation, width), "progress": False}
     if width is None:
-        members = own_seeds(seeds, activation, width)
-        runs = [nfd.solve_limit(task, model, particles=particles, seed=seed, **shared) for seed in members]
-        kernels = {name: np.stack([run.observed[name] for run in runs]) for name in runs[0].observed}
-        loss = np.stack([run.loss for run in runs])
+        run = nfd.solve_limit(task, model, recipe, particles=particles, **options)
     else:
-        run = nfd.train_networks(
-            task, model, width=width, seeds=own_seeds(seeds, activation, width), engine="auto", **shared
-        )
-        kernels, loss = run.observed, run.loss
+        run = nfd.train_networks(task, model, recipe, width=width, engine="auto", **options)
     found = {}
     for place, (name, time) in PLACES.items():
-        grams = np.asarray(kernels[name][:, :steps, round(time * depth)], np.float64)
+        grams = np.asarray(run.observed[name][:, :steps, round(time * depth)], np.float64)
         finite = np.all(np.isfinite(grams), axis=(-2, -1), keepdims=True)
         kept = np.where(finite, grams, np.eye(samples))
         smallest = np.linalg.eigvalsh(kept)[..., 0] / (np.trace(kept, axis1=-2, axis2=-1) / samples)
         smallest = np.where(finite[..., 0, 0], smallest, np.nan)  # where training diverged
         found[place] = (("seed", "update"), smallest)
-    return found | {"loss": (("seed", "step"), loss)}
+    return found | {"loss": (("seed", "step"), run.loss)}
 
 
 def _along_widths(results: Results, activation: str, place: str) -> Curve:

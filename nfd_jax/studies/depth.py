@@ -12,14 +12,13 @@ import numpy as np
 import xarray as xr
 
 import nfd_jax as nfd
+from nfd_jax.solvers.limit import CLOSURES
 from nfd_jax.statistics import Sampled, bootstrap
 from nfd_jax.studies._curves import Curve
 from nfd_jax.studies._findings import Finding, about
 from nfd_jax.studies._panels import Panel
 from nfd_jax.studies._seeds import own_seeds
 from nfd_jax.studies._study import Arrays, Cell, Results, Study
-
-CLOSURES = ("coupled", "decoupled")
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ import numpy as np
 
 import nfd_jax as nfd
 from nfd_jax.models import AbstractModel
+from nfd_jax.solvers.networks import BACKWARDS
 from nfd_jax.statistics import bootstrap
 from nfd_jax.studies._curves import Curve
 from nfd_jax.studies._findings import Finding, about, at_least, falling
@@ -24,7 +25,6 @@ from nfd_jax.studies._seeds import halved, own_seeds
 from nfd_jax.studies._study import Arrays, Cell, Results, Study
 
 ARCHITECTURES = {"plain": "plain deep net", "mup": "muP ResNet", "depth_mup": "depth-muP ResNet"}
-BACKWARDS = ("tied", "untied")
 NEGLIGIBLE = 0.02  # of the loss before training
 
 

@@ -20,7 +20,7 @@ import nfd_jax as nfd
 from nfd_jax import observables
 from nfd_jax._types import Array
 from nfd_jax.dynamics.snapshot import Snapshot
-from nfd_jax.runtime import threads
+from nfd_jax.runtime import memory
 from nfd_jax.studies._responses import by_origin
 from nfd_jax.studies._reuse import DIRECTIONS, conclude, draw
 from nfd_jax.studies._seeds import own_seeds
@@ -103,32 +103,24 @@ def _networks(
 ) -> Arrays:
     """Outputs and losses; of tied networks the signed responses, and where asked the forward one by distance."""
     observe = (_observe if distances else observables.signed_response) if backward == "tied" else None
-    model, branch = nfd.ResNet(depth, horizon=horizon), math.sqrt(horizon / depth)
-
-    def one(seed: int) -> tuple[np.ndarray, np.ndarray, Arrays]:
-        run = nfd.solve_network(
-            nfd.datasets.digits(samples),
-            model,
-            width=width,
-            steps=max(steps),
-            learning_rate=learning_rate,
-            seeds=[seed],
-            backward=backward,
-            observe=observe,
-            progress=False,
-        )
-        observed = {name: values[0] for name, values in run.observed.items()}
-        return run.outputs[0], run.loss[0], _responses(observed, steps, branch, model) if observed else {}
-
-    # four bases; features and gradients of every step leave the device, twice while they are put together
-    arrays = 8 if distances else 4
-    needed = arrays * (max(steps) + 1) * (depth + 1) * samples * width * jnp.zeros(()).dtype.itemsize
-    seeds_of_place = own_seeds(seeds, backward, depth, width, horizon)
-    outputs, loss, found = zip(*threads.each(one, seeds_of_place, threads.at_once(needed)), strict=True)
-    record = dict(_at(steps, np.stack(outputs), np.stack(loss)))
-    for name, (axes, _) in found[0].items():
-        values = np.stack([each[name][1] for each in found])
-        record[name] = (("seed", *axes), values)
+    task, model, branch = nfd.datasets.digits(samples), nfd.ResNet(depth, horizon=horizon), math.sqrt(horizon / depth)
+    recipe = nfd.Training(max(steps), learning_rate, observe=observe)
+    members = own_seeds(seeds, backward, depth, width, horizon)
+    # features and gradients of every step leave the device, twice while they are put together
+    needed = 4 * (max(steps) + 1) * (depth + 1) * samples * width * jnp.zeros(()).dtype.itemsize
+    at_once = max(1, memory.BUDGET // needed) if distances else seeds
+    outputs, loss, found = [], [], []
+    for first in range(0, seeds, at_once):
+        chosen = members[first : first + at_once]
+        run = nfd.solve_network(task, model, recipe, width=width, seeds=chosen, backward=backward, progress=False)
+        outputs.append(run.outputs)
+        loss.append(run.loss)
+        for place in range(len(chosen) if observe else 0):
+            own = {name: values[place] for name, values in run.observed.items()}
+            found.append(_responses(own, steps, branch, model))
+    record = dict(_at(steps, np.concatenate(outputs), np.concatenate(loss)))
+    for name, (axes, _) in found[0].items() if found else ():
+        record[name] = (("seed", *axes), np.stack([each[name][1] for each in found]))
     return record
 
 

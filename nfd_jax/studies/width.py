@@ -7,14 +7,13 @@ from dataclasses import dataclass
 import numpy as np
 
 import nfd_jax as nfd
+from nfd_jax.solvers.limit import CLOSURE_OF
 from nfd_jax.statistics import bootstrap, combined, normal
 from nfd_jax.studies._curves import Curve
 from nfd_jax.studies._findings import Finding, about
 from nfd_jax.studies._panels import Panel
 from nfd_jax.studies._seeds import own_seeds
 from nfd_jax.studies._study import Arrays, Cell, Results, Study
-
-CLOSURE_OF = {"tied": "coupled", "untied": "decoupled"}
 
 
 @dataclass(frozen=True)
