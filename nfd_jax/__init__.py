@@ -1,31 +1,57 @@
 """nfd_jax: mean-field feature dynamics of very wide, very deep networks, beside the networks themselves."""
 
+from importlib.metadata import version as _version
+
 from nfd_jax import analytic, datasets, observables, parametrization, statistics
+from nfd_jax._checks import Outcome
+from nfd_jax.dynamics.snapshot import Snapshot
 from nfd_jax.models import MLP, ResNet
-from nfd_jax.parametrization import Role, alpha_gamma
-from nfd_jax.solvers.limit import solve_limit
-from nfd_jax.solvers.network import solve_network
-from nfd_jax.solvers.networks import train_networks
+from nfd_jax.optimizers import Optimizer
+from nfd_jax.parametrization import Parametrization, Power, Role, Scaling, alpha_gamma
+from nfd_jax.seeds import seed_key
+from nfd_jax.solvers.limit import limit_dynamics, solve_limit
+from nfd_jax.solvers.networks import network_dynamics, solve_network, train_networks
 from nfd_jax.solvers.sweep import sweep
-from nfd_jax.solvers.trajectory import Trajectory
+from nfd_jax.solvers.trajectory import ErrorBars, HeldOut, Trajectory
 from nfd_jax.task import Task
-from nfd_jax.tools.coordinate_check import coordinate_check
-from nfd_jax.tools.scale_rates import scale_rates
-from nfd_jax.tools.suggest_learning_rate import suggest_learning_rate
+from nfd_jax.tools.coordinate_check import Coordinate, CoordinateCheck, coordinate_check
+from nfd_jax.tools.scale_rates import ScaledParameter, ScaledRates, scale_rates
+from nfd_jax.tools.suggest_learning_rate import SuggestedRate, suggest_learning_rate
+from nfd_jax.training import Training
+
+__version__ = _version("nfd_jax")
 
 __all__ = [
     "MLP",
+    "Coordinate",
+    "CoordinateCheck",
+    "ErrorBars",
+    "HeldOut",
+    "Optimizer",
+    "Outcome",
+    "Parametrization",
+    "Power",
     "ResNet",
     "Role",
+    "ScaledParameter",
+    "ScaledRates",
+    "Scaling",
+    "Snapshot",
+    "SuggestedRate",
     "Task",
+    "Training",
     "Trajectory",
+    "__version__",
     "alpha_gamma",
     "analytic",
     "coordinate_check",
     "datasets",
+    "limit_dynamics",
+    "network_dynamics",
     "observables",
     "parametrization",
     "scale_rates",
+    "seed_key",
     "solve_limit",
     "solve_network",
     "statistics",

@@ -1,4 +1,5 @@
-"""What a user's function is, by name and contents: the same in every process, another for other code or constants."""
+"""Functions of a user's: called and traced so that errors say whose they are, and described by name and contents, the
+same in every process, another for other code or constants."""
 
 from __future__ import annotations
 
@@ -8,7 +9,8 @@ import inspect
 import re
 import sys
 import sysconfig
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -19,6 +21,44 @@ import numpy as np
 
 PLAIN = (bool, int, float, complex, str, bytes, type(...))
 LIBRARIES = tuple({Path(sysconfig.get_path(name)).resolve() for name in ("stdlib", "platstdlib", "purelib", "platlib")})
+
+
+@contextmanager
+def blamed(what: str, way_out: str = "") -> Iterator[None]:
+    """Whatever a function of a user's raises within, as a TypeError that begins with `what` it is and has to do."""
+    try:
+        yield
+    except Exception as error:
+        message = str(error).partition("\n")[0]  # jax's go on for pages
+        raise TypeError(f"{what} raises {type(error).__name__}: {message}{way_out}") from error
+
+
+def check_traced(
+    what: str,
+    way_out: str,
+    function: Any,
+    program: Callable[..., Any],
+    shapes: Sequence[tuple[int, ...]],
+    made: tuple[int, ...],
+) -> None:
+    """TypeError, beginning with `what` a function has to do, unless `program`, which calls and differentiates it, takes
+    arrays of `shapes` to one of shape `made`, all in the precision of the run. Nothing is compiled."""
+    what, way_out = f"{what}, got {function!r}, which", f"; {way_out}"
+    dtype = jax.dtypes.canonicalize_dtype(float)
+    with blamed(what, way_out):
+        result = jax.eval_shape(program, *(jax.ShapeDtypeStruct(shape, dtype) for shape in shapes))
+    shape, kind = getattr(result, "shape", type(result).__name__), getattr(result, "dtype", "no array")
+    if (shape, kind) != (made, dtype):
+        raise TypeError(f"{what} makes {shape}, {kind} from {', '.join(map(str, shapes))}, {dtype}{way_out}")
+
+
+def check_hashable(name: str, function: Any) -> None:
+    """TypeError unless a function can be a key."""
+    try:
+        hash(function)
+    except TypeError:
+        message = f"{name} must be hashable to be compiled once, got {function!r}; say it as a def"
+        raise TypeError(message) from None
 
 
 def described(function: Callable[..., Any]) -> str:
@@ -33,6 +73,13 @@ def described(function: Callable[..., Any]) -> str:
     for part in _parts(function, {}):
         digest.update(part + b"\0")
     return f"{name} {digest.hexdigest()[:8]}"
+
+
+def plain(argument: Any) -> Any:
+    """As a record keeps it: functions, in sequences too, by name and contents."""
+    if isinstance(argument, tuple | list):
+        return [plain(each) for each in argument]
+    return described(argument) if callable(argument) else argument
 
 
 def _parts(value: Any, seen: dict[int, Any]) -> Iterator[bytes]:

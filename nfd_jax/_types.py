@@ -11,8 +11,8 @@ axis           symbol  meaning
 `samples`      P       samples of the task
 `inputs`       d       input coordinates
 `outputs`      c       network outputs
-`steps`        K       training steps that a basis has room for
-`basis`        M       orthonormal vectors of a basis, steps x batch
+`steps`        K       training steps
+`capacity`     M       orthonormal vectors that a basis can hold, at most steps x batch are needed
 =============  ======  ====================================================================
 
 A block of vectors is stored as rows, `(batch, width)`: reductions over the width then run along contiguous

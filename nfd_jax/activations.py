@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from nfd_jax._checks import one_of
+from nfd_jax._functions import check_hashable, check_traced
 from nfd_jax._types import Array, ScalarFunction
 
 
@@ -29,12 +30,7 @@ def check(activation: str | ScalarFunction) -> str | ScalarFunction:
     the names or says what the function does instead."""
     if not callable(activation):
         return one_of("activation", activation, ACTIVATIONS)
-    try:
-        hash(activation)
-    except TypeError:
-        raise TypeError(
-            f"activation must be hashable to be compiled once, got {activation!r}; say it as a def"
-        ) from None
+    check_hashable("activation", activation)
     _probe(activation)
     return activation
 
@@ -42,24 +38,14 @@ def check(activation: str | ScalarFunction) -> str | ScalarFunction:
 @lru_cache(maxsize=256)
 def _probe(phi: ScalarFunction) -> None:
     """TypeError unless a number and a matrix keep their shape and dtype, and have derivatives. A function that mixes
-    entries mostly refuses a number. Nothing is compiled."""
-    dtype = jax.dtypes.canonicalize_dtype(float)
-    for shape in ((), (2, 3)):
-        try:
-            x = jax.ShapeDtypeStruct(shape, dtype)
-            found = jax.eval_shape(lambda x: jax.jvp(phi, (x,), (x,))[0], x)
-        except Exception as error:  # whatever a function of a user's raises
-            raise _no_activation(phi, f"raises {type(error).__name__} for shape {shape}") from error
-        if not isinstance(found, jax.ShapeDtypeStruct) or (found.shape, found.dtype) != (shape, dtype):
-            made = getattr(found, "shape", type(found).__name__), getattr(found, "dtype", "no array")
-            raise _no_activation(phi, f"makes {made[0]}, {made[1]} from {shape}, {dtype}")
-
-
-def _no_activation(phi: object, wrong: str) -> TypeError:
-    return TypeError(
-        f"activation must be a name or a scalar function that jax applies to every entry of an array and "
-        f"differentiates, such as jax.nn.silu, got {phi!r}, which {wrong}; write it with jax.numpy, not numpy or math"
+    entries mostly refuses a number."""
+    what = (
+        "activation must be a name or a scalar function that jax applies to every entry of an array and "
+        "differentiates, such as jax.nn.silu"
     )
+    way_out = "write it with jax.numpy, not numpy or math"
+    for shape in ((), (2, 3)):
+        check_traced(what, way_out, phi, lambda x: jax.jvp(phi, (x,), (x,))[0], [shape], shape)
 
 
 def function(activation: str | ScalarFunction) -> ScalarFunction:

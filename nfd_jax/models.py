@@ -1,6 +1,6 @@
-"""ResNet and MLP: descriptions of networks without a width, and their forward and backward sweeps over any matrices.
+"""ResNet and MLP: descriptions of networks without a width, which every solver shares.
 
-The equations are those of theory section 2, for a branch F of one or two hidden matrices:
+The equations are those of theory section 2, for a branch F of one or more hidden matrices:
 
     h_0 = U x / sqrt(d)
     h_l = h_{l-1} + b F_l(h_{l-1})              b = sqrt(T) L^-alpha
@@ -12,44 +12,66 @@ The equations are those of theory section 2, for a branch F of one or two hidden
     "pre_inner"   F(h) = W2 phi(W1 phi(h) / sqrt(n)) / sqrt(n)
     "inner_post"  F(h) = phi(W2 phi(W1 h / sqrt(n)) / sqrt(n))              TP6's block of depth 2
 
-An MLP has no skip: h_l = W_l phi(h_{l-1}) / sqrt(n) and f = V^T phi(h_L) / n. Gradients g_L = n df/dh_L are swept
-back through the transposed matrices. Sweeps are loops over blocks, compiled once whatever the depth.
+A block is a chain of maps and matrices: a map, a matrix, a map, a matrix, ..., a map. Explicit passes and autodiff both
+walk it by `Structure.branch`, so that they cannot disagree on what a block is. An MLP has no skip:
+h_l = W_l phi(h_{l-1}) / sqrt(n) and f = V^T phi(h_L) / n.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
 
 from nfd_jax import activations
 from nfd_jax._checks import boolean, finite_float, one_of, positive_int
-from nfd_jax._types import ScalarFunction
+from nfd_jax._types import ScalarFunction, Vectors
 from nfd_jax.parametrization import Parametrization
 
-BLOCKS: dict[str, tuple[bool, ...]] = {  # whether phi acts before the first matrix, and after each
-    "pre": (True, False),
-    "post": (False, True),
-    "inner": (False, True, False),
-    "pre_inner": (True, True, False),
-    "inner_post": (False, True, True),
+Stage = str | Callable[[Any], Any]  # a function of rows (B, n), by name or as it is
+Map = tuple[Stage, ...]  # stages one after the other; () is the identity
+
+PHI, CENTRE = "phi", "centre"  # the activation of the model; without the mean over the n coordinates
+BLOCKS: dict[str, tuple[Map, ...]] = {  # the map before the first matrix, and those after each
+    "pre": ((PHI,), ()),
+    "post": ((), (PHI,)),
+    "inner": ((), (PHI,), ()),
+    "pre_inner": ((PHI,), (PHI,), ()),
+    "inner_post": ((), (PHI,), (PHI,)),
 }
+
+
+def _centre(vectors: Vectors) -> Vectors:
+    return vectors - jnp.mean(vectors, axis=-1, keepdims=True)
+
+
+def _rms_norm(vectors: Vectors) -> Vectors:
+    return vectors / jnp.sqrt(jnp.mean(vectors**2, axis=-1, keepdims=True))
+
+
+STAGES: dict[str, Callable[[Any], Any]] = {CENTRE: _centre, "rms_norm": _rms_norm}  # beside phi and the activations
+LINEAR = (CENTRE, "identity")  # stages whose derivative is the same everywhere
 
 
 @dataclass(frozen=True)
 class Structure:
-    """What a compiled sweep depends on besides shapes."""
+    """What a compiled pass depends on besides shapes: the chain of maps, and what surrounds it."""
 
     activation: str | ScalarFunction
-    activated: tuple[bool, ...]  # as in BLOCKS
-    centred: bool = False  # whether a branch loses its mean over the n coordinates
+    maps: tuple[Map, ...]  # as in BLOCKS
     skip: bool = True
-    activated_readout: bool = False
+    readout: Map = ()  # before V
 
     @property
     def matrices(self) -> int:
-        """Hidden matrices of a block, 1 or 2."""
-        return len(self.activated) - 1
+        """Hidden matrices of a block."""
+        return len(self.maps) - 1
 
     @property
     def phi(self) -> ScalarFunction:
@@ -60,6 +82,72 @@ class Structure:
     def phi_prime(self) -> ScalarFunction:
         """Its derivative."""
         return activations.derivative(self.activation)
+
+    def apply(self, stages: Map, vectors: Vectors) -> Vectors:
+        """The image of rows `(B, n)` under a map."""
+        for stage in stages:
+            vectors = self._function(stage)(vectors)
+        return vectors
+
+    def pull_back(self, stages: Map, vectors: Vectors, cotangents: Vectors) -> Vectors:
+        """The transposed derivative of a map at `vectors`, of `cotangents`."""
+        if not stages:
+            return cotangents
+        return jax.vjp(partial(self.apply, stages), vectors)[1](cotangents)[0]
+
+    def branch(self, h: Vectors, image: Callable[[int, Vectors], Vectors]) -> Vectors:
+        """F(h), where `image(place, x)` is W x / sqrt(n) for the matrix at that place of the block."""
+        x = self.apply(self.maps[0], h)
+        for place, after in enumerate(self.maps[1:]):
+            x = self.apply(after, image(place, x))
+        return x
+
+    def is_linear(self, stages: Map) -> bool:
+        """Whether a map has the same derivative everywhere, so that passes need not keep what it acts on."""
+        return all(stage in LINEAR or (stage == PHI and self.activation == "identity") for stage in stages)
+
+    def _function(self, stage: Stage) -> Callable[[Any], Any]:
+        if callable(stage):
+            return stage
+        return self.phi if stage == PHI else STAGES.get(stage) or activations.function(stage)
+
+
+def check_block(block: Any) -> str | tuple[Map, ...]:
+    """`block` where it is a name or a chain of maps, with sequences as tuples, else an error that says what to pass."""
+    if isinstance(block, str):
+        return one_of("block", block, BLOCKS)
+    if not isinstance(block, Sequence) or len(block) < 2:
+        raise TypeError(
+            f"block must be one of {', '.join(map(repr, BLOCKS))}, or a sequence of at least two maps, the one before "
+            f"the first matrix and one after each, such as (('rms_norm', 'phi'), ()); got {block!r}"
+        )
+    return tuple(_check_map(each) for each in block)
+
+
+def _check_map(stages: Any) -> Map:
+    """A map as a tuple of stages, each checked: rows (B, n) go to rows of the same shape."""
+    listed = (stages,) if isinstance(stages, str) or callable(stages) else stages
+    if not isinstance(listed, Sequence):
+        raise TypeError(f"a map of a block must be a stage or a sequence of stages, got {stages!r}")
+    for stage in listed:
+        if not callable(stage):
+            one_of("stage of a block", stage, (PHI, *STAGES, *activations.ACTIVATIONS))
+            continue
+        hash(stage)
+        rows = jax.ShapeDtypeStruct((2, 3), jnp.zeros(()).dtype)
+        try:
+            made = jax.eval_shape(lambda x, stage=stage: jax.jvp(stage, (x,), (x,))[1], rows)
+        except Exception as error:  # whatever a function of a user's raises
+            raise TypeError(
+                f"a stage of a block must map rows (B, n) to rows of this shape by jax, got {stage!r}, which raises "
+                f"{type(error).__name__}: {error}"
+            ) from error
+        if (made.shape, made.dtype) != (rows.shape, rows.dtype):
+            raise TypeError(
+                f"a stage of a block must keep the shape and dtype of rows (B, n), got {stage!r}, which makes "
+                f"{made.shape}, {made.dtype} from {rows.shape}, {rows.dtype}"
+            )
+    return tuple(listed)
 
 
 @dataclass(frozen=True)
@@ -100,14 +188,16 @@ class ResNet(AbstractModel):
       differentiate.
     - `horizon`: T, the layer time of the whole stream.
     - `block`: of one matrix, `"pre"` (NFD's) or `"post"` (TP6's), or of two, `"inner"`, `"pre_inner"` or
-      `"inner_post"`; the activation acts before, after and between them as the names say.
+      `"inner_post"`; the activation acts before, after and between them as the names say. Or your own chain of maps:
+      the one before the first matrix and one after each, each a tuple of stages, which are `"phi"` (the activation),
+      the name of an activation, `"centre"`, `"rms_norm"` or functions of rows `(B, n)`: `(("rms_norm", "phi"), ())`.
     - `centred`: subtract from every branch its mean over the n coordinates (TP6).
     - `branch_scale`: the multiplier of every branch; by default the parametrization's, sqrt(T) L^-alpha. Rates stay
       the parametrization's.
     """
 
     horizon: int | float = 1.0
-    block: str = "pre"
+    block: str | Sequence[Any] = "pre"
     centred: bool = False
     branch_scale: int | float | None = None
 
@@ -116,14 +206,15 @@ class ResNet(AbstractModel):
             object.__setattr__(self, "depth", positive_int("depth", self.depth))
         activations.check(self.activation)
         object.__setattr__(self, "horizon", finite_float("horizon", self.horizon, strict=True))
-        one_of("block", self.block, BLOCKS)
+        object.__setattr__(self, "block", check_block(self.block))
         object.__setattr__(self, "centred", boolean("centred", self.centred))
         if self.branch_scale is not None:
             object.__setattr__(self, "branch_scale", finite_float("branch_scale", self.branch_scale))
 
     @property
     def structure(self) -> Structure:
-        return Structure(self.activation, BLOCKS[self.block], self.centred)
+        *maps, last = BLOCKS[self.block] if isinstance(self.block, str) else self.block
+        return Structure(self.activation, (*maps, (*last, CENTRE) if self.centred else last))
 
     @property
     def blocks(self) -> int:
@@ -151,7 +242,7 @@ class MLP(AbstractModel):
 
     @property
     def structure(self) -> Structure:
-        return Structure(self.activation, BLOCKS["pre"], skip=False, activated_readout=True)
+        return Structure(self.activation, BLOCKS["pre"], skip=False, readout=(PHI,))
 
     @property
     def blocks(self) -> int:

@@ -7,18 +7,19 @@ same: `@axes(**kernels.axes, mine=("layer", "sample"))`.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
+from functools import partial
+from typing import TypeVar
 
 import jax.numpy as jnp
 from jax import lax
 
-from nfd_jax._types import Array, Float, Index, Vectors
-from nfd_jax.matrices import basis as bases
+from nfd_jax._types import Array, Index, Vectors
+from nfd_jax.dynamics.snapshot import Snapshot
 from nfd_jax.matrices.basis import product
 from nfd_jax.matrices.noise import BACKWARD, FORWARD
+from nfd_jax.matrices.response import Response
 from nfd_jax.matrices.revealed import RevealedMatrices
 from nfd_jax.models import BLOCKS
-from nfd_jax.runtime.loop import Sweep
 
 Function = TypeVar("Function", bound=Callable[..., object])
 
@@ -41,40 +42,40 @@ KERNEL = ("layer", "sample", "other_sample")
 
 
 @axes(feature_kernel=KERNEL, gradient_kernel=KERNEL)
-def kernels(sweep: Sweep) -> dict[str, Array]:
+def kernels(snapshot: Snapshot) -> dict[str, Array]:
     """Feature kernels <h_l^a, h_l^b> and gradient kernels <g_l^a, g_l^b>, each `(L + 1, P, P)` (theory section 3)."""
 
     def gram(vectors: Array) -> Array:
         return product(vectors, vectors.swapaxes(-1, -2)) / vectors.shape[-1]
 
-    return {"feature_kernel": gram(sweep.features), "gradient_kernel": gram(sweep.gradients)}
+    return {"feature_kernel": gram(snapshot.features), "gradient_kernel": gram(snapshot.gradients)}
 
 
 @axes(feature_size=("layer", "sample"), gradient_size=("layer", "sample"))
-def sizes(sweep: Sweep) -> dict[str, Array]:
+def sizes(snapshot: Snapshot) -> dict[str, Array]:
     """Root mean square entries of features h_0 to h_L and of gradients g_0 to g_L, each `(L + 1, P)`."""
-    return {"feature_size": _rms(sweep.features), "gradient_size": _rms(sweep.gradients)}
+    return {"feature_size": _rms(snapshot.features), "gradient_size": _rms(snapshot.gradients)}
 
 
 @axes(feature_diversity=("lag",), gradient_diversity=("lag",))
-def diversity(sweep: Sweep) -> dict[str, Array]:
+def diversity(snapshot: Snapshot) -> dict[str, Array]:
     """How far features and gradients move over m = 1, 2, 4, ... blocks, up to L / 2: the root mean square of
     h_{l+m} - h_l over entries, samples and starts l, each `(lags,)` (TP6 section 5, |h^{(t + e)L} - h^{tL}|)."""
-    depth = len(sweep.features) - 1
+    depth = len(snapshot.features) - 1
     lags = [2**power for power in range(max(1, depth.bit_length() - 1))]
 
     def moved(vectors: Array) -> Array:
         return jnp.stack([jnp.sqrt(jnp.mean((vectors[lag:] - vectors[:-lag]) ** 2)) for lag in lags])
 
-    return {"feature_diversity": moved(sweep.features), "gradient_diversity": moved(sweep.gradients)}
+    return {"feature_diversity": moved(snapshot.features), "gradient_diversity": moved(snapshot.gradients)}
 
 
 @axes(effective_update=("matrix", "sample"))
-def effective_updates(sweep: Sweep) -> dict[str, Array]:
+def effective_updates(snapshot: Snapshot) -> dict[str, Array]:
     """Root mean square entries of what training has added to the image of every hidden matrix, (W_l^k - a_k W_l^0) x
     times its multiplier, `(matrices, P)`; of two matrices a block the inner one is first. For every solver and
     optimizer."""
-    return {"effective_update": _rms(sweep.effective_images())}
+    return {"effective_update": _rms(snapshot.effective_images())}
 
 
 @axes(
@@ -83,7 +84,7 @@ def effective_updates(sweep: Sweep) -> dict[str, Array]:
     forward_reuse_sum=("sample",),
     backward_reuse_sum=("sample",),
 )
-def reuse(sweep: Sweep) -> dict[str, Array]:
+def reuse(snapshot: Snapshot) -> dict[str, Array]:
     """The weight-reuse responses (theory section 3), block by block: what the images W^0 x / sqrt(n) have along the
     backward queries before them, Qs <R, x>, and W^0T g / sqrt(n) along the forward ones, Qx <U, g>. R and U are the
     Gaussian parts of the images: what is left of Z and Y without the queries that came before them.
@@ -103,17 +104,17 @@ def reuse(sweep: Sweep) -> dict[str, Array]:
     Nothing of it acts in the forward pass of an untied network, where R is that of the independent copy: there it is
     what tying would add. Needs revealed matrices of `ResNet(block="pre")`.
     """
-    reused, phi_prime = _reused("reuse", sweep), sweep.structure.phi_prime
+    response, phi, phi_prime = _responses("reuse", snapshot), snapshot.structure.phi, snapshot.structure.phi_prime
 
     def one_block(carry: tuple[Vectors, Vectors], layer: Index) -> tuple[tuple[Vectors, Vectors], tuple[Array, Array]]:
-        below, above = _ends(sweep, layer)
-        up, down = reused(FORWARD, layer), reused(BACKWARD, layer)
-        forward, backward = up.coordinates(sweep.structure.phi(below)), down.coordinates(above)
-        total = carry[0] + bases.combination(forward, up.queries)
-        return (total, carry[1] + phi_prime(below) * bases.combination(backward, down.queries)), (forward, backward)
+        below, above = _ends(snapshot, layer)
+        up, down = response(FORWARD, layer), response(BACKWARD, layer)
+        forward, backward = up.coordinates(phi(below)), down.coordinates(above)
+        total = carry[0] + up.vectors(forward), carry[1] + phi_prime(below) * down.vectors(backward)
+        return total, (forward, backward)
 
-    nothing = jnp.zeros_like(sweep.features[0])
-    (forward, backward), (up, down) = lax.scan(one_block, (nothing, nothing), _layers(sweep))
+    nothing = jnp.zeros_like(snapshot.features[0])
+    (forward, backward), (up, down) = lax.scan(one_block, (nothing, nothing), _layers(snapshot))
     return {
         "forward_reuse": up,
         "backward_reuse": down,
@@ -122,7 +123,7 @@ def reuse(sweep: Sweep) -> dict[str, Array]:
     }
 
 
-def signed_response(sweep: Sweep) -> dict[str, Array]:
+def signed_response(snapshot: Snapshot) -> dict[str, Array]:
     """The weight-reuse responses as one signed number a block and sample, each `(L, P)`, over sqrt(T/L).
 
     - `forward_response`: <v_l, g_l> with v_l what reuse of W_l adds to h_l. Times sqrt(T/L) and summed over blocks it
@@ -136,90 +137,51 @@ def signed_response(sweep: Sweep) -> dict[str, Array]:
     seeds, and multiply different seeds where a square is wanted; sums over blocks have far less of it. What is said of
     untied networks at `reuse` holds here. Needs revealed matrices of `ResNet(block="pre")`.
     """
-    reused, phi, phi_prime = _reused("signed_response", sweep), sweep.structure.phi, sweep.structure.phi_prime
+    response = _responses("signed_response", snapshot)
+    phi, phi_prime = snapshot.structure.phi, snapshot.structure.phi_prime
 
     def one_block(layer: Index) -> tuple[Array, Array]:
-        below, above = _ends(sweep, layer)
-        up, down = reused(FORWARD, layer), reused(BACKWARD, layer)
-        forward = up.coordinates(phi(below)) * bases.inner(up.queries, above)
-        backward = down.coordinates(above) * bases.inner(down.queries, phi_prime(below) * below)
+        below, above = _ends(snapshot, layer)
+        up, down = response(FORWARD, layer), response(BACKWARD, layer)
+        forward = up.coordinates(phi(below)) * up.along(above)
+        backward = down.coordinates(above) * down.along(phi_prime(below) * below)
         return jnp.sum(forward, axis=0), jnp.sum(backward, axis=0)
 
-    forward, backward = lax.map(one_block, _layers(sweep))
+    forward, backward = lax.map(one_block, _layers(snapshot))
     return {"forward_response": forward, "backward_response": backward}
 
 
-def response_gradient(sweep: Sweep) -> dict[str, Array]:
+def response_gradient(snapshot: Snapshot) -> dict[str, Array]:
     """`response_gradient (L, P, width)`: the vectors p_l for which `forward_response` is <p_l, phi(h_{l-1})>, n times
     its gradient in the input of block l. Needs revealed matrices of `ResNet(block="pre")`."""
-    reused = _reused("response_gradient", sweep)
+    response = _responses("response_gradient", snapshot)
 
     def one_block(layer: Index) -> Vectors:
-        up = reused(FORWARD, layer)
-        return up.gradient(bases.inner(up.queries, _ends(sweep, layer)[1]))
+        up = response(FORWARD, layer)
+        return up.gradient(up.along(_ends(snapshot, layer)[1]))
 
-    return {"response_gradient": lax.map(one_block, _layers(sweep))}
-
-
-class _Reused(NamedTuple):
-    """What earlier queries of the other direction tell of the images under one initial matrix: rows `(M, width)`."""
-
-    queries: Vectors
-    images: Vectors
-    own: Vectors  # the queries of this direction
-    known: Array  # (M, M): <images, own> where the own query came first, which is no response
-    scale: Array  # (M, 1): of the initial matrix, 0 for queries that came later
-
-    def coordinates(self, vectors: Vectors) -> Array:
-        """Of the response to `vectors`, along `queries`: (M, P)."""
-        return self.scale * (bases.inner(self.images, vectors) - product(self.known, bases.inner(self.own, vectors)))
-
-    def gradient(self, along: Array) -> Vectors:
-        """The transposed map, from what is wanted of the coordinates (M, P)."""
-        along = self.scale * along
-        return bases.combination(along, self.images) - bases.combination(product(self.known.T, along), self.own)
+    return {"response_gradient": lax.map(one_block, _layers(snapshot))}
 
 
-def _reused(name: str, sweep: Sweep) -> Callable[[int, Index], _Reused]:
-    """By direction and layer; refused where responses are not defined."""
-    matrices, structure = _revealed(name, sweep), sweep.structure
-    if structure.activated != BLOCKS["pre"] or not structure.skip or structure.centred:
+def _responses(name: str, snapshot: Snapshot) -> Callable[[int, Index], Response]:
+    """Those of this step, by direction and layer; refused where they are not defined."""
+    matrices, structure = snapshot.matrices, snapshot.structure
+    if not isinstance(matrices, RevealedMatrices):
+        raise ValueError(f"observe={name} needs revealed matrices: use solve_network or solve_limit")
+    if structure.maps != BLOCKS["pre"] or not structure.skip:
         raise ValueError(f"{name} is defined for ResNet(block='pre') without centring; pass such a model")
-
-    def one_matrix(direction: int, layer: Index) -> _Reused:
-        opposite = matrices.sides[1 - direction]
-        _, _, batch, _ = opposite.queries.shape
-        queries, images = _rows(opposite.queries, layer), _rows(opposite.images, layer)
-        own = _rows(matrices.sides[direction].queries, layer)
-        step = jnp.arange(len(queries), dtype=jnp.int32)[:, None] // batch
-        # a step's forward queries come before its backward ones
-        earlier = step >= step.T if direction == FORWARD else step > step.T
-        scale = jnp.where(step < sweep.step + direction, matrices.trained.initial[layer], 0)
-        return _Reused(queries, images, own, jnp.where(earlier, bases.inner(images, own), 0), scale)
-
-    return one_matrix
+    return partial(matrices.response, step=snapshot.step)
 
 
-def _layers(sweep: Sweep) -> Array:
-    return jnp.arange(len(sweep.features) - 1, dtype=jnp.int32)
+def _layers(snapshot: Snapshot) -> Array:
+    return jnp.arange(len(snapshot.features) - 1, dtype=jnp.int32)
 
 
-def _ends(sweep: Sweep, layer: Index) -> tuple[Vectors, Vectors]:
+def _ends(snapshot: Snapshot, layer: Index) -> tuple[Vectors, Vectors]:
     """h_{l-1} and g_l."""
-    below = lax.dynamic_index_in_dim(sweep.features, layer, keepdims=False)
-    return below, lax.dynamic_index_in_dim(sweep.gradients, layer + 1, keepdims=False)
-
-
-def _rows(basis: bases.Basis, layer: Index) -> Float[Array, "basis width"]:
-    found = lax.dynamic_index_in_dim(basis, layer, keepdims=False)
-    return found.reshape(-1, found.shape[-1])
+    below = lax.dynamic_index_in_dim(snapshot.features, layer, keepdims=False)
+    return below, lax.dynamic_index_in_dim(snapshot.gradients, layer + 1, keepdims=False)
 
 
 def _rms(vectors: Array) -> Array:
     return jnp.sqrt(jnp.mean(vectors**2, axis=-1))
-
-
-def _revealed(name: str, sweep: Sweep) -> RevealedMatrices:
-    if not isinstance(sweep.matrices, RevealedMatrices):
-        raise ValueError(f"observe={name} needs revealed matrices: use solve_network or solve_limit")
-    return sweep.matrices

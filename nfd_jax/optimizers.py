@@ -15,7 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from nfd_jax._checks import finite_float, in_precision, one_of
+from nfd_jax._checks import boolean, finite_float, in_precision, one_of
+from nfd_jax._functions import blamed, described
 from nfd_jax._types import PyTree, Scalar
 from nfd_jax.parametrization import FAMILIES
 
@@ -26,7 +27,7 @@ Rate = int | float | Callable[[int], Any]
 class Optimizer:
     """A direction to move in, and decoupled weight decay, W <- (1 - eta lambda) W.
 
-    `momentum` is that of SGD (heavy ball), `betas` and `epsilon` are Adam's.
+    `momentum` is that of SGD (heavy ball), `betas` and `epsilon` are Adam's. `Optimizer.of` makes one of your own.
     """
 
     name: str = "sgd"
@@ -34,6 +35,39 @@ class Optimizer:
     weight_decay: float = 0.0
     betas: tuple[float, float] = (0.9, 0.999)
     epsilon: float = 1e-8
+    transformation: optax.GradientTransformation | None = None  # of a user's
+    family: str = ""  # whose rates it takes: "sgd" or "adam"; by default that of the name
+    linear: bool = False  # what a user says of a transformation; "sgd" is
+
+    @classmethod
+    def of(
+        cls,
+        transformation: optax.GradientTransformation,
+        family: str,
+        *,
+        linear: bool = False,
+        weight_decay: float = 0.0,
+        name: str = "custom",
+    ) -> Optimizer:
+        """Any optax transformation that turns gradients into directions to be subtracted, without their rate, such as
+        `optax.scale_by_lion()` or `optax.trace(0.9, nesterov=True)`.
+
+        - `family`: whose rates of the exponent table it takes: `"sgd"` where twice the gradients give twice the
+          direction, `"adam"` where they give the same.
+        - `linear`: whether directions are linear in all gradients so far and alike for every entry, as revealed
+          matrices need (`solve_limit`, `solve_network`); tried on a few numbers.
+        - `weight_decay`: decoupled, W <- (1 - eta lambda) W.
+        """
+        if not (isinstance(transformation, tuple) and callable(getattr(transformation, "update", None))):
+            raise TypeError(f"optimizer must be an optax transformation, got {transformation!r}")
+        one_of("family", family, ("sgd", "adam"))
+        if boolean("linear", linear) and not _is_linear(transformation):
+            raise ValueError(
+                f"linear=True, but the directions of optimizer {name!r} are not linear in its gradients; leave it out, "
+                "and train_networks trains with it"
+            )
+        decay = finite_float("weight_decay", weight_decay)
+        return cls(name, weight_decay=decay, transformation=transformation, family=family, linear=linear)
 
     @classmethod
     def create(
@@ -72,14 +106,33 @@ class Optimizer:
         return optimizer
 
     @property
+    def rates_of(self) -> str:
+        """Whose rates it takes, `"sgd"` or `"adam"`."""
+        return self.family or FAMILIES[self.name]
+
+    @property
     def is_linear(self) -> bool:
         """Whether updates are linear in the gradients, so that the learned part of a matrix stays low rank."""
-        return FAMILIES[self.name] == "sgd"
+        return self.linear if self.transformation else self.rates_of == "sgd"
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """As a record keeps it."""
+        kept: dict[str, Any] = {
+            "optimizer": self.name,
+            "momentum": self.momentum,
+            "weight_decay": self.weight_decay,
+        }
+        if self.transformation:
+            return kept | {"optimizer": described(self.transformation.update), "family": self.family}
+        return kept if self.is_linear else kept | {"betas": list(self.betas), "epsilon": self.epsilon}
 
     def direction(self, rate: float = 1.0, epsilon: float = 1.0) -> optax.GradientTransformation:
         """Updates of weights of one role, to be subtracted times eta: `rate` is that role's, and `epsilon` what its
         gradients scale as."""
-        if self.is_linear:
+        if self.transformation:
+            normalised = self.transformation
+        elif self.is_linear:
             normalised = optax.trace(self.momentum) if self.momentum else optax.identity()
         else:
             normalised = optax.scale_by_adam(*self.betas, eps=self.epsilon * epsilon)
@@ -88,6 +141,21 @@ class Optimizer:
             optax.scale(rate) if rate != 1 else optax.identity(),
             optax.add_decayed_weights(self.weight_decay) if self.weight_decay else optax.identity(),
         )
+
+
+def _is_linear(transformation: optax.GradientTransformation) -> bool:
+    """Whether two steps of directions add up where gradients do."""
+    first, second = np.array([0.3, -1.1, 2.0]), np.array([-0.7, 0.2, 0.5])
+
+    def directions(scale: float, other: float) -> np.ndarray:
+        state, made = transformation.init(jnp.zeros(3)), []
+        for gradients in (first, second):
+            direction, state = transformation.update(jnp.asarray(scale * gradients + other * gradients[::-1]), state)
+            made.append(np.asarray(direction))
+        return np.stack(made)
+
+    with jax.numpy_dtype_promotion("standard"):
+        return np.allclose(directions(2.0, -3.0), 2 * directions(1.0, 0.0) - 3 * directions(0.0, 1.0), atol=1e-5)
 
 
 def descend(parameters: PyTree, updates: PyTree, rate: Scalar) -> PyTree:
@@ -103,13 +171,8 @@ def rates(learning_rate: Rate, steps: int, name: str = "learning_rate") -> np.nd
 
 
 def _scheduled(schedule: Callable[[int], Any], step: int, name: str) -> float:
-    try:
+    with blamed(f"{name} must be a number, or a schedule that takes the step, an int, to a number; at step {step} it"):
         rate = schedule(step)
-    except Exception as error:  # whatever a function of a user's raises
-        raise TypeError(
-            f"{name} must be a number, or a schedule that takes the step, an int, to a number; at step {step} it "
-            f"raises {type(error).__name__}: {error}"
-        ) from error
     return finite_float(f"{name} at step {step}", rate)
 
 

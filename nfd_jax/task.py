@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import InitVar, dataclass, replace
+from functools import lru_cache, partial
 from typing import Any
 
 import jax
@@ -10,10 +12,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from nfd_jax._checks import MOST, boolean, check_array, finite_array, one_of, positive_int
+from nfd_jax._functions import check_hashable, check_traced
 from nfd_jax._types import Array, Float, Scalar
 from nfd_jax.seeds import check_seed
 
-LOSSES = ("mse", "cross_entropy")
+Samples = Float[Array, "samples outputs"]
+LossFunction = Callable[[Array, Array], Array]
+Loss = str | LossFunction
+
+LOSSES: dict[str, LossFunction] = {  # of every sample, `(samples,)`
+    "mse": lambda outputs, targets: 0.5 * jnp.sum((outputs - targets) ** 2, axis=1),
+    "cross_entropy": lambda outputs, targets: -jnp.sum(targets * jax.nn.log_softmax(outputs, axis=1), axis=1),
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,8 +35,10 @@ class Task:
     - `inputs`: `(P, d)`, any finite real numbers; the input layer scales them by 1/sqrt(d).
     - `targets`: `(P, c)` numbers, or `(P,)` for one output. For `loss="cross_entropy"` either `(P, c)`
       probabilities or `(P,)` integer labels 0 to c-1.
-    - `loss`: `"mse"`, the mean over the batch of (1/2) |f - y|^2 summed over outputs, or `"cross_entropy"`.
-    - `classes`: c for integer labels; by default the largest label + 1, at least 2.
+    - `loss`: `"mse"`, (1/2) |f - y|^2 summed over outputs; `"cross_entropy"`; or a function of outputs and targets,
+      `(B, c)` each, to the losses of the samples, `(B,)`, that jax differentiates. All are averaged over the batch.
+    - `classes`: c for integer labels, which become rows of probabilities: for cross-entropy by default the largest
+      label + 1, at least 2; for a function by default none, as labels are numbers like others there.
     - `normalise`: scale every input to |x|^2 = d; inputs are taken as they are otherwise.
     - `batch_size`: B, samples of one training step; by default all of them. See `minibatches`.
     - `replacement`: draw every batch anew from all samples. Otherwise batches cut a fresh permutation of the samples
@@ -40,7 +52,7 @@ class Task:
 
     inputs: np.ndarray
     targets: np.ndarray
-    loss: str = "mse"
+    loss: Loss = "mse"
     classes: int | None = None
     normalise: InitVar[bool] = False
     batch_size: int | None = None
@@ -49,20 +61,21 @@ class Task:
     held_out: Task | None = None
 
     def __post_init__(self, normalise: bool) -> None:
-        one_of("loss", self.loss, LOSSES)
         inputs = finite_array("inputs", self.inputs, (2,))
         targets = finite_array("targets", self.targets, (1, 2))
         if len(inputs) != len(targets):
             raise ValueError(
                 f"inputs and targets must have one row a sample, got {len(inputs)} inputs and {len(targets)} targets"
             )
-        if self.loss == "cross_entropy":
+        if self.loss == "cross_entropy" or (callable(self.loss) and self.classes is not None):
             targets = _probabilities(targets, self.classes)
         elif self.classes is not None:
             raise ValueError(f"classes={self.classes} is for loss='cross_entropy' only; leave it out for 'mse'")
+        targets = targets.reshape(len(targets), -1)
+        check_loss(self.loss, targets.shape[1])
         inputs = _normalised(inputs) if boolean("normalise", normalise) else inputs
         object.__setattr__(self, "inputs", _frozen(inputs))
-        object.__setattr__(self, "targets", _frozen(targets.reshape(len(targets), -1)))
+        object.__setattr__(self, "targets", _frozen(targets))
         object.__setattr__(self, "replacement", boolean("replacement", self.replacement))
         if self.batch_size is not None and positive_int("batch_size", self.batch_size) > len(inputs):
             raise ValueError(f"batch_size must be at most the {len(inputs)} samples of the task, got {self.batch_size}")
@@ -117,12 +130,12 @@ class Task:
         """The class of every sample, `(P,)`: the index of the largest target, or the sign -1 or +1 where there is one.
 
         ValueError where targets are no classes: one output with other targets, or several that don't single out one
-        output alike for all samples (for `"mse"`, one-hot rows or the like; for `"cross_entropy"`, a largest one).
+        output alike for all samples (one-hot rows or the like; for `"cross_entropy"`, a largest one).
         """
         ordered = np.sort(self.targets, axis=1)
         if self.outputs == 1:
             are_classes, needed = np.abs(ordered) == 1, "one output needs targets -1 and +1"
-        elif self.loss == "mse":
+        elif self.loss != "cross_entropy":
             code = np.append(np.full(self.outputs - 1, ordered[0, 0]), ordered[0, -1])
             are_classes, needed = np.isclose(ordered, code) & (code[0] < code[-1]), "rows of targets must be one-hot"
         else:
@@ -193,19 +206,43 @@ def _probabilities(targets: np.ndarray, classes: int | None) -> np.ndarray:
     return rows
 
 
-def loss_value(loss: str, outputs: Float[Array, "samples outputs"], targets: Float[Array, "samples outputs"]) -> Scalar:
-    """The loss named `loss`: a mean over samples, summed over outputs."""
-    if loss == "mse":
-        return 0.5 * jnp.mean(jnp.sum((outputs - targets) ** 2, axis=1))
-    return -jnp.mean(jnp.sum(targets * jax.nn.log_softmax(outputs, axis=1), axis=1))
+def check_loss(loss: Any, outputs: int) -> None:
+    """Unless `loss` is a known name, or a function that jax can differentiate to one number a sample for this number of
+    outputs: an error that lists the names, or says what the function does instead. Nothing is compiled."""
+    if not callable(loss):
+        one_of("loss", loss, LOSSES)
+        return
+    check_hashable("loss", loss)
+    _probe(loss, outputs)
 
 
-def loss_gradient(
-    loss: str, outputs: Float[Array, "samples outputs"], targets: Float[Array, "samples outputs"]
-) -> Float[Array, "samples outputs"]:
+@lru_cache(maxsize=256)
+def _probe(loss: LossFunction, outputs: int) -> None:
+    def program(f: Array, y: Array) -> Array:
+        jax.jvp(jax.grad(lambda f: jnp.sum(loss(f, y))), (f,), (f,))  # errors of estimates take second derivatives
+        return loss(f, y)
+
+    what = "loss must be a name or a function of outputs and targets, (B, c) each, to one loss a sample, (B,)"
+    way_out = "write it with jax.numpy, with a sum over outputs and no mean over samples, which is taken here"
+    for batch in (1, 3):  # of any size: also one that is held out
+        check_traced(what, way_out, loss, program, [(batch, outputs)] * 2, (batch,))
+
+
+def loss_value(loss: Loss, outputs: Samples, targets: Samples) -> Scalar:
+    """The loss of a batch: the mean over its samples."""
+    return jnp.mean((loss if callable(loss) else LOSSES[loss])(outputs, targets))
+
+
+def loss_gradient(loss: Loss, outputs: Samples, targets: Samples) -> Samples:
     """chi = d loss / d output, with the mean over the batch folded in (theory section 2)."""
-    error = outputs - targets if loss == "mse" else jax.nn.softmax(outputs, axis=1) - targets
-    return error / outputs.shape[0]
+    return jax.grad(partial(loss_value, loss))(outputs, targets)
+
+
+def loss_curvature(loss: Loss, outputs: Samples, targets: Samples) -> Float[Array, " samples"]:
+    """A bound on the largest eigenvalue of the second derivative of every sample's loss by its outputs (the largest sum
+    of absolute values of a row): 1 for squared loss, at most 1/2 for cross-entropy."""
+    second = jax.vmap(jax.hessian(lambda f, y: loss_value(loss, f[None], y[None])))(outputs, targets)
+    return jnp.abs(second).sum(axis=-1).max(axis=-1)
 
 
 def check_task(task: Any) -> Task:

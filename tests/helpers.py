@@ -1,5 +1,8 @@
-"""What several test modules share: statistical bounds, and runs of the two methods from given initial weights."""
+"""What several test modules share: statistical bounds, and runs of the two dynamics from given initial weights."""
 
+from typing import NamedTuple
+
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,72 +10,76 @@ from scipy.stats import t as student
 from tqdm import tqdm
 
 import nfd_jax as nfd
-from nfd_jax.dynamics import conditioned as explicit
+from nfd_jax.dynamics.autodiff import Autodiff
+from nfd_jax.dynamics.conditioned import Conditioned
+from nfd_jax.dynamics.module import Shape
+from nfd_jax.dynamics.problem import Problem, Samples
 from nfd_jax.dynamics.propagate import Layers
-from nfd_jax.dynamics.units import Scales
+from nfd_jax.dynamics.units import Units
 from nfd_jax.matrices.dense import DenseMatrices
-from nfd_jax.optimizers import Optimizer
 from nfd_jax.parametrization import Role
-from nfd_jax.runtime import loop as engine
-from nfd_jax.solvers import networks as training
+from nfd_jax.runtime import loop
+from nfd_jax.solvers.trajectory import Trajectory
 
 PERMUTATIONS = 20_000  # the smallest p-value, and so the false-alarm rate of a test at it, is 1 / 20,001
 
 
-def prepare(task, model, width=None, **options):
-    """`engine.prepare` with the defaults of the public functions."""
-    defaults = {
-        "steps": 5,
-        "learning_rate": 0.5,
-        "train_input": False,
-        "train_readout": False,
-        "richness": 1.0,
-    }
-    rule = Optimizer.create("sgd", options.pop("momentum", 0.0), options.pop("weight_decay", 0.0))
-    problem = engine.prepare(task, model, **(defaults | {"optimizer": rule} | options))
-    scales = Scales.of(
-        model, problem.settings.row, width=width, dimension=task.dimension, richness=problem.settings.richness
-    )
-    return problem._replace(scales=scales)
+class Prepared(NamedTuple):
+    """A problem, and both of its dynamics at a width."""
+
+    problem: Problem
+    explicit: Conditioned
+    autodiff: Autodiff
+
+    def network(self, seed):
+        """A finite network at initialisation."""
+        return self.autodiff.init(jax.random.key(seed)).network
+
+
+def prepare(task, model, width=None, untied=False, **options):
+    """The problem of a recipe of five steps, unless given, and its dynamics."""
+    problem = Problem.of(task, model, nfd.Training(**{"steps": 5, **options}))
+    sizes = {"width": width, "dimension": task.dimension, "richness": problem.richness}
+    explicit = Conditioned(problem.settings, Units.of(model, problem.row, **sizes))
+    shape = Shape(width or 8, task.dimension, task.outputs, untied)
+    return Prepared(problem, explicit, Autodiff(problem.settings, model, problem.row, problem.richness, shape))
 
 
 def input_coordinates(inputs):
-    """Inputs as the explicit sweeps take them."""
-    problem = prepare(nfd.Task(inputs, np.zeros(len(inputs))), nfd.ResNet(1))
-    return explicit.in_coordinates(problem).data.train.inputs
+    """Inputs as the explicit passes take them."""
+    problem = prepare(nfd.Task(inputs, np.zeros(len(inputs))), nfd.ResNet(1)).problem
+    return problem.in_coordinates().data.train.inputs
 
 
-def run(method, problem, state, inputs, targets, *, members=False):
+def run(dynamics, problem, state, inputs, targets):
     """Every output of a run from a given state."""
-    data = problem.data._replace(train=engine.Samples(inputs, targets))
-    kept = engine.run(method, problem._replace(data=data), state, members=members, progress=tqdm(disable=True))
-    return kept.trajectory(nfd.Task(inputs, targets), data, (0,), {}, members=members)
+    problem = problem._replace(data=problem.data._replace(train=Samples(inputs, targets)))
+    recorded = loop.run(dynamics, problem, state, members=False, progress=tqdm(disable=True))
+    recorded = jax.tree.map(lambda array: array[:, None], recorded)
+    return Trajectory.of(recorded, nfd.Task(inputs, targets), problem.data, (0,), {}).only
 
 
-def run_both(problem, network, task):
-    """The same initial weights trained by explicit sweeps over dense matrices and by autodiff: two runs."""
-    layers = layers_of(network)
-    state = explicit.start(problem.settings, layers)
+def run_both(prepared, network, task):
+    """The same initial weights trained by explicit passes over dense matrices and by autodiff: two runs."""
+    explicit, problem = prepared.explicit, prepared.problem
     # a run gives up the memory of its state, which both would share
-    state = copied(state)
-    sweeps = run(explicit.EXPLICIT, problem, state, task.inputs / task.dimension**0.5, task.targets)
-    autodiff = run(training.AUTODIFF, problem, training.start(problem.settings, network), task.inputs, task.targets)
-    return sweeps, autodiff
+    state = copied(explicit.start(layers_of(network)))
+    passes = run(explicit, problem, state, task.inputs / task.dimension**0.5, task.targets)
+    return passes, run(prepared.autodiff, problem, prepared.autodiff.start(network), task.inputs, task.targets)
 
 
 def layers_of(network):
-    """The weights of a network as the explicit sweeps take them: N(0, 1) entries at initialisation."""
+    """The weights of a network as the explicit passes take them: N(0, 1) entries at initialisation."""
     shape = network.input.shape
     sizes = {"width": shape[0], "depth": int(network.model.depth), "dimension": shape[1]}
     std = {role: network.row[role].std(**sizes) for role in Role}
-    weights = [(Role.HIDDEN, network.hidden)]
-    weights = weights if network.inner is None else [(Role.INNER, network.inner), *weights]
+    weights = [*((Role.INNER, matrices) for matrices in network.inner), (Role.HIDDEN, network.hidden)]
 
     def interleaved(copy):
         stacks = [jnp.concatenate([pair[copy] for pair in groups]) / std[role] for role, groups in weights]
         stacked = jnp.stack(stacks, axis=1)
         flat = stacked.reshape(-1, *stacked.shape[2:])
-        return flat if len(flat) else jnp.zeros((1, *flat.shape[1:]))  # room for one, as revealed matrices have
+        return flat if len(flat) else jnp.zeros((1, *flat.shape[1:]))  # capacity for one, as revealed matrices have
 
     hidden = DenseMatrices(interleaved(0), None if network.hidden[0][1] is None else interleaved(1), interleaved(0))
     return Layers(network.input.T / std[Role.INPUT], hidden, network.readout.T / std[Role.READOUT])
@@ -83,20 +90,12 @@ def copied(tree):
     return jax.tree.map(lambda leaf: leaf.copy() if isinstance(leaf, jax.Array) else leaf, tree)
 
 
-def final_state(problem, state, inputs, targets):
-    """The state after training, which a public run does not hand out, and the outputs before every step."""
-    outputs = []
-    for step, rate in enumerate(np.asarray(problem.rates)):
-        state, record = engine._jitted_step(
-            explicit.EXPLICIT.step,
-            problem.settings,
-            False,
-            problem.scales,
-            state,
-            np.int32(step),
-            rate.astype(inputs.dtype),
-            inputs,
-            targets,
+def final_state(dynamics, problem, state, inputs, targets):
+    """The state after training, which a solver does not hand out, and the outputs before every step."""
+    outputs, step = [], eqx.filter_jit(dynamics.step)
+    for number, rate in enumerate(np.asarray(problem.rates)):
+        state, record = step(
+            state, jnp.int32(number), jnp.asarray(rate, inputs.dtype), *map(jnp.asarray, (inputs, targets))
         )
         outputs.append(np.asarray(record.outputs))
     return state, np.stack(outputs)

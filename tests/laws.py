@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from nfd_jax import studies
-from nfd_jax.studies import _study, collapse, degeneracy, diversity, nonlinearity, reuse
+from nfd_jax.studies import _reuse, _study, collapse, degeneracy, diversity, nonlinearity
 
 SEEDS, SCATTER = 8, 1e-3
 
@@ -54,7 +54,7 @@ def reuse_of(
     and a share of L^near / 4 from the nearest quarter; one network's chance at step 0; gaps of L^gap n^(n_power / 2)
     T^time; of the closed form's first steps the share `closed`."""
     if cell["kind"] == "first step":
-        deficit = closed * reuse._delta(cell["horizon"], cell["activation"])
+        deficit = closed * _reuse._delta(cell["horizon"], cell["activation"])
         return {"change": (("closure", "seed"), scattered([1.0, 1 - deficit]).T)}
     L, T = float(cell["depth"]), cell["horizon"]
     n, step = float(cell.get("width", 1)), np.minimum(sizes.steps, 1.0)[:, None]
@@ -68,7 +68,7 @@ def reuse_of(
     chance = np.random.default_rng(1).choice([-1, 1], (SEEDS, 1, *signs.shape)) * (n * L) ** -0.5
     response = scattered(L**block * n ** (n_power / 2) * step[..., None] * signs)
     axes = ("seed", "step", "sample")
-    for direction in reuse.DIRECTIONS:
+    for direction in _reuse.DIRECTIONS:
         record[direction] = ((*axes, "block"), response + chance * (step[..., None] == 0))
     if cell["distances"]:
         quarter = blocks[1:] <= max(1, L / 4)

@@ -19,17 +19,17 @@ ROUNDING = {dtype: float(np.finfo(dtype).eps) for dtype in DTYPES}
 
 @functools.cache
 def known_basis(dtype):
-    """Two orthonormal blocks of a third that stays empty, one of their rows zero: `(1, 3, BATCH, WIDTH)`."""
+    """Orthonormal rows, one of them zero, and room for a block that stays empty: `(1, RANK + BATCH, WIDTH)`."""
     rows = np.linalg.qr(np.random.default_rng(0).normal(size=(WIDTH, RANK)))[0].T * WIDTH**0.5
     rows[RANK - 1] = 0
     empty = np.zeros((BATCH, WIDTH))
-    return jnp.asarray(np.concatenate([rows, empty]).reshape(1, BLOCKS + 1, BATCH, WIDTH), dtype)
+    return jnp.asarray(np.concatenate([rows, empty])[None], dtype)
 
 
 @functools.cache
-def reveal(dtype):
-    basis, where = known_basis(dtype), (jnp.asarray(0), jnp.asarray(BLOCKS))
-    return jax.jit(lambda query: bases.reveal(basis, *where, query))
+def split(dtype):
+    basis, where = known_basis(dtype), (jnp.asarray(0), jnp.asarray(RANK))
+    return jax.jit(lambda query: bases.split(basis, *where, query))
 
 
 KINDS = st.sampled_from(["free", "zero", "tiny", "known", "repeated", "combined", "close"])
@@ -70,9 +70,9 @@ def make_block(kinds, seed, gap, dtype):
 @pytest.mark.parametrize("dtype", DTYPES)
 @settings(max_examples=150, deadline=None, database=None, derandomize=True)
 @given(block=BLOCK)
-def test_reveal(dtype, block):
+def test_split(dtype, block):
     query, new = make_block(*block, dtype)
-    found = reveal(dtype)(jnp.asarray(query))
+    found = split(dtype)(jnp.asarray(query))
     eps, query = ROUNDING[dtype], query.astype(np.float64)
     directions, rows = (np.asarray(part, np.float64) for part in (found.directions, found.rows))
     triangular, coordinates = (
@@ -91,15 +91,14 @@ def test_reveal(dtype, block):
 
     # orthonormal to each other and to the basis: a sum of WIDTH products has an error below WIDTH roundings, and the
     # shift of the last pass takes 10 BATCH roundings off the diagonal
-    flat = known.reshape(-1, WIDTH)
     gram = directions @ directions.T / WIDTH
     np.testing.assert_allclose(gram, np.diag(active * 1.0), rtol=0, atol=(WIDTH + 10 * BATCH) * eps)
-    np.testing.assert_allclose(directions @ flat.T / WIDTH, 0, rtol=0, atol=WIDTH * eps)
+    np.testing.assert_allclose(directions @ known.T / WIDTH, 0, rtol=0, atol=WIDTH * eps)
 
     # Each row comes back, remainders included. Its RANK + BATCH terms are rounded a few times in two rounds. The factor
     # of a block is applied by its inverse, which multiplies roundings by the condition number: of the rows above, and
     # at most that of the shifted Gram matrix.
-    rebuilt = np.einsum("jaq,jan->qn", coordinates, known) + triangular.T @ rows
+    rebuilt = coordinates.T @ known + triangular.T @ rows
     length = np.sqrt(np.mean(query**2, axis=1))
     error = np.sqrt(np.mean((rebuilt - query) ** 2, axis=1))
     share = np.where(active & (length > 0), np.diag(first) / np.where(length > 0, length, 1), 1)
@@ -113,17 +112,17 @@ def test_remainders_of_directions_that_turn_out_to_be_noise():
     """A row that the first round takes for new and the second does not is given back in full all the same."""
     rng = np.random.default_rng(4)
     known = np.asarray(known_basis(np.float64))
-    mixed = np.einsum("ab,bn->an", np.eye(RANK) + 1e-9 * rng.normal(size=(RANK, RANK)), known[0, :2].reshape(RANK, -1))
+    mixed = (np.eye(RANK) + 1e-9 * rng.normal(size=(RANK, RANK))) @ known[0, :RANK]
     mixed[RANK - 1] = 0
     basis = known.copy()
-    basis[0, :2] = mixed.reshape(2, BATCH, WIDTH)  # one projection leaves 1e-9 of a row within the span
+    basis[0, :RANK] = mixed  # one projection leaves 1e-9 of a row within the span
     query = rng.uniform(0.5, 2, size=(BATCH, RANK)) @ mixed
     query[0] = rng.normal(size=WIDTH)
-    found = bases.reveal(jnp.asarray(basis), jnp.asarray(0), jnp.asarray(BLOCKS), jnp.asarray(query))
+    found = bases.split(jnp.asarray(basis), jnp.asarray(0), jnp.asarray(RANK), jnp.asarray(query))
     np.testing.assert_array_equal(found.active, [True, False, False, False])
     assert np.all(np.diag(found.triangular.high)[1:] < 1e-6)  # what the first round took for a direction
     coordinates, triangular = (sum(map(np.asarray, part)) for part in (found.coordinates, found.triangular))
-    rebuilt = np.einsum("jaq,jan->qn", coordinates, basis[0]) + triangular.T @ np.asarray(found.rows)
+    rebuilt = coordinates.T @ basis[0] + triangular.T @ np.asarray(found.rows)
     rounding = 4 * (RANK + BATCH) * ROUNDING[np.float64] * np.abs(query).max()
     np.testing.assert_allclose(rebuilt, query, rtol=0, atol=rounding)
 
@@ -146,36 +145,71 @@ def test_order_of_rows_decides(dtype):
     rng = np.random.default_rng(2)
     rows = jnp.asarray(rng.normal(size=(BATCH, WIDTH)), dtype)
     changed = rows.at[-1].set(jnp.asarray(rng.normal(size=WIDTH), dtype))
-    first, second = reveal(dtype)(rows), reveal(dtype)(changed)
+    first, second = split(dtype)(rows), split(dtype)(changed)
     tolerance = 10 * WIDTH * ROUNDING[dtype]  # rows of condition number below 10
     np.testing.assert_allclose(first.directions[:-1], second.directions[:-1], rtol=0, atol=tolerance)
 
 
-def test_nothing_filled_and_nothing_beyond_filled_is_read():
-    """Blocks past `filled` may hold anything."""
-    basis = known_basis(np.float64).at[0, 1:].set(jnp.nan)
+@pytest.mark.parametrize("capacity", [RANK + BATCH, 5, 7])
+def test_nothing_beyond_the_count_is_read(capacity):
+    """Rows past it may hold anything, also where the tiles that are read do not divide the capacity."""
     query = jnp.asarray(np.random.default_rng(3).normal(size=(BATCH, WIDTH)))
-    for filled in (0, 1):
-        found = bases.reveal(basis, jnp.asarray(0), jnp.asarray(filled), query)
+    known = np.asarray(known_basis(np.float64))[0]
+    for count in range(min(RANK, capacity) + 1):
+        basis = known_basis(np.float64)[:, :capacity].at[0, count:].set(jnp.nan)
+        found = bases.split(basis, jnp.asarray(0), jnp.asarray(count), query)
+        np.testing.assert_allclose(found.coordinates.high[:count], known[:count] @ query.T / WIDTH, rtol=0, atol=1e-13)
         assert np.all(np.isfinite(found.directions))
-        assert not any(np.asarray(term)[filled:].any() for term in found.coordinates)
+        assert not any(np.asarray(term)[count:].any() for term in found.coordinates)
+
+
+def test_active_rows_come_first():
+    """In their order, with zero rows after them."""
+    rows = jnp.arange(1.0, 9.0).reshape(4, 2)
+    for active, expected in (([1, 1, 1, 1], [0, 1, 2, 3]), ([0, 1, 0, 1], [1, 3]), ([0, 0, 0, 0], [])):
+        found = bases.compact(rows, jnp.asarray(active, bool))
+        np.testing.assert_array_equal(found[: len(expected)], rows[jnp.asarray(expected, int)])
+        assert not np.any(found[len(expected) :])
+
+
+def test_a_block_that_does_not_fit_is_not_a_number():
+    """`dynamic_update_slice` alone would put it over the rows before, and nobody would know."""
+    basis, rows = jnp.ones((2, 6, 3)), jnp.full((2, 3), 2.0)
+    fits = bases.write(basis, 1, 4, rows)
+    np.testing.assert_array_equal(fits[1, 4:], 2)
+    np.testing.assert_array_equal(fits[1, :4], 1)
+    assert np.isnan(bases.write(basis, 1, 5, rows)[1]).any()
+
+
+def test_counts_of_members_are_the_largest():
+    """One for all members, and unbatched, so that an offset is one number."""
+    active = jnp.asarray([[True, False], [True, True], [False, False]])
+
+    def one(values, active):
+        counts = bases.Counts(values, bases.MEMBERS).add(1, active)
+        return counts.values, counts[1]
+
+    together = jax.vmap(one, out_axes=(0, None), axis_name=bases.MEMBERS)
+    values, offset = together(jnp.zeros((3, 2), jnp.int32), active)
+    assert offset == 2
+    np.testing.assert_array_equal(values, [[0, 2]] * 3)
 
 
 def test_coordinates_are_known_better_than_one_number_holds():
     """Those of new rows and of repeated ones, against float64: one rounding would shift all particles alike."""
-    rng, shape = np.random.default_rng(5), (1, 2, BATCH, 40_000)
-    query = jnp.asarray(rng.normal(size=shape[2:]) + rng.normal(size=(1, shape[3])), jnp.float32)
-    where, split = jnp.asarray(0), jax.jit(bases.reveal)
+    rng, shape = np.random.default_rng(5), (1, 2 * BATCH, 40_000)
+    query = jnp.asarray(rng.normal(size=(BATCH, shape[2])) + rng.normal(size=(1, shape[2])), jnp.float32)
+    where, split = jnp.asarray(0), jax.jit(bases.split)
     new = split(jnp.zeros(shape, jnp.float32), where, jnp.asarray(0), query)
     basis = bases.write(jnp.zeros(shape, jnp.float32), where, jnp.asarray(0), new.rows)
-    again = split(basis, where, jnp.asarray(1), query)
+    again = split(basis, where, jnp.asarray(BATCH), query)
     rows, exact = np.asarray(new.rows, np.float64), np.asarray(query, np.float64)
     exact = np.linalg.solve(rows @ rows.T, rows @ exact.T)
-    for terms in (new.triangular, jax.tree.map(lambda part: part[0], again.coordinates)):
+    for terms in (new.triangular, jax.tree.map(lambda part: part[:BATCH], again.coordinates)):
         high, low = (np.asarray(term, np.float64) for term in terms)
         error, alone = np.abs(high + low - exact).max(), np.abs(high - exact).max()
         # the entries of a remainder are rounded, about twice, to an eps of their own, and independently
-        assert error < 6 * 2 * ROUNDING[np.float32] * np.abs(exact).max() / shape[3] ** 0.5
+        assert error < 6 * 2 * ROUNDING[np.float32] * np.abs(exact).max() / shape[2] ** 0.5
         assert alone > 5 * error
 
 
@@ -205,9 +239,9 @@ def test_kernels_of_long_rows(dtype, batch):
     is far better, of order sqrt(n), which is what a wrong row would have to hide in."""
     rng = np.random.default_rng(batch)
     a, b = (rng.normal(size=(batch, COLUMNS)).astype(dtype) for _ in range(2))
-    basis = rng.normal(size=(1, 2, batch, COLUMNS)).astype(dtype)
-    coordinates = rng.normal(size=(2, batch, batch)).astype(dtype)
-    where = (jnp.asarray(0), jnp.asarray(2))
+    basis = rng.normal(size=(1, 2 * batch, COLUMNS)).astype(dtype)
+    coordinates = rng.normal(size=(2 * batch, batch)).astype(dtype)
+    where = (jnp.asarray(0), jnp.asarray(2 * batch))
 
     @jax.jit
     def kernels(a, b, basis, coordinates):
@@ -229,16 +263,15 @@ def test_kernels_of_long_rows(dtype, batch):
     np.testing.assert_allclose(inner, a @ b.T / COLUMNS, rtol=0, atol=sums)
     np.testing.assert_allclose(norms, np.sqrt(np.mean(a**2, axis=1)), rtol=0, atol=sums)
     terms = 2 * batch + 2
-    total = np.einsum("jaq,jan->qn", coordinates, basis[0])
-    magnitude = np.einsum("jaq,jan->qn", np.abs(coordinates), np.abs(basis[0]))
+    total, magnitude = coordinates.T @ basis[0], np.abs(coordinates).T @ np.abs(basis[0])
     np.testing.assert_array_less(np.abs(combined - total), terms * eps * magnitude)
 
     expected, left = np.empty_like(found), a
-    for j in range(2):
+    for j in (slice(batch), slice(batch, None)):  # two tiles
         expected[j] = basis[0, j] @ left.T / COLUMNS
         left = left - expected[j].T @ basis[0, j]
     np.testing.assert_allclose(found, expected, rtol=0, atol=sums * terms)
-    largest = np.abs(basis[0]).sum(axis=(0, 1))
+    largest = np.abs(basis[0]).sum(axis=0)
     np.testing.assert_array_less(np.abs(rest - left), terms * (sums * largest + eps * (np.abs(a) + largest)))
 
     square = np.sum((a - (a @ b.T / COLUMNS) @ b) ** 2, axis=1)

@@ -10,7 +10,7 @@ import laws
 import pytest
 
 from nfd_jax import studies
-from nfd_jax.studies._findings import Verdict
+from nfd_jax.verdict import Verdict
 
 EVERYTHING, NOTHING = "", "(?!)"
 EXCHANGED = {"depth_mup": 0.0, "depth_mup_corrected": -0.5}

@@ -34,6 +34,34 @@ def test_cells_are_the_solvers_own_numbers(dataset):
     np.testing.assert_array_equal(dataset.limit_loss.sel(closure="decoupled", depth=2, limit_seed=1), limit.loss)
 
 
+def test_finished_runs_are_never_run_again(dataset, tmp_path, monkeypatch):
+    """Whatever depths and widths are asked for beside them; of another rate, or other data, all are."""
+    task, runs, trained = nfd.datasets.digits(2), [], comparison._trained
+
+    def counted(task, setup, run):
+        runs.append(run)
+        return trained(task, setup, run)
+
+    monkeypatch.setattr(comparison, "_trained", counted)
+    fewer = comparison.compare(task, replace(SMALL, widths=(8,)), folder=tmp_path, progress=False)
+    assert [str(run) for run in runs] == [
+        "L = 2, coupled limit",
+        "L = 2, decoupled limit",
+        "L = 2, tied networks, n = 8",
+        "L = 2, untied networks, n = 8",
+    ]
+    assert comparison.compare(task, replace(SMALL, widths=(8,)), folder=tmp_path, progress=False).identical(fewer)
+    assert len(runs) == 4
+    assert comparison.compare(task, SMALL, folder=tmp_path, progress=False).identical(dataset)
+    assert [run.width for run in runs[4:]] == [16, 16]
+    comparison.compare(task, replace(SMALL, widths=(8,), learning_rate=0.5), folder=tmp_path, progress=False)
+    comparison.compare(nfd.datasets.digits(3), replace(SMALL, widths=(8,)), folder=tmp_path, progress=False)
+    assert len(runs) == 6 + 4 + 4
+    more = comparison.compare(task, replace(SMALL, widths=(8,), seeds=5), folder=tmp_path, progress=False)
+    assert [run.kind for run in runs[14:]] == ["tied", "untied"]  # the limits are there
+    np.testing.assert_array_equal(more.limit_loss, dataset.limit_loss)
+
+
 def test_every_run_lands_in_its_cell(monkeypatch):
     """Stand-in solvers whose outputs spell out their arguments."""
     task, setup = nfd.datasets.digits(2), replace(SMALL, depths=(3, 5, 2))

@@ -10,13 +10,11 @@ from helpers import final_state, input_coordinates, prepare, run
 
 import nfd_jax as nfd
 from nfd_jax._checks import Outcome
-from nfd_jax.dynamics import conditioned as explicit
+from nfd_jax.dynamics.initial import Initial
 from nfd_jax.dynamics.propagate import Layers
 from nfd_jax.matrices.noise import AbstractNoise, gaussians
 from nfd_jax.matrices.revealed import RevealedMatrices
 from nfd_jax.matrices.sobol import QuasiNormals
-from nfd_jax.solvers.network import Shape, plain_layers
-from nfd_jax.solvers.particles import matched_layers
 from nfd_jax.solvers.trajectory import HeldOut
 
 EPS = float(np.finfo(np.float64).eps)
@@ -63,11 +61,10 @@ def test_rates_of_zero_and_almost_zero(kind):
 
 
 def hand_made(layers, task, **options):
-    """Outputs before every step of explicit sweeps over layers made by hand, and what was revealed."""
-    problem = prepare(task, nfd.ResNet(DEPTH, "tanh"), steps=STEPS, **options)
+    """Outputs before every step of explicit passes over layers made by hand, and what was revealed."""
+    problem, explicit, _ = prepare(task, nfd.ResNet(DEPTH, "tanh"), steps=STEPS, **options)
     inputs = input_coordinates(task.inputs)
-    state = explicit.start(problem.settings, layers)
-    state, outputs = final_state(problem, state, inputs, task.targets)
+    state, outputs = final_state(explicit, problem, explicit.start(layers), inputs, task.targets)
     return outputs, state.layers.hidden
 
 
@@ -75,27 +72,26 @@ def hand_made(layers, task, **options):
 def test_no_step_reveals_nothing_new(matched):
     """At rate zero later queries repeat those of the first step: no rank, and constant outputs."""
     task = nfd.Task(INPUTS, TARGETS)
-    shape = Shape(DEPTH, 4 * WIDTH, 2, 1, STEPS, 4)
-    layers = matched_layers(jax.random.key(0), shape, True) if matched else plain_layers(jax.random.key(0), shape, True)
+    layers = Initial(DEPTH, 4 * WIDTH, 2, 1, STEPS, 4, matched=matched).layers(jax.random.key(0))
     outputs, hidden = hand_made(layers, task, learning_rate=0.0)
     np.testing.assert_allclose(outputs, np.broadcast_to(outputs[0], outputs.shape), atol=4000 * EPS)
-    for side in hidden.sides:
-        used = np.any(np.asarray(side.queries), axis=-1)  # layer, step, sample
-        assert used[:, 0].any(axis=-1).all()
-        assert not used[:, 1:].any()
+    for direction, revealed in enumerate(hidden.revealed):
+        ranks = np.asarray(hidden.ranks[direction])
+        np.testing.assert_array_equal(revealed.counts.values, ranks)
+        np.testing.assert_array_equal(revealed.steps, np.where(np.arange(STEPS * 4) < ranks[:, None], 0, -1))
+        assert np.all((ranks > 0) & (ranks <= 2))  # of two equal samples, a zero one and another
 
 
 def test_equal_readout_columns():
     """Two equal outputs with equal targets stay equal, and the last block is queried in one direction only."""
     task = nfd.Task(INPUTS, np.stack([TARGETS, TARGETS], axis=1))
-    layers = plain_layers(jax.random.key(1), Shape(DEPTH, WIDTH, 2, 2, STEPS, 4), True)
+    layers = Initial(DEPTH, WIDTH, 2, 2, STEPS, 4).layers(jax.random.key(1))
     layers = Layers(layers.input, layers.hidden, layers.readout.at[1].set(layers.readout[0]))
     outputs, hidden = hand_made(layers, task)
     assert np.all(np.isfinite(outputs))
     np.testing.assert_allclose(outputs[..., 0], outputs[..., 1], rtol=0, atol=4000 * EPS)
     assert np.abs(np.diff(outputs[:, 0, 0])).min() > 1e-3
-    rank = np.any(np.asarray(hidden.sides[1].queries[-1]), axis=-1).sum()
-    assert rank == 1
+    assert hidden.ranks[1, -1] == 1
 
 
 def test_more_queries_than_particles():
@@ -105,11 +101,10 @@ def test_more_queries_than_particles():
         run = nfd.solve_limit(task, nfd.ResNet(DEPTH, "tanh"), steps=6, particles=8)
     assert run.settings["noise"] == "plain"
     assert np.all(np.isfinite(run.outputs))
-    layers = plain_layers(jax.random.key(0), Shape(DEPTH, 8, 4, 1, STEPS, 4), True)
+    layers = Initial(DEPTH, 8, 4, 1, STEPS, 4).layers(jax.random.key(0))
     _, hidden = hand_made(layers, task)
-    for side in hidden.sides:
-        queries = np.asarray(side.queries).reshape(DEPTH, -1, 8)
-        rank = np.any(queries, axis=-1).sum(axis=1)
+    for rank, revealed in zip(np.asarray(hidden.ranks), hidden.revealed, strict=True):
+        queries = np.asarray(revealed.queries)
         assert rank.max() == 8
         gram = np.einsum("lmn,lmk->lnk", queries, queries) / 8
         full = rank == 8
@@ -133,18 +128,17 @@ class SharedNoise(AbstractNoise):
 @functools.cache
 def in_precision(dtype, rate, targets):
     """Outputs (steps + 1, 2) of one tied network whose weights are float32 numbers, on targets +-`targets`."""
-    shape = Shape(DEPTH, WIDTH, 2, 1, STEPS, 2)
     rng = np.random.default_rng(0)
     ends = rng.normal(size=(3, WIDTH)).astype(np.float32)
     task = nfd.Task(INPUTS[[0, 3]], np.array([targets, -targets]))
     with jax.enable_x64(dtype == np.float64):
-        size = {"depth": DEPTH, "width": WIDTH, "steps": STEPS, "batch": 2}
+        size = {"depth": DEPTH, "width": WIDTH, "capacity": 2 * STEPS}
         noise = SharedNoise(jax.random.key(3))
         hidden = RevealedMatrices.create(noise, **size, coupled=True, dtype=np.dtype(dtype))
         layers = Layers(jnp.asarray(ends[:2], dtype), hidden, jnp.asarray(ends[2:], dtype))
-        problem = prepare(task, nfd.ResNet(DEPTH, "tanh"), steps=shape.steps, learning_rate=rate)
+        problem, explicit, _ = prepare(task, nfd.ResNet(DEPTH, "tanh"), steps=STEPS, learning_rate=rate)
         inputs = input_coordinates(task.inputs).astype(np.float32)
-        found = run(explicit.EXPLICIT, problem, explicit.start(problem.settings, layers), inputs, task.targets)
+        found = run(explicit, problem, explicit.start(layers), inputs, task.targets)
     assert found.outputs.dtype == dtype
     return found.outputs[..., 0].astype(np.float64)
 

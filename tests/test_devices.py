@@ -129,35 +129,24 @@ def test_as_many_devices_as_divide_the_width(solved):
 
 COMPILE = """
 import jax, numpy as np, nfd_jax as nfd
-from nfd_jax import models, optimizers
-from nfd_jax.runtime import loop as engine
-from nfd_jax.dynamics import conditioned as explicit, module
-from nfd_jax.solvers import network, particles as solutions
-from nfd_jax.matrices import noise
-from nfd_jax.runtime import devices
-from nfd_jax.solvers import networks as training
+from nfd_jax.runtime import devices, ensemble, loop
 width, depth, steps, samples = 512, 3, 6, 2
 task = nfd.Task(np.random.default_rng(0).normal(size=(samples, 3)), np.array([1.0, -1.0]))
-model, rule = nfd.ResNet(depth), optimizers.Optimizer.create("sgd", 0.5, 0.0)
-problem = engine.prepare(
-    task, model, steps=steps, learning_rate=0.5, optimizer=rule, train_input=True, train_readout=True, richness=1.0)
-coordinates = explicit.in_coordinates(problem)
-inputs, shape = coordinates.data.train.inputs, network.Shape.of(coordinates, width, depth)
+model = nfd.ResNet(depth)
+recipe = nfd.Training(steps, momentum=0.5, train_input=True, train_readout=True)
 particles, (_, members) = devices.particles("width", width), devices.members(8)
 keys = jax.random.split(jax.random.key(0), 8)
-assert width >= noise.least_width(samples, steps, 1)
-limit = solutions._create(problem.settings, shape, True, True, 1, keys[0], particles)
-scales = units.Scales.of(model, problem.settings.row, width=width, dimension=3)
-dense = training._create(problem.settings, model, module.Shape(32, 3, 1), keys, members)
 KINDS = dict(
-    limit=(explicit.EXPLICIT, particles, inputs, limit),
-    network=(explicit.EXPLICIT, particles, inputs, network._create(problem.settings, shape, True, keys[:2], particles)),
-    dense=(training.AUTODIFF, members, task.inputs, dense))
-for kind, (method, layout, x, state) in KINDS.items():
-    rate = np.float64(0.5) if kind == "limit" else np.full(2 if kind == "network" else 8, 0.5)
-    lowered = engine._jitted_step.lower(
-        method.step, problem.settings, kind != "limit", scales, state, np.int32(0), rate, x,
-        task.targets, layout)
+    limit=(*nfd.limit_dynamics(task, model, recipe, particles=width), particles, 1),
+    network=(*nfd.network_dynamics(task, model, recipe, width=width, engine="revealed"), particles, 2),
+    dense=(*nfd.network_dynamics(task, model, recipe, width=32), members, 8))
+assert KINDS["limit"][0].initial.matched
+for kind, (dynamics, problem, layout, count) in KINDS.items():
+    several = count > 1
+    state = ensemble.create(dynamics, keys[:count] if several else keys[0], members=several, layout=layout)
+    chunk = loop.Chunk(
+        np.int32(0), np.int32(steps), np.full((count, steps) if several else steps, 0.5), problem.data.batches)
+    lowered = loop.run_chunk.lower(dynamics, state, problem.data.train, chunk, members=several, layout=layout)
     compiled = lowered.compile()
     memory = compiled.memory_analysis()
     print(f"=== {kind} {memory.alias_size_in_bytes} {memory.output_size_in_bytes} {memory.temp_size_in_bytes}")
@@ -225,8 +214,9 @@ def test_the_command_on_two_processes(tmp_path):
     assert not any(line.strip() for line in printed(second[0]))
     assert "run/s" in first[1]
     assert "run/s" not in second[1]
-    assert sorted(path.name for path in folders["0"].iterdir()) == ["compare.nc", "compare.png"]
-    assert not list(folders["1"].iterdir())
+    assert sorted(path.name for path in folders["0"].iterdir()) == ["compare.nc", "compare.png", "runs"]
+    assert len(list((folders["0"] / "runs").glob("*.npz"))) == 4
+    assert not [path for path in folders["1"].rglob("*") if path.is_file()]
 
     one, two = (records.load(folders[name] / "compare.nc") for name in ("alone", "0"))
     assert (one.attrs["processes"], two.attrs["processes"]) == ("1", "2")

@@ -21,15 +21,12 @@ import nfd_jax as nfd
 @pytest.fixture
 def solvers(plain, monkeypatch):
     """The three of them by name, on a task of two samples; to reach a compiled program is a failure."""
-    engine = sys.modules["nfd_jax.runtime.loop"]
 
     def reached(*_, **__):
         raise AssertionError("compiled before the arguments were checked")
 
-    for name in ("run", "run_members"):
-        monkeypatch.setattr(engine, name, reached)
-    for module in ("particles", "network", "networks"):
-        monkeypatch.setattr(sys.modules[f"nfd_jax.solvers.{module}"], "_create", reached)
+    for module, name in (("loop", "run"), ("ensemble", "train"), ("ensemble", "create")):
+        monkeypatch.setattr(sys.modules[f"nfd_jax.runtime.{module}"], name, reached)
     task, model = plain.Task(np.eye(2), np.ones(2)), plain.ResNet(2)
 
     def bind(solver):
@@ -524,7 +521,7 @@ def test_scalars_that_are_real_numbers(plain):
 @pytest.mark.parametrize(
     ("value", "message"),
     [
-        (np.tanh, r"got <ufunc 'tanh'>, which raises TracerArrayConversionError .* jax\.numpy, not numpy or math"),
+        (np.tanh, r"got <ufunc 'tanh'>, which raises TracerArrayConversionError: .* jax\.numpy, not numpy or math"),
         (math.tanh, "got <built-in function tanh>, which raises"),
         (lambda x: max(x, 0), "which raises TracerBoolConversionError"),
         (lambda x: x @ x, "which raises"),

@@ -100,7 +100,7 @@ def test_wrapped_functions_are_what_they_wrap():
 def test_every_process_says_the_same():
     """Whatever its hashes of strings and its addresses."""
     program = (
-        "import functools, jax; from nfd_jax.functions import described; import test_functions as here\n"
+        "import functools, jax; from nfd_jax._functions import described; import test_functions as here\n"
         "print(*map(described, here.DISTINCT), sep='|')"
     )
     folder = __file__.rpartition("/")[0]

@@ -46,10 +46,22 @@ def test_other_numbers_need_another_revision():
         np.testing.assert_allclose(losses, kept["losses"][name], rtol=1e-10, err_msg=name)
 
 
+def functions_of(path):
+    """The functions of a module of studies by name, with those that it imports from modules beside it."""
+    tree = ast.parse(path.read_text())
+    found = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    for node in ast.walk(tree):
+        name = node.module if isinstance(node, ast.ImportFrom) else None
+        beside = path.with_name(f"{(name or path.stem).rpartition('.')[2]}.py")
+        if beside != path and beside.exists():
+            theirs = functions_of(beside)
+            found |= {alias.name: theirs[alias.name] for alias in node.names if alias.name in theirs}
+    return found
+
+
 def code_of(measure):
-    """What `measure` and the functions of its module that it reaches do, comments and docstrings apart."""
-    tree = ast.parse(Path(inspect.getfile(measure)).read_text())
-    functions = {node.name: node for node in tree.body if isinstance(node, ast.FunctionDef)}
+    """What `measure` and the functions of studies that it reaches do, comments and docstrings apart."""
+    functions = functions_of(Path(inspect.getfile(measure)))
     reached, found = [measure.__name__], {}
     while reached:
         name = reached.pop()
@@ -68,17 +80,21 @@ def test_other_measurements_need_another_revision_of_the_study():
     assert found == kept
 
 
-def test_comments_void_no_record(tmp_path):
-    """Neither do docstrings, nor what only draws; a number that `measure` reaches by another function does."""
-    source = "def measure(x):\n    {0}\n    return helper(x)\n\ndef helper(x):\n    return {1} * x\n\n"
+def test_comments_void_no_record(tmp_path, monkeypatch):
+    """Neither do docstrings, nor what only draws; a number that `measure` reaches by another function does, also by one
+    of a module beside it."""
+    source = "from measuring import helper\n\ndef measure(x):\n    {0}\n    return helper(x)\n\n"
     source += "def draw():\n    {2}\n"
     found = []
     for place, parts in enumerate([('"a"', 2, "pass"), ("# b", 2, "return 1"), ("# b", 3, "pass")]):
+        (tmp_path / "measuring.py").write_text(f"def helper(x):\n    return {parts[1]} * x\n")
         path = tmp_path / f"module{place}.py"
         path.write_text(source.format(*parts))
         spec = importlib.util.spec_from_file_location(path.stem, path)
         module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
+        with monkeypatch.context() as patch:
+            patch.syspath_prepend(tmp_path)
+            spec.loader.exec_module(module)
         found.append(code_of(module.measure))
     assert found[0] == found[1] != found[2]
 

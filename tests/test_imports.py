@@ -4,17 +4,21 @@ import abc
 import ast
 import importlib
 import inspect
+import typing
+from importlib.metadata import version
 from pathlib import Path
 
 import equinox as eqx
 import pytest
+import xarray
 
 import nfd_jax
 
 FOLDER = Path(nfd_jax.__file__).parent
 LAYERS = (  # a module, or a folder for all its modules; those of one layer may import each other
     ("_types", "_checks", "_functions"),
-    ("seeds", "activations", "task", "datasets", "parametrization", "optimizers", "models", "training", "statistics"),
+    ("seeds", "activations", "task", "datasets", "parametrization", "optimizers", "models", "training"),
+    ("statistics", "verdict"),
     ("matrices",),
     ("dynamics",),
     ("observables", "analytic"),
@@ -22,7 +26,8 @@ LAYERS = (  # a module, or a folder for all its modules; those of one layer may 
     ("solvers",),
     ("io.records", "io.plotting"),
     ("tools",),
-    ("studies._panels", "studies._findings", "studies._study", "studies._limits"),
+    ("studies._panels", "studies._findings", "studies._curves"),
+    ("studies._study", "studies._limits", "studies._responses", "studies._reuse"),
     ("studies",),
     ("io",),
 )
@@ -116,3 +121,86 @@ def test_abstract_classes_and_final_ones():
             assert isinstance(value, abc.ABCMeta)
             with pytest.raises(TypeError):
                 value()
+
+
+# ------------------------------------------------------------------ what is public
+
+PUBLIC = (nfd_jax, *(getattr(nfd_jax, name) for name in nfd_jax.__all__ if inspect.ismodule(getattr(nfd_jax, name))))
+ELSEWHERE = {"Structure", "AbstractModel"}  # of how it works
+LATE = {"xr": xarray}  # imported where it is used
+
+
+def names(module):
+    """Public ones that a module of this package defines, or exports as a package."""
+    if module is not nfd_jax and not hasattr(module, "__all__"):
+        return {name for name, value in vars(module).items() if getattr(value, "__module__", "") == module.__name__}
+    return {name for name, value in vars(module).items() if not inspect.ismodule(value) or name in module.__all__}
+
+
+def test_all_that_is_exported_is_listed_and_described():
+    public = {name for name in names(nfd_jax) if not name.startswith("_")}
+    assert sorted(nfd_jax.__all__) == sorted(public | {"__version__"})
+    assert len(set(nfd_jax.__all__)) == len(nfd_jax.__all__)
+    for module in (*PUBLIC, importlib.import_module("nfd_jax.studies")):
+        for name in getattr(module, "__all__", sorted(names(module))):
+            value = getattr(module, name)
+            if inspect.isclass(value) or inspect.isfunction(value) or inspect.ismodule(value):
+                assert inspect.getdoc(value), f"{module.__name__}.{name} has no docstring"
+    assert nfd_jax.__version__ == version("nfd_jax")
+    assert (FOLDER / "py.typed").exists()
+
+
+def handed_out(function):
+    """Classes of this package in what a function returns or takes."""
+    for annotation in typing.get_type_hints(function, localns=LATE).values():
+        yield from (part for part in parts(annotation) if inspect.isclass(part))
+
+
+def parts(annotation):
+    """An annotation and all those within it."""
+    yield annotation
+    for inner in typing.get_args(annotation):
+        yield from parts(inner)
+
+
+def test_types_of_results_are_public():
+    """Of what public functions take and return, and of the fields and properties of these: under a public name."""
+    public = {name for module in PUBLIC for name in names(module)} | ELSEWHERE
+    seen, waiting = set(), [getattr(nfd_jax, name) for name in nfd_jax.__all__]
+    while waiting:
+        value = waiting.pop()
+        if id(value) in seen or not getattr(value, "__module__", "").startswith("nfd_jax"):
+            continue
+        seen.add(id(value))
+        assert value.__name__ in public, f"{value.__module__}.{value.__name__} is not public"
+        if inspect.isfunction(value):
+            waiting += handed_out(value)
+        elif inspect.isclass(value):
+            waiting += handed_out(value)  # fields
+            members = [member for name, member in vars(value).items() if not name.startswith("_")]
+            getters = [member.fget for member in members if isinstance(member, property)]
+            for function in (*getters, *filter(inspect.isfunction, members)):
+                waiting += handed_out(function)
+    assert len(seen) > 20
+
+
+# ------------------------------------------------------------------ what is short
+
+LONGEST, BODY = 350, 50  # lines of a module; of a function, without its signature and docstring
+STILL_LONG = set()  # to be empty: modules, and functions as module:function
+
+
+def body_lines(function):
+    body = function.body[1:] if ast.get_docstring(function) else function.body
+    return body[-1].end_lineno - body[0].lineno + 1 if body else 0
+
+
+def test_modules_and_functions_are_short():
+    found = set()
+    for module in MODULES:
+        source = path_of(module).read_text()
+        found |= {module} if len(source.splitlines()) > LONGEST else set()
+        for node in ast.walk(ast.parse(source)):
+            if isinstance(node, ast.FunctionDef) and body_lines(node) > BODY:
+                found.add(f"{module}:{node.name}")
+    assert found == STILL_LONG

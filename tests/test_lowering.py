@@ -9,58 +9,38 @@ from jax import export
 
 import nfd_jax as nfd
 from nfd_jax import observables
-from nfd_jax.dynamics import conditioned as explicit
-from nfd_jax.dynamics import module
-from nfd_jax.solvers import networks as training
-from nfd_jax.solvers.network import Shape, plain_layers
-from nfd_jax.solvers.particles import matched_layers
 
 PLATFORMS = ("cuda", "tpu")
 MODEL = nfd.ResNet(2, block="pre_inner")
+RECIPE = {"steps": 2, "observe": observables.kernels}
 
 
-def lowered(function, *arguments):
-    return export.export(jax.jit(function), platforms=PLATFORMS)(*arguments).platforms
+def lowers(dynamics, state, inputs, targets):
+    """A step from a state for all platforms, with what follows it."""
+
+    def train(state, step, rate, inputs, targets):
+        state, record = dynamics.step(state, step, rate, inputs, targets)
+        return state, record, dynamics.evaluate(state, step + 1, inputs)
+
+    data = (jnp.asarray(np.asarray(part), jnp.float32) for part in (inputs, targets))
+    exported = export.export(jax.jit(train), platforms=PLATFORMS)(state, jnp.int32(0), jnp.float32(0.1), *data)
+    return exported.platforms == PLATFORMS
 
 
-def problem_of(**options):
+@pytest.mark.parametrize("noise", ["matched", "plain"])
+def test_steps_of_revealed_matrices(noise):
     with jax.enable_x64(False):
         task = nfd.datasets.digits(3)
-        return task, prepare(task, MODEL, width=64, steps=2, **options)
-
-
-def step_arguments(inputs, targets):
-    return jnp.int32(0), jnp.float32(0.1), jnp.asarray(inputs, jnp.float32), jnp.asarray(targets, jnp.float32)
-
-
-@pytest.mark.parametrize("matched", [True, False])
-def test_steps_of_revealed_matrices(matched):
-    with jax.enable_x64(False):
-        task, problem = problem_of(momentum=0.5, observe=observables.kernels)
-        shape = Shape(4, 64, 3, 1, 2, 3)
-        layers = (matched_layers if matched else plain_layers)(jax.random.key(0), shape, True)
-        state, inputs = explicit.start(problem.settings, layers), np.zeros((3, 3))
-        step, *others = step_arguments(inputs, task.targets)
-
-        def train(state, step, rate, x, y):
-            return explicit.train_step(problem.settings, problem.scales, state, step, rate, x, y)
-
-        assert lowered(train, state, step, *others) == PLATFORMS
+        dynamics, problem = nfd.limit_dynamics(task, MODEL, particles=64, noise=noise, momentum=0.5, **RECIPE)
+        assert dynamics.initial.matched == (noise == "matched")
+        assert lowers(dynamics, dynamics.init(nfd.seed_key(0)), *problem.batch(0))
 
 
 @pytest.mark.parametrize("untied", [True, False])
 def test_steps_of_autodiff_and_of_dense_matrices(untied):
     with jax.enable_x64(False):
-        task, problem = problem_of(observe=observables.kernels)
-        shape = module.Shape(16, task.dimension, 1, untied)
-        network = module.create_network(jax.random.key(0), MODEL, problem.settings.row, shape)
-        arguments = step_arguments(task.inputs, task.targets)
-
-        def train(state, *arguments):
-            return training.train_step(problem.settings, None, state, *arguments)
-
-        def sweep(state, *arguments):
-            return explicit.train_step(problem.settings, problem.scales, state, *arguments)
-
-        assert lowered(train, training.start(problem.settings, network), *arguments) == PLATFORMS
-        assert lowered(sweep, explicit.start(problem.settings, layers_of(network)), *arguments) == PLATFORMS
+        task = nfd.datasets.digits(3)
+        prepared = prepare(task, MODEL, 16, untied, **RECIPE)
+        network, explicit = prepared.network(0), prepared.explicit
+        assert lowers(prepared.autodiff, prepared.autodiff.start(network), task.inputs, task.targets)
+        assert lowers(explicit, explicit.start(layers_of(network)), task.inputs, task.targets)

@@ -1,4 +1,4 @@
-"""Explicit sweeps over dense matrices are the same computation as autodiff of the Equinox module."""
+"""Explicit passes over dense matrices are the same computation as autodiff of the Equinox module."""
 
 import math
 from functools import partial
@@ -11,7 +11,8 @@ from helpers import prepare, run_both
 
 import nfd_jax as nfd
 from nfd_jax import models, parametrization
-from nfd_jax.dynamics import module
+from nfd_jax.dynamics import module, propagate
+from nfd_jax.dynamics.initial import Initial
 from nfd_jax.task import Task
 
 WIDTH, DEPTH, SAMPLES, INPUTS = 12, 4, 3, 5
@@ -26,10 +27,8 @@ def make_task(outputs=1, loss="mse"):
 
 
 def both(task, model, untied=False, **options):
-    problem = prepare(task, model, width=WIDTH, **options)
-    shape = module.Shape(WIDTH, task.dimension, task.outputs, untied)
-    network = module.create_network(jax.random.key(1), model, problem.settings.row, shape, problem.settings.richness)
-    return run_both(problem, network, task)
+    prepared = prepare(task, model, width=WIDTH, untied=untied, **options)
+    return run_both(prepared, prepared.network(1), task)
 
 
 def resnet(activation, **options):
@@ -61,16 +60,16 @@ CASES = {
         resnet("relu", block="pre_inner"),
         False,
         make_task(),
-        {"parametrization_name": "depth_mup_corrected"},
+        {"parametrization": "depth_mup_corrected"},
     ),
     "inner_post, untied, ntp": (
         resnet("gelu", block="inner_post", centred=True),
         True,
         make_task(3),
-        {"parametrization_name": "ntp", "richness": 1.5, **EVERYTHING},
+        {"parametrization": "ntp", "richness": 1.5, **EVERYTHING},
     ),
-    "sp": (resnet("tanh"), False, make_task(), {"parametrization_name": "sp", "learning_rate": 0.02, **EVERYTHING}),
-    "complete_p": (resnet("relu"), False, make_task(), {"parametrization_name": "complete_p", **EVERYTHING}),
+    "sp": (resnet("tanh"), False, make_task(), {"parametrization": "sp", "learning_rate": 0.02, **EVERYTHING}),
+    "complete_p": (resnet("relu"), False, make_task(), {"parametrization": "complete_p", **EVERYTHING}),
     "mlp, untied": (nfd.MLP(3, "tanh"), True, make_task(), {"richness": 0.5, **EVERYTHING}),
     "mlp without hidden matrices": (nfd.MLP(1, jax.numpy.sin), False, make_task(2, "cross_entropy"), EVERYTHING),
 }
@@ -90,7 +89,7 @@ def test_sweeps_equal_autodiff(name):
 
 @pytest.mark.parametrize("name", ["inner_post, untied, ntp", "mlp, untied"])
 def test_both_observe_the_same(name):
-    """Features and gradients by explicit sweeps and by autodiff, in every snapshot, in the units of `Sweep`."""
+    """Features and gradients by explicit passes and by autodiff, in every snapshot, in the units of `Snapshot`."""
     model, untied, task, options = CASES[name]
     sweeps, autodiff = both(task, model, untied, observe=nfd.observables.kernels, **options)
     for kernel in ("feature_kernel", "gradient_kernel"):
@@ -169,15 +168,13 @@ def test_evaluation_leaves_no_trace():
     """`keep=False` gives the outputs of `keep=True` and returns the layers as they were."""
     task = make_task()
     model = nfd.ResNet(DEPTH, "tanh")
-    problem = prepare(task, model)
-    from nfd_jax.solvers.network import Shape, plain_layers
-
-    layers = plain_layers(jax.random.key(0), Shape(DEPTH, WIDTH, INPUTS, 1, 2, SAMPLES), True)
+    units = prepare(task, model).explicit.units
+    layers = Initial(DEPTH, WIDTH, INPUTS, 1, 2, SAMPLES).layers(jax.random.key(0))
     x, step = jax.numpy.asarray(task.inputs), jax.numpy.asarray(0)
 
     @partial(jax.jit, static_argnums=1)
     def forward(layers, keep):
-        return propagate.forward(model.structure, problem.scales, layers, x, step, keep=keep)
+        return propagate.forward(model.structure, units, layers, x, step, keep=keep)
 
     kept, _ = forward(layers, True)
     passed, after = forward(layers, False)

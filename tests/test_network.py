@@ -146,3 +146,24 @@ def test_longer_runs_begin_as_shorter_ones(solver):
     short, long = small(solver, 3, steps=3), small(solver, 3, steps=5)
     np.testing.assert_allclose(long.outputs[:, :4], short.outputs, rtol=0, atol=ROUNDING)
     assert np.abs(long.outputs[:, 5] - short.outputs[:, 3]).min() > 1e-6
+
+
+def test_members_of_other_ranks():
+    """Where units are dead the rank of a narrow matrix is another for every seed; each member is as it is alone."""
+    task = nfd.datasets.digits(2)
+
+    def ranked(seeds):
+        def observe(snapshot):
+            return {"ranks": snapshot.matrices.ranks}
+
+        model, options = nfd.ResNet(3, "relu"), {"width": 4, "steps": 3, "learning_rate": 0.5}
+        return nfd.solve_network(task, model, seeds=seeds, observe=observe, **options)
+
+    together = ranked(range(8))
+    ranks = together.observed["ranks"]
+    assert len(np.unique(ranks[:, -1], axis=0)) > 2
+    assert np.all(np.diff(ranks, axis=1) >= 0)
+    for seed in range(0, 8, 3):
+        alone = ranked([seed])
+        np.testing.assert_array_equal(ranks[seed], alone.observed["ranks"][0])
+        np.testing.assert_allclose(together.outputs[seed], alone.outputs[0], rtol=0, atol=100 * ROUNDING)

@@ -33,8 +33,8 @@ def record(request):
     rng = np.random.default_rng(0)
     rows = jnp.asarray(rng.normal(size=(INITIAL, WIDTH)))
     initial = bases.orthonormalise(rows, jnp.zeros(INITIAL)).directions
-    noise = MatchedNoise.create(jax.random.key(5), initial, 1, STEPS, BATCH)
-    shape = {"depth": 1, "width": WIDTH, "steps": STEPS, "batch": BATCH}
+    noise = MatchedNoise.create(jax.random.key(5), initial, 1, STEPS * BATCH)
+    shape = {"depth": 1, "width": WIDTH, "capacity": STEPS * BATCH}
     # decoupled, so that the image of a new direction is its fresh part
     matrices = RevealedMatrices.create(noise, **shape, coupled=False, dtype=np.dtype("float64"))
     phi = nfd.ResNet(1, request.param).structure.phi
@@ -42,12 +42,13 @@ def record(request):
     for step in range(STEPS):
         h, g = (jnp.asarray(rng.normal(size=(BATCH, WIDTH))) for _ in range(2))
         # correlated with what is known, as a trained network's
-        h = h + matrices.sides[BACKWARD].queries[0, 0] + initial[:BATCH]
-        g = g + matrices.sides[FORWARD].images[0, 0] + matrices.sides[FORWARD].queries[0, 0]
+        forward, backward = matrices.revealed
+        h = h + backward.queries[0, :BATCH] + initial[:BATCH]
+        g = g + forward.images[0, :BATCH] + forward.queries[0, :BATCH]
         for direction, query, vectors in ((FORWARD, forward_query, phi(h)), (BACKWARD, backward_query, g)):
             _, matrices = query(matrices, jnp.asarray(step), vectors)
-            side = matrices.sides[direction]
-            draws.append((direction, np.asarray(side.queries[0, step]), np.asarray(side.images[0, step])))
+            revealed, new = matrices.revealed[direction], slice(step * BATCH, (step + 1) * BATCH)
+            draws.append((direction, np.asarray(revealed.queries[0, new]), np.asarray(revealed.images[0, new])))
     return np.asarray(initial), draws
 
 
@@ -73,6 +74,44 @@ def test_fresh_parts_are_orthogonal_to_what_is_known(record):
         assert overlap(fresh, query) < ROUNDING
         for other, earlier_query, earlier_fresh in draws[:index]:
             assert overlap(fresh, earlier_fresh if other == direction else earlier_query) < ROUNDING
+
+
+def test_dependent_queries_keep_every_orthogonality():
+    """Rows that repeat earlier ones, first, last or all, take no space: the others have what they always have."""
+    rng, batch = np.random.default_rng(1), 3
+    initial = bases.orthonormalise(jnp.asarray(rng.normal(size=(1, WIDTH))), jnp.zeros(1)).directions
+    capacity = STEPS * batch
+    noise = MatchedNoise.create(jax.random.key(5), initial, 1, capacity)
+    shape = {"depth": 1, "width": WIDTH, "capacity": capacity}
+    matrices = RevealedMatrices.create(noise, **shape, coupled=False, dtype=np.dtype("float64"))
+    before = {direction: [] for direction in (FORWARD, BACKWARD)}  # what the fresh parts of a direction must not see
+    repeated = {FORWARD: ([2], [0], [0, 1, 2]), BACKWARD: ([0, 1], [1], [2])}
+    first = {}
+    for step in range(STEPS):
+        for direction, query in ((FORWARD, forward_query), (BACKWARD, backward_query)):
+            rows = rng.normal(size=(batch, WIDTH))
+            dependent = repeated[direction][step]
+            rows[dependent] = np.asarray(initial) if step == 0 else first[direction][-1]
+            if step == 0 and direction == FORWARD:
+                rows[2] = rows[0] + rows[1]
+            first.setdefault(direction, rows)
+            count = int(matrices.ranks[direction, 0])
+            _, matrices = query(matrices, jnp.asarray(step), jnp.asarray(rows))
+            new = int(matrices.ranks[direction, 0]) - count
+            assert new == batch - len(dependent) + (step == 0 and direction == BACKWARD)  # V itself is new once
+            revealed = matrices.revealed[direction]
+            queries, fresh = (np.asarray(part)[0, count : count + new] for part in (revealed.queries, revealed.images))
+            np.testing.assert_allclose(fresh @ fresh.T / WIDTH, np.eye(new), rtol=0, atol=ROUNDING)
+            for known in (initial, queries, *before[direction]):
+                assert not new or not len(known) or overlap(fresh, known) < ROUNDING
+            before[direction].append(fresh)
+            before[1 - direction].append(queries)
+    for direction, known in enumerate(matrices.noise.known):
+        rows = np.concatenate([np.asarray(initial), *before[direction]])
+        rank = np.linalg.matrix_rank(rows)
+        assert int(known.counts[0]) == rank < len(initial) + 2 * capacity
+        used = np.asarray(known.rows)[0, :rank]
+        np.testing.assert_allclose(used @ used.T / WIDTH, np.eye(rank), rtol=0, atol=ROUNDING)
 
 
 def test_other_constraints_are_not_imposed(record):

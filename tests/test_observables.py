@@ -1,8 +1,6 @@
 """Observables against what one can work out by hand from the features and gradients of the same run, from dense
 matrices, and from the recursion of linear networks."""
 
-from dataclasses import replace
-
 import helpers
 import jax
 import jax.numpy as jnp
@@ -13,13 +11,10 @@ from helpers import layers_of, prepare, run_both, sampling_bound, two_sample_p
 import nfd_jax as nfd
 from nfd_jax import observables
 from nfd_jax.analytic import linear_dynamics
-from nfd_jax.dynamics import conditioned as explicit
-from nfd_jax.dynamics import module
 from nfd_jax.dynamics.propagate import Layers
-from nfd_jax.matrices.noise import FORWARD, AbstractNoise
+from nfd_jax.matrices.noise import BACKWARD, FORWARD, AbstractNoise
 from nfd_jax.matrices.revealed import RevealedMatrices
-from nfd_jax.optimizers import Optimizer
-from nfd_jax.solvers import networks as training
+from nfd_jax.solvers.networks import Networks
 
 RATE, DEPTH, STEPS = 0.7, 3, 3
 
@@ -234,6 +229,46 @@ def test_signed_response_of_the_limit():
     assert np.abs(expected).max() > 3 * np.max(bound)
 
 
+def test_responses_are_the_a_and_b_of_theory():
+    """Of linear networks, in all directions: sqrt(T/L) sum_j A^{ij} g^j and sqrt(T/L) sum_j B^{ji} h^j, with the A and
+    B of the recursion, and the vectors j as they were queried, step by step."""
+    depth, rate, steps, particles = 4, 0.7, 3, 512
+    limit = linear_dynamics(LINEAR.inputs @ LINEAR.inputs.T / 2, LINEAR.targets[:, 0], depth, 1.0, rate, steps)
+
+    def observe(snapshot):
+        found = {name: [] for name in ("forward", "g", "backward", "h")}
+        for layer in range(depth):
+            h, g = snapshot.features[layer], snapshot.gradients[layer + 1]
+            up, down = (snapshot.matrices.response(each, layer, snapshot.step) for each in (FORWARD, BACKWARD))
+            parts = up.coordinates(h), up.along(g), down.coordinates(g), down.along(h)
+            for name, part in zip(found, parts, strict=True):
+                found[name].append(part)
+        return {name: jnp.stack(parts) for name, parts in found.items()}
+
+    pairs = []
+    for seed in range(12):
+        options = {"steps": steps, "learning_rate": rate, "particles": particles, "observe": observe, "seed": seed}
+        run = nfd.solve_limit(LINEAR, nfd.ResNet(depth, "identity"), **options).observed
+        for k in range(1, steps):
+            # g is the same for both samples of a step; h is of every step and sample
+            g = run["g"][:k, ..., 0]
+            h = np.moveaxis(run["h"][: k + 1], 3, 1).reshape(2 * k + 2, depth, -1)
+            now = slice(2 * k, 2 * k + 2)
+            forward = np.einsum("lij,jlm->lmi", limit.forward_response[:, now, :k], g)
+            backward = np.einsum("lj,jlm->lm", limit.backward_response[:, k, : 2 * k + 2], h)
+            expected = depth**-0.5 * np.concatenate([forward, backward[..., None]], axis=-1)
+            found = np.concatenate([run["forward"][k], run["backward"][k, ..., :1]], axis=-1)
+            pairs.append([found, expected])
+    found, expected = np.moveaxis(np.reshape(pairs, (12, steps - 1, 2, *pairs[0][0].shape)), 2, 0)
+    bound = sampling_bound(found - expected) + 4 / particles
+    assert np.all(np.abs((found - expected).mean(axis=0)) < bound)
+    seen = np.any(
+        np.abs(expected.mean(axis=0)) > 3 * bound, axis=(0, 2)
+    )  # layers, two samples forward and one backward
+    np.testing.assert_array_equal(seen[:, :2], np.arange(depth)[:, None] * np.ones((1, 2)) > 0)  # h_0 stands still
+    assert seen[:, 2].sum() > 1
+
+
 def test_sizes_and_diversity():
     def observe(sweep):
         return observables.sizes(sweep) | observables.diversity(sweep) | {"h": sweep.features, "g": sweep.gradients}
@@ -290,25 +325,22 @@ ROADS = {
 
 @pytest.mark.parametrize("name", ROADS)
 def test_effective_images_of_all_roads(name):
-    """One network on three roads, with momentum and decay: autodiff, explicit sweeps and revealed matrices."""
+    """One network on three roads, with momentum and decay: autodiff, explicit passes and revealed matrices."""
     (model, row, untied), task, width = ROADS[name], nfd.datasets.digits(3), 48
-    options = {"parametrization_name": row, "momentum": 0.5, "weight_decay": 0.2, "train_input": True}
-    problem = prepare(
-        task, model, width=width, steps=4, learning_rate=0.01 if row == "sp" else 0.3, observe=images, **options
-    )
-    shape = module.Shape(width, task.dimension, task.outputs, untied)
-    network = module.create_network(jax.random.key(3), model, problem.settings.row, shape)
+    options = {"parametrization": row, "momentum": 0.5, "weight_decay": 0.2, "train_input": True}
+    rate = 0.01 if row == "sp" else 0.3
+    prepared = prepare(task, model, width, untied, steps=4, learning_rate=rate, observe=images, **options)
+    network = prepared.network(3)
     layers = layers_of(network)  # a run gives up its network
-    sweeps, autodiff = run_both(problem, network, task)
+    sweeps, autodiff = run_both(prepared, network, task)
     dense = layers.hidden
     backward = dense.forward if dense.backward is None else dense.backward
     noise = GivenMatrices(jax.random.key(0), dense.forward, backward)
-    options = {"depth": len(dense.forward), "width": width, "steps": 5, "batch": 3, "coupled": not untied}
+    options = {"depth": len(dense.forward), "width": width, "capacity": 15, "coupled": not untied}
     hidden = RevealedMatrices.create(noise, **options, dtype=jnp.dtype(float))
-    state = explicit.start(problem.settings, Layers(layers.input, hidden, layers.readout))
-    revealed = helpers.run(
-        explicit.EXPLICIT, problem, helpers.copied(state), task.inputs / task.dimension**0.5, task.targets
-    )
+    state = prepared.explicit.start(Layers(layers.input, hidden, layers.readout))
+    inputs = task.inputs / task.dimension**0.5
+    revealed = helpers.run(prepared.explicit, prepared.problem, helpers.copied(state), inputs, task.targets)
     found = autodiff.observed["images"]
     assert found.shape == (5, model.matrices, 3, width)
     assert not found[0].any()
@@ -323,12 +355,10 @@ def test_effective_images_of_all_roads(name):
 def test_effective_images_under_adam(optimizer, decay):
     """From the weights before training and now, by hand."""
     model, task, width, rate, steps = nfd.ResNet(2, "tanh", block="pre_inner"), nfd.datasets.digits(3), 16, 0.05, 4
-    rule = Optimizer.create(optimizer, 0.0, decay)
-    problem = prepare(task, model, width=width, steps=steps, learning_rate=rate, observe=images)
-    settings = replace(problem.settings, optimizer=rule)
-    network = module.create_network(jax.random.key(3), model, settings.row, module.Shape(width, task.dimension, 1))
-    state, inputs, targets = training.start(settings, network), jnp.asarray(task.inputs), jnp.asarray(task.targets)
-    step = jax.jit(training.train_step, static_argnums=(0, 1))
+    options = {"optimizer": optimizer, "weight_decay": decay, "learning_rate": rate, "observe": images}
+    dynamics = prepare(task, model, width, steps=steps, **options).autodiff
+    state, inputs, targets = dynamics.init(jax.random.key(3)), jnp.asarray(task.inputs), jnp.asarray(task.targets)
+    network, step = state.network, jax.jit(dynamics.step)
     for k in range(steps):
         kept = (1 - rate * decay) ** k
         now, expected = state.network, []
@@ -336,12 +366,13 @@ def test_effective_images_under_adam(optimizer, decay):
         for block in range(2):
             x = np.tanh(h)
             for role in ("inner", "hidden"):
-                matrix, before = (np.asarray(getattr(net, role)[block][0][0]) for net in (now, network))
+                matrices = (net.inner[0] if role == "inner" else net.hidden for net in (now, network))
+                matrix, before = (np.asarray(own[block][0][0]) for own in matrices)
                 expected.append(x @ (matrix - kept * before).T / width**0.5)
                 x = x @ matrix.T / width**0.5
                 x = np.tanh(x) if role == "inner" else x
             h = h + 2**-0.5 * x
-        state, record = step(settings, None, state, jnp.asarray(k), jnp.asarray(rate), inputs, targets)
+        state, record = step(state, jnp.asarray(k), jnp.asarray(rate), inputs, targets)
         np.testing.assert_allclose(record.observed["images"], expected, rtol=0, atol=1e-13)
     assert np.abs(expected).min() > 0
 
@@ -362,12 +393,11 @@ def test_members_have_initial_matrices_of_their_own(tmp_path):
 
 def test_initial_matrices_are_kept_only_where_something_is_observed():
     task, model = nfd.datasets.digits(2), nfd.ResNet(2, block="inner")
-    plain, observed = (prepare(task, model, width=8, observe=observe) for observe in (None, images))
-    sizes = [training.member_bytes(problem, task, model, 8, "untied") for problem in (plain, observed)]
-    assert sizes[1] - sizes[0] == 8 * 4 * 8**2
-    network = module.create_network(jax.random.key(0), model, plain.settings.row, module.Shape(8, task.dimension, 1))
-    assert training.start(plain.settings, network).initial is None
-    kept = jax.tree.leaves(training.start(observed.settings, network).initial)
+    recipes = [nfd.Training(observe=observe) for observe in (None, images)]
+    plain, observed = (Networks.of(task, model, recipe, 8, "untied", "dense") for recipe in recipes)
+    assert observed.member_bytes - plain.member_bytes == 8 * 4 * 8**2
+    assert plain.dynamics.init(jax.random.key(0)).initial is None
+    kept = jax.tree.leaves(observed.dynamics.init(jax.random.key(0)).initial)
     assert sum(leaf.size for leaf in kept) == 4 * 8**2
 
 

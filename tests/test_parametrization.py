@@ -13,11 +13,7 @@ from helpers import copied, final_state, layers_of, prepare, run_both, two_sampl
 
 import nfd_jax as nfd
 from nfd_jax import parametrization
-from nfd_jax.dynamics import conditioned as explicit
-from nfd_jax.dynamics import module
-from nfd_jax.optimizers import Optimizer
 from nfd_jax.parametrization import ONE, PARAMETRIZATIONS, ZERO, D, L, N, Power, Role, resolve
-from nfd_jax.solvers import networks as training
 from nfd_jax.task import loss_gradient
 
 SIZES = {"width": 16, "depth": 9, "dimension": 25}
@@ -153,17 +149,17 @@ def test_a_role_of_rate_zero_does_not_move(role, untied):
     """And both engines agree on the rest, momentum included; weight decay acts on it as on the others."""
     task, model, width = nfd.datasets.digits(3), nfd.ResNet(2, "tanh", block="inner"), 12
     row = with_rates("depth_mup", role, 0.0)
-    options = {"parametrization_name": row, "train_input": True, "train_readout": True, "momentum": 0.5}
+    options = {"parametrization": row, "train_input": True, "train_readout": True, "momentum": 0.5}
     for decay in (0.0, 0.1):
-        problem = prepare(task, model, width=width, steps=4, **options, weight_decay=decay)
-        network = module.create_network(jax.random.key(1), model, row, module.Shape(width, task.dimension, 1, untied))
+        prepared = prepare(task, model, width, untied, steps=4, **options, weight_decay=decay)
+        network = prepared.network(1)
         layers, before = copied(layers_of(network)), copied(network)
-        sweeps, autodiff = run_both(problem, copied(network), task)
+        sweeps, autodiff = run_both(prepared, copied(network), task)
         np.testing.assert_allclose(sweeps.outputs, autodiff.outputs, rtol=0, atol=1e-12)
         assert np.abs(sweeps.outputs[-1] - sweeps.outputs[0]).max() > 1e-2
-    problem = prepare(task, model, width=width, steps=4, **options)
+    problem, explicit, _ = prepare(task, model, width, steps=4, **options)
     inputs, targets = jnp.asarray(task.inputs), jnp.asarray(task.targets)
-    state, _ = final_state(problem, explicit.start(problem.settings, layers), inputs / 8, targets)
+    state, _ = final_state(explicit, problem, explicit.start(layers), inputs / 8, targets)
     both = {Role.INNER: state.layers.hidden.forward[::2], Role.HIDDEN: state.layers.hidden.forward[1::2]}
     both |= {Role.INPUT: state.layers.input, Role.READOUT: state.layers.readout}
     initial = layers_of(before)
@@ -231,7 +227,7 @@ def test_a_shift_changes_nothing(name, optimizer):
 
 @pytest.mark.parametrize("factor", [0.0, 3.0])
 def test_a_shift_changes_nothing_where_rates_have_factors(factor):
-    """Explicit sweeps, which want images of size 1 whatever their convention, and autodiff; shifts with factors."""
+    """Explicit passes, which want images of size 1 whatever their convention, and autodiff; shifts with factors."""
     task, model = nfd.datasets.digits(4), nfd.ResNet(3, "tanh", block="inner")
     plain = row = with_rates("depth_mup", Role.INNER, factor)
     for power, role in enumerate((Role.INPUT, Role.INNER, Role.HIDDEN, Role.READOUT), start=1):
@@ -370,30 +366,21 @@ def first_updates(name, optimizer, width, depth):
     """Root mean square of what one step adds to the image of every role's weights in block 0, by seed."""
     row, task = resolve(name), nfd.datasets.digits(4)
     model = nfd.ResNet(depth, "tanh", block="inner")
-    problem = prepare(
-        task,
-        model,
-        width=width,
-        parametrization_name=row,
-        optimizer=Optimizer.create(optimizer, 0.0, 0.0, epsilon=1e-12 if optimizer == "adam" else None),
-        train_input=True,
-        train_readout=True,
-    )
+    options = {"optimizer": optimizer, "epsilon": 1e-12 if optimizer == "adam" else None}
+    everything = {"train_input": True, "train_readout": True}
+    dynamics = prepare(task, model, width, parametrization=row, **options, **everything).autodiff
     inputs, targets = jnp.asarray(task.inputs), jnp.asarray(task.targets)
     step, rate = jnp.asarray(0), jnp.asarray(1e-3)
-    shape = module.Shape(width, task.dimension, task.outputs)
 
     def one(key):
-        before = module.create_network(key, model, row, shape)
-        state, _ = training.train_step(
-            problem.settings, None, training.start(problem.settings, before), step, rate, inputs, targets
-        )
-        _, features = before.sweep(inputs)
-        inside = jnp.tanh(before.multiplier(Role.INNER) * features[0] @ before.inner[0][0][0].T)
+        before = dynamics.init(key).network
+        state, _ = dynamics.step(dynamics.start(before), step, rate, inputs, targets)
+        _, features = before.features(inputs)
+        inside = jnp.tanh(before.multiplier(Role.INNER) * features[0] @ before.inner[0][0][0][0].T)
         moved = jax.tree.map(lambda a, b: a - b, state.network, before)
         images = {
             Role.INPUT: inputs @ moved.input.T,
-            Role.INNER: features[0] @ moved.inner[0][0][0].T,
+            Role.INNER: features[0] @ moved.inner[0][0][0][0].T,
             Role.HIDDEN: inside @ moved.hidden[0][0][0].T,
             Role.READOUT: features[-1] @ moved.readout,
         }

@@ -7,7 +7,7 @@ from helpers import sampling_bound
 import nfd_jax as nfd
 from nfd_jax import observables
 from nfd_jax.analytic import linear_dynamics
-from nfd_jax.studies import reuse
+from nfd_jax.studies import _responses as module
 
 TASK = nfd.Task(np.array([[1.0, 0.0], [0.3, 0.9]]) * 2**0.5, np.array([[1.0], [-1.0]]))
 DEPTH, RATE, STEPS = 4, 0.7, 3
@@ -17,7 +17,7 @@ def test_chance_is_taken_off():
     """Squares are those of the mean response, within the error of products of different seeds: (30 x 5000)^-1/2."""
     draw = np.random.default_rng(0)
     mean, noise = 0.1 * draw.standard_normal(5000), draw.standard_normal((6, 5000))
-    found = reuse.squares(mean + noise, noise)
+    found = module.squares(mean + noise, noise)
     error = (15 * 5000) ** -0.5
     assert found.values == pytest.approx([np.mean(mean**2), 0], abs=5 * error)
     assert np.all((error / 2 < found.errors) & (found.errors < 3 * error))  # too large, never too small, under chance
@@ -31,8 +31,8 @@ def test_coherence_and_signs():
     signs = np.where(np.arange(blocks) % 2, 1.0, -1.0)
     signs[:8] = 1.0  # of 64, 28 are negative: the sum is 8
     for response, cohering, share in ((np.ones(blocks), 1.0, 1.0), (signs, 8**2 / blocks**2, 36 / 64)):
-        assert reuse.coherence(response + noise).estimate().agrees(cohering, confidence=0.9999)
-        assert reuse.one_sign(response + noise).values == pytest.approx(share)
+        assert module.coherence(response + noise).estimate().agrees(cohering, confidence=0.9999)
+        assert module.one_sign(response + noise).values == pytest.approx(share)
 
 
 def test_profile():
@@ -40,7 +40,7 @@ def test_profile():
     law = np.array([0.5, 0.3, 0.2])
     sample = np.array([1.0, -2.0])[:, None]
     noise = 0.1 * np.random.default_rng(2).standard_normal((400, 2, 3))
-    found = reuse.profile(sample * law + noise)
+    found = module.profile(sample * law + noise)
     assert found.values.sum() == pytest.approx(1, rel=1e-12)
     assert all(found.estimate(index).agrees(share, confidence=0.9999) for index, share in enumerate(law.tolist()))
 
@@ -63,7 +63,7 @@ def by_origin(activation, width, seeds):
         observe=observe,
     ).observed
     parts = [
-        [reuse.by_origin(features[step], features[0], DEPTH**-0.5 * gradients[step], model) for step in range(STEPS)]
+        [module.by_origin(features[step], features[0], DEPTH**-0.5 * gradients[step], model) for step in range(STEPS)]
         for features, gradients in zip(run["features"], run["response_gradient"], strict=True)
     ]
     return np.array(parts), DEPTH**-0.5 * run["forward_response"][:, :STEPS]

@@ -6,7 +6,7 @@ import pytest
 
 import nfd_jax as nfd
 from nfd_jax import observables
-from nfd_jax.runtime import loop as engine
+from nfd_jax.runtime import loop
 
 STEPS, MODEL = 3, nfd.ResNet(4, "tanh")
 SOLVERS = {
@@ -144,6 +144,6 @@ def test_bad_axes_are_refused_before_training(task, monkeypatch, axes, error, me
         return {"f": sweep.outputs, "h": (sweep.features**2).mean(-1)}
 
     bad.axes = axes
-    monkeypatch.setattr(engine.Kept, "trajectory", lambda *_, **__: pytest.fail("trained"))
+    monkeypatch.setattr(loop, "run_chunk", lambda *_, **__: pytest.fail("trained"))
     with pytest.raises(error, match=message):
         SOLVERS["dense"](task, steps=1, observe=bad)

@@ -1,17 +1,20 @@
 """A run killed at any point goes on from its checkpoint and ends with the same bits; other runs are refused."""
 
+import contextlib
+import json
+import os
 import subprocess
 import sys
+import time
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 import nfd_jax as nfd
-from nfd_jax.runtime import loop as engine
-from nfd_jax.runtime import memory
+from nfd_jax.runtime import claims, loop, memory, store
 from nfd_jax.runtime.files import partial_of
-from nfd_jax.runtime.store import Checkpoint
+from nfd_jax.runtime.store import Checkpoint, Record
 from nfd_jax.solvers import multilevel
 
 STEPS = 5
@@ -44,19 +47,19 @@ RUNS = {
 
 
 def limited(patch, calls):
-    """The program dies before the next training step after so many."""
-    original, count = engine._jitted_step, iter(range(calls))
+    """The program dies before the next chunk of training steps after so many."""
+    original, count = loop.run_chunk, iter(range(calls))
 
-    def dying(*arguments):
+    def dying(*arguments, **options):
         if next(count, None) is None:
             raise Killed
-        return original(*arguments)
+        return original(*arguments, **options)
 
-    patch.setattr(engine, "_jitted_step", dying)
+    patch.setattr(loop, "run_chunk", dying)
 
 
 def kill(monkeypatch, calls, run):
-    """A run that dies after so many training steps."""
+    """A run that dies after so many chunks."""
     with monkeypatch.context() as patch:
         limited(patch, calls)
         with pytest.raises(Killed):
@@ -123,8 +126,8 @@ def test_a_half_written_archive_is_never_read(tmp_path, monkeypatch):
 
 def test_a_damaged_archive_is_refused(tmp_path):
     for content in (b"", b"something else", b"PK\x03\x04 and no more"):
-        (tmp_path / "run.npz").write_bytes(content)
-        with pytest.raises(ValueError, match=r"run\.npz' is not an archive of nfd_jax \(.*\); remove it"):
+        (tmp_path / "members-0.npz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"members-0\.npz' is not an archive of nfd_jax \(.*\); remove it"):
             RUNS["limit"](checkpoint=tmp_path)
 
 
@@ -174,7 +177,7 @@ def test_functions_of_one_name_are_told_apart(tmp_path, monkeypatch):
 def test_processes_do_not_share_a_half_written_file(tmp_path):
     """Two that write one archive: each replaces it by a whole one."""
     program = (
-        "import sys, numpy as np; from pathlib import Path; from nfd_jax.checkpoint import Checkpoint\n"
+        "import sys, numpy as np; from pathlib import Path; from nfd_jax.runtime.store import Checkpoint\n"
         f"kept = Checkpoint(Path({str(tmp_path)!r}), 1, {{}})\n"
         "for turn in range(150): kept.write('one', {'numbers': np.full(20_000, int(sys.argv[1]))})"
     )
@@ -190,3 +193,192 @@ def test_bad_checkpoints(tmp_path):
         RUNS["limit"](checkpoint=tmp_path / "file")
     with pytest.raises(ValueError, match="checkpoint_every must be at least 1, got 0"):
         RUNS["limit"](checkpoint=tmp_path, checkpoint_every=0)
+
+
+# ------------------------------------------------------------------ records that grow
+
+
+def grown(folder, arguments=("a",)):
+    return Record(folder, {"arguments": list(arguments)}, "run")
+
+
+def test_a_growing_record_writes_what_is_new(tmp_path):
+    """Every part once, the state alone each time: not all of it again."""
+    record, each, before = grown(tmp_path), np.arange(10_000.0), {}
+    assert record.read() is None
+    for turn in range(5):
+        record.append({f"at {turn}": each + turn}, {"state": np.array(turn)})
+        written = {path.name: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+        assert sorted(written) == [*(f"run-part-{part:03d}.npz" for part in range(turn + 1)), "run.npz"]
+        assert (tmp_path / "run.npz").stat().st_size < each.nbytes / 10
+        assert all(written[name] == before[name] for name in before if "part" in name)
+        before = written
+    found = grown(tmp_path).read()
+    assert found["state"] == 4
+    for turn in range(5):
+        np.testing.assert_array_equal(found[f"at {turn}"], each + turn)
+    record.write(found)  # finished: one archive
+    assert [path.name for path in tmp_path.iterdir()] == ["run.npz"]
+    assert grown(tmp_path).read().keys() == found.keys()
+
+
+def test_a_kill_between_part_and_state(tmp_path, monkeypatch):
+    """The part does not count, and the one that takes its place may have other names."""
+    record, write = grown(tmp_path), Record._write
+    record.read()
+    record.append({"first": np.ones(2)}, {"done": np.array(1)})
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            Record,
+            "_write",
+            lambda self, path, *rest: pytest.fail("dead") if "part" not in path.name else write(self, path, *rest),
+        )
+        with pytest.raises(pytest.fail.Exception):
+            record.append({"lost": np.ones(2)}, {"done": np.array(2)})
+    again = grown(tmp_path)
+    found = again.read()
+    assert (set(found), int(found["done"])) == ({"first", "done"}, 1)
+    again.append({"second": np.zeros(2)}, {"done": np.array(3)})
+    found = grown(tmp_path).read()
+    assert (set(found), int(found["done"])) == ({"first", "second", "done"}, 3)
+
+
+def test_parts_of_another_record_or_none_are_refused(tmp_path):
+    for folder, arguments in (("one", "a"), ("two", "b")):
+        (tmp_path / folder).mkdir()
+        record = grown(tmp_path / folder, arguments)
+        record.read()
+        record.append({"x": np.ones(1)}, {})
+    part = tmp_path / "one" / "run-part-000.npz"
+    part.write_bytes((tmp_path / "two" / "run-part-000.npz").read_bytes())
+    with pytest.raises(ValueError, match=r"run-part-000\.npz' is of a run with part of="):
+        grown(tmp_path / "one").read()
+    part.unlink()
+    with pytest.raises(ValueError, match=r"run\.npz' lacks its part run-part-000\.npz; remove it"):
+        grown(tmp_path / "one").read()
+
+
+def test_records_without_a_name_have_that_of_their_arguments(tmp_path):
+    one, same, other = (Record(tmp_path, {"b": 1, "a": value}) for value in (2, 2, 3))
+    one.write({"x": np.ones(1)})
+    assert same.read() is not None
+    assert other.read() is None
+    assert one.path == same.path != other.path
+
+
+# ------------------------------------------------------------------ claims
+
+
+SHARING = """
+import os, sys, time
+from pathlib import Path
+import numpy as np
+from nfd_jax.runtime import store
+folder, seconds, together = Path(sys.argv[1]), float(sys.argv[2]), int(sys.argv[3])
+store.POLL = 0.05
+(folder / f"ready-{os.getpid()}").touch()
+while len(list(folder.glob("ready-*"))) < together:
+    time.sleep(0.01)
+def make(place):
+    (folder / f"made-{place}-{os.getpid()}").touch()
+    print(place, flush=True)
+    time.sleep(seconds)
+    return {"value": np.array(10 * place)}
+records = [store.Record(folder, {"place": place}) for place in range(6)]
+found = store.shared(records, make)
+assert [int(each["value"]) for each in found] == [0, 10, 20, 30, 40, 50]
+"""
+
+
+def sharing(folder, seconds, together):
+    """A process that makes records, each in so many seconds, once there are so many such processes."""
+    arguments = [sys.executable, "-c", SHARING, str(folder), str(seconds), str(together)]
+    return subprocess.Popen(arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+
+
+def test_two_processes_share_the_records_of_a_folder(tmp_path):
+    """Each is made once, both make some, and both have all at the end."""
+    workers = [sharing(tmp_path, 0.3, 2) for _ in range(2)]
+    ended = [(*worker.communicate(timeout=60), worker.returncode) for worker in workers]
+    assert [code for *_, code in ended] == [0, 0], ended
+    made = [path.name.split("-")[1:] for path in tmp_path.glob("made-*")]
+    assert sorted(place for place, _ in made) == list("012345")
+    assert len({process for _, process in made}) == 2
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_the_claim_of_a_killed_process_is_taken_over(tmp_path, monkeypatch):
+    dying = sharing(tmp_path, 100, 1)
+    assert dying.stdout.readline() == b"0\n"  # it is making the first
+    dying.kill()
+    dying.communicate()
+    (left,) = tmp_path.glob(".*.claim-*")
+    said = json.loads(left.read_text())
+    assert said["process"] == dying.pid
+    assert said["host"]
+    assert said["since"]
+    monkeypatch.setattr(store.time, "sleep", lambda _: pytest.fail("waits for a process that is gone"))
+    found = store.shared([Record(tmp_path, {"place": 0})], lambda place: {"value": np.array(7)})
+    assert found[0]["value"] == 7
+    assert not list(tmp_path.glob(".*"))
+
+
+def claim_of_another_host(record, age):
+    file = record.path.with_name(f".{record.path.name}.claim-0")
+    file.write_text(json.dumps({"host": "elsewhere", "process": os.getpid(), "since": "then"}))
+    os.utime(file, (time.time() - age, time.time() - age))
+    return file
+
+
+def test_the_claim_of_another_host_is_respected_up_to_the_limit(tmp_path, monkeypatch, capsys):
+    record = Record(tmp_path, {"place": 0})
+    claim_of_another_host(record, claims.LIMIT - 60)
+    with record.claimed() as own:
+        assert not own
+    claim_of_another_host(record, claims.LIMIT + 60)
+    with record.claimed() as own:
+        assert own
+        with Record(tmp_path, {"place": 0}).claimed() as other:  # taken over once
+            assert not other
+    claim_of_another_host(record, 0)
+    monkeypatch.setattr(store.time, "sleep", lambda _: record.write({"value": np.array(3)}))  # meanwhile, there
+    found = store.shared([record], lambda place: pytest.fail("made twice"))
+    assert found[0]["value"] == 3
+    assert "waiting for 1 records of host elsewhere" in capsys.readouterr().err
+
+
+def test_who_works_gives_signs_of_life(tmp_path, monkeypatch):
+    monkeypatch.setattr(claims, "SIGN", 0.01)
+    record = Record(tmp_path, {"place": 0})
+    with record.claimed():
+        (file,) = tmp_path.glob(".*.claim-*")
+        os.utime(file, (0, 0))
+        deadline = time.monotonic() + 10
+        while file.stat().st_mtime == 0 and time.monotonic() < deadline:
+            time.sleep(0.01)
+        assert file.stat().st_mtime > 0
+
+
+def test_a_failure_gives_the_claim_back(tmp_path):
+    record = Record(tmp_path, {"place": 0})
+    with contextlib.suppress(Killed):
+        store.shared([record], dies)
+    assert not list(tmp_path.iterdir())
+
+
+def dies(place):
+    raise Killed
+
+
+def test_records_of_other_arguments_are_refused_before_any_is_made(tmp_path):
+    Record(tmp_path, {"steps": 3}, "second").write({"x": np.ones(1)})
+    records = [Record(tmp_path, {"steps": 4}, name) for name in ("first", "second")]
+    with pytest.raises(ValueError, match="is of a run with steps=3, and steps=4 was asked for"):
+        store.shared(records, lambda place: pytest.fail("made"))
+
+
+def test_what_is_not_recorded_is_made_in_order():
+    made = []
+    found = store.shared([None] * 3, lambda place: made.append(place) or {"x": np.array(place)}, made.append)
+    assert made == [0, 0, 1, 1, 2, 2]
+    assert [int(each["x"]) for each in found] == [0, 1, 2]

@@ -140,7 +140,7 @@ def test_training_is_stable_below_the_bound_and_not_above(loss):
 )
 def test_what_has_no_rate(monkeypatch, arguments, message):
     if "learning" not in message:
-        monkeypatch.setattr(sharpness, "_sharpness", lambda *_: pytest.fail("compiled"))
+        monkeypatch.setattr("nfd_jax.tools.suggest_learning_rate._sharpness", lambda *_: pytest.fail("compiled"))
     options = {"task": TASKS["mse"], "model": nfd.ResNet(2), "width": 8, "seeds": 2} | arguments
     with pytest.raises(ValueError, match=message):
         nfd.suggest_learning_rate(options.pop("task"), options.pop("model"), **options)

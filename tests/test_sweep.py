@@ -1,4 +1,4 @@
-"""Sweeps: the trainer's own numbers in every cell, and nothing trained twice."""
+"""Snapshots: the trainer's own numbers in every cell, and nothing trained twice."""
 
 import sys
 
@@ -9,7 +9,9 @@ import pytest
 import nfd_jax as nfd
 from nfd_jax.parametrization import resolve
 from nfd_jax.runtime import loop as engine
-from nfd_jax.solvers import sweep
+from nfd_jax.runtime import store
+from nfd_jax.runtime.claims import claim
+from nfd_jax.solvers import sweep as sweeps
 
 SWEEP = {"widths": (4, 6), "depths": (2,), "learning_rates": (0.2, 0.8), "seeds": (3, 5, 8), "steps": 2}
 # the same operations in another batch of members: sums of a few numbers of order one
@@ -73,7 +75,7 @@ def test_revealed_cells(task):
 
 
 def test_rates_as_an_array():
-    assert sweep._listed("learning_rates", jnp.array([0.5, 1.0])) == sweep._listed("learning_rates", [0.5, 1.0])
+    assert sweeps._listed("learning_rates", jnp.array([0.5, 1.0])) == sweeps._listed("learning_rates", [0.5, 1.0])
 
 
 def test_diverged_members_say_when(task):
@@ -111,7 +113,7 @@ class KilledError(Exception):
 
 
 def test_finished_cells_are_never_run_again(task, tmp_path, monkeypatch):
-    whole, train, sizes = run(task), sweep.train_members, []
+    whole, train, sizes = run(task), sweeps.train_members, []
 
     def counted(problem, task, model, width, *rest, **options):
         if len(sizes) == 1:
@@ -152,6 +154,22 @@ def test_what_is_refused_is_refused_before_any_cell_is_trained(task, tmp_path, m
         run(task, folder=tmp_path, **options)
     assert sorted(tmp_path.iterdir()) == before
     run(task, folder=tmp_path, widths=(4,))
+
+
+def test_a_cell_that_another_process_trains_is_left_to_it(task, tmp_path, monkeypatch):
+    """The others are trained meanwhile, and its numbers read at the end."""
+    whole, train, sizes, kept = run(task), sweeps.train_members, [], tmp_path / "kept"
+    run(task, folder=kept)
+    claimed = next(each for each in kept.iterdir() if "width-4" in each.name)
+    monkeypatch.setattr(
+        sweeps, "train_members", lambda *given, **options: sizes.append(given[3]) or train(*given, **options)
+    )
+    with claim(tmp_path / claimed.name) as own:
+        assert own
+        monkeypatch.setattr(store.time, "sleep", lambda _: claimed.rename(tmp_path / claimed.name))
+        found = run(task, folder=tmp_path)
+    assert sizes == [6]
+    assert found.identical(whole)
 
 
 def test_no_result_is_overwritten_by_what_is_observed(task):
@@ -203,7 +221,7 @@ def test_all_cells_are_checked_before_any_is_trained(plain, monkeypatch, engine_
         ({"progress": "no"}, TypeError, "progress must be True or False, got 'no'"),
         ({"betas": (0.9, 0.9)}, ValueError, "betas=.* is Adam's"),
         ({"learning_rates": np.array([[0.1]])}, TypeError, "learning_rates must be a sequence of numbers, got array"),
-        ({"observe": "kernels"}, TypeError, "observe must be a function of a Sweep .*, got 'kernels'"),
+        ({"observe": "kernels"}, TypeError, "observe must be a function of a Snapshot .*, got 'kernels'"),
         ({"widths": ()}, ValueError, r"widths must be at least one number, all distinct, got \(\)"),
         ({"widths": (4, 0)}, ValueError, "widths must be at least 1, got 0"),
         ({"learning_rates": 0.1}, TypeError, "learning_rates must be a sequence of numbers, got 0.1"),

@@ -6,10 +6,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from scipy.special import log_softmax
+from helpers import prepare, run_both
+from scipy.special import log_softmax, softmax
 
 import nfd_jax as nfd
-from nfd_jax.task import loss_gradient, loss_value
+from nfd_jax._functions import described
+from nfd_jax.dynamics import module
+from nfd_jax.task import loss_curvature, loss_gradient, loss_value
 
 INPUTS = np.arange(6.0).reshape(3, 2)
 
@@ -47,8 +50,144 @@ def test_losses(loss):
     }[loss]
     assert value == pytest.approx(by_hand, rel=1e-14)
     gradient = loss_gradient(loss, jnp.asarray(outputs), jnp.asarray(targets))
-    by_autodiff = jax.grad(lambda f: loss_value(loss, f, jnp.asarray(targets)))(jnp.asarray(outputs))
-    np.testing.assert_allclose(gradient, by_autodiff, rtol=0, atol=1e-15)
+    fitted = outputs if loss == "mse" else softmax(outputs, axis=1)
+    np.testing.assert_allclose(gradient, (fitted - targets) / 4, rtol=0, atol=1e-15)
+    curvature = loss_curvature(loss, jnp.asarray(outputs), jnp.asarray(targets))
+    if loss == "mse":
+        np.testing.assert_array_equal(curvature, 1.0)
+    else:
+        exact = [np.linalg.eigvalsh(np.diag(p) - np.outer(p, p))[-1] for p in fitted]
+        assert np.all((np.array(exact) <= curvature * (1 + 1e-12)) & (curvature <= 0.5))
+
+
+# ------------------------------------------------------------------ losses of one's own
+
+
+def squared(outputs, targets):
+    return 0.5 * jnp.sum((outputs - targets) ** 2, axis=1)
+
+
+def rounded(outputs, targets):
+    """Quadratic near the targets, linear far away, and not the same for all outputs."""
+    scale = 1 + jnp.arange(outputs.shape[1], dtype=outputs.dtype)[None]
+    return jnp.sum(scale * (jnp.sqrt(1 + (outputs - targets) ** 2) - 1), axis=1)
+
+
+SOLVERS = {
+    "limit": lambda task, model: nfd.solve_limit(task, model, particles=256, steps=3, learning_rate=1.0),
+    "training": lambda task, model: nfd.train_networks(task, model, width=16, steps=3, learning_rate=1.0, seeds=2),
+}
+
+
+def with_loss(loss, scale=1.0):
+    inputs, targets = np.random.default_rng(0).normal(size=(5, 6)), scale * np.eye(2)[[0, 1, 1, 0, 1]]
+    test = nfd.Task(inputs[:2], targets[:2], loss=loss)
+    return nfd.Task(inputs, targets, loss=loss, batch_size=3, held_out=test)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_a_known_loss_given_as_a_function(solver):
+    """Mini-batches, two outputs, held-out samples, classes: every number is that of the loss by name."""
+    model = nfd.ResNet(2, "tanh")
+    runs = [SOLVERS[solver](with_loss(loss), model) for loss in ("mse", squared)]
+    for name in ("outputs", "loss", "batch_loss", "accuracy"):
+        np.testing.assert_allclose(*(getattr(run, name) for run in runs), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(*(run.held_out.loss for run in runs), rtol=1e-9)
+    assert runs[1].settings["loss"] == runs[1].to_dataset().attrs["loss_name"] == described(squared)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_explicit_sweeps_and_autodiff_agree_on_a_loss(outputs):
+    generator = np.random.default_rng(1)
+    task = nfd.Task(generator.normal(size=(4, 5)), 2 * generator.normal(size=(4, outputs)), loss=rounded)
+    model = nfd.ResNet(3, "tanh")
+    problem = prepare(task, model, width=12, train_input=True, train_readout=True)
+    shape = module.Shape(12, 5, outputs)
+    network = module.create_network(jax.random.key(0), model, problem.settings.row, shape, 1.0)
+    sweeps, autodiff = run_both(problem, network, task)
+    np.testing.assert_allclose(sweeps.outputs, autodiff.outputs, rtol=0, atol=1e-11)
+    by_hand = (1 + np.arange(outputs)) * (np.sqrt(1 + (sweeps.outputs - task.targets) ** 2) - 1)
+    np.testing.assert_allclose(sweeps.loss, by_hand.sum(-1).mean(-1), rtol=1e-12)
+    assert np.ptp(sweeps.loss) > 0.1
+
+
+def test_errors_of_estimates_are_those_of_the_loss():
+    """A hundred times the squared loss at a hundredth of the rate trains alike, and has a hundred times the bars: of
+    those of second order too, which are all there is where outputs fit their targets."""
+    task = nfd.datasets.digits(2)
+    options = {"steps": 2, "tolerance": 0.3, "particles": 256}
+    plain = nfd.solve_limit(task, nfd.ResNet(2), learning_rate=1.0, **options)
+    scaled = nfd.Task(task.inputs, task.targets, loss=lambda f, y: 100 * squared(f, y))
+    run = nfd.solve_limit(scaled, nfd.ResNet(2), learning_rate=0.01, **options)
+    np.testing.assert_allclose(run.outputs, plain.outputs, rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(run.loss, 100 * plain.loss, rtol=1e-9)
+    for bars in ("standard_error", "discretisation_error", "half_width"):
+        theirs, ours = (getattr(each.errors["loss"], bars) for each in (plain, run))
+        np.testing.assert_allclose(ours, 100 * theirs, rtol=1e-7, atol=1e-12)
+
+
+def test_a_loss_is_part_of_a_record(tmp_path):
+    """Of one-hot targets, whose numbers are the same for two losses."""
+    task = nfd.Task(np.eye(2), np.eye(2))
+    options = {"width": 4, "steps": 1, "seeds": 1, "checkpoint": tmp_path}
+    nfd.train_networks(task, nfd.ResNet(1), **options)
+    for loss in ("cross_entropy", squared):
+        with pytest.raises(ValueError, match=r"is of a run with loss='mse', and loss='.*' was asked for"):
+            nfd.train_networks(dataclasses.replace(task, loss=loss), nfd.ResNet(1), **options)
+
+
+def test_a_loss_that_reads_another_global_is_compiled_anew(monkeypatch):
+    task = nfd.Task(np.eye(2), np.ones(2), loss=weighted)
+    options = {"width": 8, "steps": 1, "seeds": 1}
+    before = nfd.train_networks(task, nfd.ResNet(1), **options)
+    monkeypatch.setitem(globals(), "WEIGHT", 3.0)
+    after = nfd.train_networks(task, nfd.ResNet(1), **options)
+    assert after.settings["loss"] != before.settings["loss"]
+    assert after.loss[0, 0] == pytest.approx(3 * before.loss[0, 0], rel=1e-12)
+
+
+WEIGHT = 1.0
+
+
+def weighted(outputs, targets):
+    return WEIGHT * squared(outputs, targets)
+
+
+def test_labels_for_a_loss_of_ones_own():
+    task = nfd.Task(INPUTS, np.array([2, 0, 2]), loss=rounded, classes=3)
+    np.testing.assert_array_equal(task.targets, np.eye(3)[[2, 0, 2]])
+    np.testing.assert_array_equal(task.labels, [2, 0, 2])
+    assert nfd.Task(INPUTS, np.array([2, 0, 2]), loss=rounded).outputs == 1
+    assert nfd.datasets.digits(4, loss=rounded).loss is rounded
+
+
+@pytest.mark.parametrize(
+    ("loss", "message"),
+    [
+        (lambda f, y: jnp.mean((f - y) ** 2), r"makes \(\), float64 from .* no mean over samples"),
+        (lambda f, y: (f - y) ** 2, r"makes \(1, 1\), float64 from .* with a sum over outputs"),
+        (lambda f, y: np.asarray(f - y)[:, 0], "raises TracerArrayConversionError"),
+        (lambda f, y: f[0] - y[0], r"makes \(1,\), float64 from \(3, 1\), \(3, 1\)"),
+        (lambda f: f[:, 0], "raises TypeError: .* takes 1 positional argument but 2 were given"),
+        (lambda f, y: ((f - y)[:, 0], 0.0), "raises TypeError"),
+        (lambda f, y: (f > y)[:, 0], r"raises TypeError: grad requires real-valued outputs"),
+        (lambda f, y: ((f - y) ** 2).sum(1).astype(jnp.float16), r"makes \(1,\), float16 from"),
+    ],
+)
+def test_functions_that_are_no_losses(loss, message):
+    with pytest.raises(TypeError, match=f"loss must be a name or a function .*, which {message}"):
+        nfd.Task(INPUTS, np.zeros(3), loss=loss)
+
+
+def test_losses_that_cannot_be_hashed():
+    class Loss:
+        __hash__ = None
+
+        def __call__(self, outputs, targets):
+            return squared(outputs, targets)
+
+    with pytest.raises(TypeError, match="loss must be hashable"):
+        nfd.Task(INPUTS, np.zeros(3), loss=Loss())
 
 
 # ------------------------------------------------------------------ batches and held-out samples

@@ -10,8 +10,7 @@ import numpy as np
 import pytest
 
 import nfd_jax as nfd
-from nfd_jax.runtime import loop as engine
-from nfd_jax.runtime import memory, threads
+from nfd_jax.runtime import loop, memory, threads
 
 
 @pytest.fixture
@@ -23,7 +22,7 @@ def bar():
 @contextlib.contextmanager
 def threading_seen(monkeypatch):
     """The threads that train."""
-    seen, run = set(), engine.run
+    seen, run = set(), loop.run
 
     def counted(*arguments, **options):
         seen.add(threading.get_ident())
@@ -31,7 +30,7 @@ def threading_seen(monkeypatch):
         return run(*arguments, **options)
 
     with monkeypatch.context() as patch:
-        patch.setattr(engine, "run", counted)
+        patch.setattr(loop, "run", counted)
         yield seen
 
 
@@ -92,10 +91,15 @@ def test_a_killed_run_goes_on_in_several_threads(several_chunks, task, tmp_path,
     for member in (1, 4):
         (tmp_path / f"members-{member}.npz").unlink()
     steps = []
-    step = engine._jitted_step
-    monkeypatch.setattr(engine, "_jitted_step", lambda *arguments: steps.append(1) or step(*arguments))
+    run_chunk = loop.run_chunk
+
+    def counted(dynamics, state, train, chunk, **options):
+        steps.append(int(chunk.steps))
+        return run_chunk(dynamics, state, train, chunk, **options)
+
+    monkeypatch.setattr(loop, "run_chunk", counted)
     again = several_chunks(3, task, checkpoint=tmp_path)
-    assert len(steps) == 2 * 4
+    assert sum(steps) == 2 * 4
     np.testing.assert_array_equal(kept.outputs, whole.outputs)
     np.testing.assert_array_equal(again.outputs, whole.outputs)
 
@@ -165,5 +169,5 @@ def test_threads_within_threads(monkeypatch):
 
 def test_several_devices_need_no_threads(monkeypatch):
     assert threads.count() >= 1
-    monkeypatch.setattr(threads.sharding, "device_count", lambda: 2)
+    monkeypatch.setattr(threads.devices, "device_count", lambda: 2)
     assert threads.count() == 1

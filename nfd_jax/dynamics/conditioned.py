@@ -1,4 +1,4 @@
-"""Training by explicit sweeps over matrices of any kind: the method of solve_limit and solve_network."""
+"""Conditioned: training by explicit passes over matrices of any kind, revealed or dense (theory sections 2 to 4)."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ from dataclasses import replace
 from functools import partial
 
 import equinox as eqx
-import jax.numpy as jnp
-import numpy as np
 
 from nfd_jax import optimizers
-from nfd_jax._types import Array, Index, PyTree, Scalar
+from nfd_jax._types import Array, Float, Index, Key, PyTree, Scalar
 from nfd_jax.dynamics import propagate
+from nfd_jax.dynamics.base import AbstractDynamics, Record, Settings
+from nfd_jax.dynamics.initial import Initial
 from nfd_jax.dynamics.propagate import Layers
-from nfd_jax.dynamics.units import Scales
-from nfd_jax.parametrization import PARAMETRIZATIONS
-from nfd_jax.runtime.loop import Evaluated, Method, Problem, Record, Samples, Settings, Sweep, evaluated, observation
-from nfd_jax.task import loss_gradient, loss_value
+from nfd_jax.dynamics.snapshot import Snapshot, observation
+from nfd_jax.dynamics.units import Units
+from nfd_jax.matrices.basis import MEMBERS
+from nfd_jax.task import loss_value
 
 
 class State(eqx.Module):
@@ -26,80 +26,61 @@ class State(eqx.Module):
     optimizer: PyTree
 
 
-def _trainable(settings: Settings, layers: Layers) -> dict[str, PyTree]:
-    parameters = {"input": layers.input, "hidden": layers.hidden.parameters, "readout": layers.readout}
-    return {role: parameters[role] for role in settings.trained}
+class Conditioned(AbstractDynamics):
+    """Particles of a limit, or a network of any width, without one n x n array.
 
-
-def start(settings: Settings, layers: Layers) -> State:
-    """The state before training."""
-    return State(layers, settings.optimizer.direction().init(_trainable(settings, layers)))
-
-
-def train_step(
-    settings: Settings, scales: Scales, state: State, step: Index, rate: Scalar, inputs: Array, targets: Array
-) -> tuple[State, Record]:
-    """One step of the SGD family on a batch; `inputs` carry their factor 1/sqrt(d)."""
-    found, layers = propagate.forward(settings.structure, scales, state.layers, inputs, step, keep=True)
-    chi = loss_gradient(settings.loss, found.outputs, targets) / scales.output
-    # g is the output gradient where there is one output, the loss gradient where there are several
-    single = chi.shape[1] == 1
-    cotangents, weights = (jnp.ones_like(chi), chi[:, 0]) if single else (chi, jnp.ones_like(chi[:, 0]))
-    keep_sweep = settings.observe is not None
-    gradients, layers = propagate.backward(
-        settings.structure, scales, layers, inputs, found, cotangents, weights, step, keep_sweep=keep_sweep
-    )
-    observed = {}
-    if settings.observe is not None and gradients.sweep is not None:
-        seen = (found.features, gradients.sweep, found.outputs)
-        effective_images = partial(layers.hidden.effective_images, found.handles)
-        sweep = Sweep(*seen, settings.structure, step, effective_images, layers.hidden, found.handles)
-        observed = observation(settings.observe, sweep)
-
-    parameters = _trainable(settings, layers)
-    wanted = {role: gradients.parameters[role] for role in settings.trained}
-    updates, memory = settings.optimizer.direction().update(wanted, state.optimizer, parameters)
-    parameters = optimizers.descend(parameters, updates, rate)
-    layers = Layers(
-        parameters.get("input", layers.input),
-        layers.hidden.with_parameters(parameters["hidden"]),
-        parameters.get("readout", layers.readout),
-    )
-    return State(layers, memory), Record(found.outputs, loss_value(settings.loss, found.outputs, targets), observed)
-
-
-def evaluate(
-    settings: Settings, scales: Scales, state: State, step: Index, sets: tuple[Samples, ...]
-) -> tuple[Evaluated, ...]:
-    """Outputs and loss as they stand, on queries that are not stored; one block for all sets."""
-    inputs = jnp.concatenate([samples.inputs for samples in sets])
-    found, _ = propagate.forward(settings.structure, scales, state.layers, inputs, step, keep=False)
-    return evaluated(settings, found.outputs, sets)
-
-
-EXPLICIT = Method(train_step, evaluate)
-
-
-def with_scales(problem: Problem, scales: Scales) -> Problem:
-    """The problem of explicit sweeps with these scales, which are traced: all rows of the exponent table and every
-    richness share one compiled program."""
-    settings = replace(problem.settings, row=PARAMETRIZATIONS["depth_mup"], richness=1.0)
-    return problem._replace(settings=settings, scales=scales)
-
-
-def in_coordinates(problem: Problem) -> Problem:
-    """The same problem with inputs times 1/sqrt(d), in an orthonormal basis of the span of all of them, training and
-    held out: rank coordinates a sample, at most min(samples, d).
-
-    A Gaussian input matrix acts on the coordinates as it does on the inputs, in law and under training, so U takes
-    n x rank numbers however large d is.
+    Inputs are rows of coordinates with their factor 1/sqrt(d) (`Problem.in_coordinates`). Without `initial` a state is
+    made from given weights by `start`.
     """
-    data = problem.data
-    inputs = np.concatenate([samples.inputs for samples in data.sets])
-    left, singular, _ = np.linalg.svd(inputs / np.sqrt(inputs.shape[1]), full_matrices=False)
-    rank = max(1, int(np.sum(singular > singular[0] * max(inputs.shape) * np.finfo(np.float64).eps)))
-    coordinates = left[:, :rank] * singular[:rank]
-    count = len(data.train.inputs)
-    train = data.train._replace(inputs=coordinates[:count])
-    held_out = data.held_out and data.held_out._replace(inputs=coordinates[count:])
-    return problem._replace(data=data._replace(train=train, held_out=held_out))
+
+    settings: Settings = eqx.field(static=True)
+    units: Units
+    initial: Initial | None = eqx.field(static=True, default=None)
+
+    def init(self, key: Key) -> State:
+        if self.initial is None:
+            raise ValueError("these dynamics have no law of initial weights: give initial, or call start(layers)")
+        return self.start(self.initial.layers(key))
+
+    def side_by_side(self) -> Conditioned:
+        initial = self.initial and replace(self.initial, members=MEMBERS)
+        return Conditioned(self.settings, self.units, initial)
+
+    def start(self, layers: Layers) -> State:
+        """The state before training, from weights of N(0, 1) entries."""
+        return State(layers, self.settings.optimizer.direction().init(self._trained(layers)))
+
+    def step(self, state: State, step: Index, rate: Scalar, inputs: Array, targets: Array) -> tuple[State, Record]:
+        settings, units, structure = self.settings, self.units, self.settings.structure
+        passed, layers = propagate.forward(structure, units, state.layers, inputs, step, keep=True)
+        cotangents, weights = units.chi(settings.loss, passed.outputs, targets)
+        keep = settings.observe is not None
+        gradients, layers = propagate.backward(
+            structure, units, layers, inputs, passed, cotangents, weights, step, keep_features=keep
+        )
+        observed = {}
+        if settings.observe is not None and gradients.features is not None:
+            seen = (passed.features, gradients.features, passed.outputs)
+            effective_images = partial(layers.hidden.effective_images, passed.coordinates)
+            snapshot = Snapshot(*seen, structure, step, effective_images, layers.hidden, passed.coordinates)
+            observed = observation(settings.observe, snapshot)
+
+        parameters = self._trained(layers)
+        wanted = {role: gradients.parameters[role] for role in settings.trained}
+        updates, memory = settings.optimizer.direction().update(wanted, state.optimizer, parameters)
+        parameters = optimizers.descend(parameters, updates, rate)
+        layers = Layers(
+            parameters.get("input", layers.input),
+            layers.hidden.with_parameters(parameters["hidden"]),
+            parameters.get("readout", layers.readout),
+        )
+        record = Record(passed.outputs, loss_value(settings.loss, passed.outputs, targets), observed)
+        return State(layers, memory), record
+
+    def evaluate(self, state: State, step: Index, inputs: Array) -> Float[Array, "samples outputs"]:
+        structure = self.settings.structure
+        return propagate.forward(structure, self.units, state.layers, inputs, step, keep=False)[0].outputs
+
+    def _trained(self, layers: Layers) -> dict[str, PyTree]:
+        parameters = {"input": layers.input, "hidden": layers.hidden.parameters, "readout": layers.readout}
+        return {role: parameters[role] for role in self.settings.trained}

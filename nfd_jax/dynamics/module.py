@@ -1,6 +1,6 @@
 """Finite networks as Equinox modules, in the convention of their parametrization; autodiff does the rest.
 
-Written apart from the explicit sweeps on purpose: what the two share is the description of the network, so that their
+Written apart from the explicit passes on purpose: what the two share is the description of the network, so that their
 agreement tests everything else.
 """
 
@@ -84,12 +84,12 @@ class Network(eqx.Module):
     """A ResNet or MLP of finite width, in the convention of its parametrization: `(out, in)` weights of the table's
     standard deviations, multiplied by its multipliers.
 
-    `inner` and `hidden` are the matrices of the blocks, an array each of `groups`, and, untied, independent copies
-    for the backward pass, or None; `inner` is None for blocks of one matrix.
+    `hidden` are the last matrices of the blocks, an array each of `groups`, and, untied, independent copies for the
+    backward pass, or None; `inner` are those before the last, likewise, one after the other.
     """
 
     input: Float[Array, "width inputs"]
-    inner: tuple[Weights, ...] | None
+    inner: tuple[tuple[Weights, ...], ...]
     hidden: tuple[Weights, ...]
     readout: Float[Array, "width outputs"]
     model: AbstractModel = eqx.field(static=True)
@@ -103,29 +103,24 @@ class Network(eqx.Module):
 
     def __call__(self, inputs: Float[Array, "batch inputs"]) -> Float[Array, "batch outputs"]:
         """Outputs of a batch of raw inputs."""
-        return self.sweep(inputs)[0]
+        return self.features(inputs)[0]
 
-    def sweep(
+    def features(
         self, inputs: Float[Array, "batch inputs"], shifts: Float[Array, "layers batch width"] | None = None
     ) -> tuple[Float[Array, "batch outputs"], Float[Array, "layers batch width"]]:
         """Outputs and features h_0 to h_L. `shifts` are added to the features: zeros, to be differentiated by."""
-        structure, phi = self.model.structure, self.model.structure.phi
-        branch = self.model.branch(self.row)
+        structure, branch = self.model.structure, self.model.branch(self.row)
 
-        def image(x: Array, weights: Weights, role: Role) -> Array:
-            matrix, copy = weights
-            product = tied_product(x, matrix) if copy is None else untied_product(x, matrix, copy)
-            return self.multiplier(role) * product
+        def block(h: Array, step: tuple[list[Weights], Array | None]) -> tuple[Array, Array]:
+            weights, shift = step
 
-        def block(h: Array, step: tuple[Weights | None, Weights, Array | None]) -> tuple[Array, Array]:
-            inner, hidden, shift = step
-            x = phi(h) if structure.activated[0] else h
-            if inner is not None:
-                x = phi(image(x, inner, Role.INNER))
-            x = image(x, hidden, Role.HIDDEN)
-            x = phi(x) if structure.activated[-1] else x
-            x = x - jnp.mean(x, axis=1, keepdims=True) if structure.centred else x
-            h = h + branch * x if structure.skip else branch * x
+            def image(place: int, x: Array) -> Array:
+                matrix, copy = weights[place]
+                product = tied_product(x, matrix) if copy is None else untied_product(x, matrix, copy)
+                return self.multiplier(self._role(place)) * product
+
+            x = branch * structure.branch(h, image)
+            h = h + x if structure.skip else x
             h = h if shift is None else h + shift
             return h, h
 
@@ -133,42 +128,51 @@ class Network(eqx.Module):
         first = first if shifts is None else first + shifts[0]
         h, features = first, [first[None]]
         for index, (start, end) in enumerate(groups(self.model.blocks)):
-            inner = None if self.inner is None else self.inner[index]
+            weights = [matrices[index] for matrices in self.matrices]
             above = None if shifts is None else shifts[start + 1 : end + 1]
-            h, found = lax.scan(block, h, (inner, self.hidden[index], above), unroll=end == start + 1)
-            features.append(found)
-        last = phi(h) if structure.activated_readout else h
+            h, layers = lax.scan(block, h, (weights, above), unroll=end == start + 1)
+            features.append(layers)
+        last = structure.apply(structure.readout, h)
         outputs = (self.multiplier(Role.READOUT) / self.richness) * (last @ self.readout)
         return outputs, jnp.concatenate(features)
 
     @property
+    def matrices(self) -> tuple[tuple[Weights, ...], ...]:
+        """Those of the blocks, by place and group."""
+        return (*self.inner, self.hidden)
+
+    @property
     def forward_matrices(self) -> Matrices:
-        """The matrices of the forward pass, by group: inner ones, where there are any, and hidden ones."""
-        return [tuple(matrix for matrix, _ in weights) for weights in (self.inner, self.hidden) if weights is not None]
+        """Those of the forward pass."""
+        return [tuple(matrix for matrix, _ in weights) for weights in self.matrices]
+
+    def _role(self, place: int) -> Role:
+        return Role.HIDDEN if place == len(self.inner) else Role.INNER
 
     def effective_images(
         self, features: Float[Array, "layers batch width"], initial: Matrices
     ) -> Float[Array, "matrices batch width"]:
         """What the matrices have gained over `initial` ones, `forward_matrices` of an earlier network, adds to their
-        images of these features h_0 to h_L; of two a block the inner one is first."""
-        structure, phi = self.model.structure, self.model.structure.phi
-        roles = (Role.INNER, Role.HIDDEN)[2 - structure.matrices :]
+        images of these features h_0 to h_L; of several a block the first is first."""
 
         def block(parts: tuple[Array, list[Array], list[Array]]) -> Array:
-            h, ours, theirs = parts
-            x, found = phi(h) if structure.activated[0] else h, []
-            for role, matrix, before in zip(roles, ours, theirs, strict=True):
-                found.append(self.multiplier(role) * _times_transposed(x, matrix - before))
-                if role is Role.INNER:
-                    x = phi(self.multiplier(role) * _times_transposed(x, matrix))
-            return jnp.stack(found)
+            h, now, before = parts
+            gained = []
 
-        found = []
+            def image(place: int, x: Array) -> Array:
+                scale = self.multiplier(self._role(place))
+                gained.append(scale * _times_transposed(x, now[place] - before[place]))
+                return scale * _times_transposed(x, now[place])
+
+            self.model.structure.branch(h, image)
+            return jnp.stack(gained)
+
+        every = []
         for index, (start, end) in enumerate(groups(self.model.blocks)):
             pair = ([weights[index] for weights in matrices] for matrices in (self.forward_matrices, initial))
             images = lax.map(block, (features[start:end], *pair))
-            found.append(images.reshape(-1, *images.shape[2:]))
-        return jnp.concatenate(found)
+            every.append(images.reshape(-1, *images.shape[2:]))
+        return jnp.concatenate(every)
 
 
 class Shape(NamedTuple):
@@ -196,7 +200,9 @@ def create_network(
     copies, count = 2 if shape.untied else 1, model.structure.matrices
     matrices = jax.random.normal(inner, (copies, count, model.blocks, shape.width, shape.width), dtype)
 
-    def weights(place: int, role: Role) -> tuple[Weights, ...]:
+    def weights(place: int) -> tuple[Weights, ...]:
+        role = Role.HIDDEN if place == count - 1 else Role.INNER
+
         def group(copy: int, start: int, end: int) -> Array:
             return std[role] * matrices[copy, place, start:end]
 
@@ -205,8 +211,8 @@ def create_network(
 
     return Network(
         std[Role.INPUT] * rows[:, : shape.dimension],
-        weights(0, Role.INNER) if count == 2 else None,
-        weights(count - 1, Role.HIDDEN),
+        tuple(weights(place) for place in range(count - 1)),
+        weights(count - 1),
         std[Role.READOUT] * rows[:, shape.dimension :],
         model,
         row,

@@ -53,7 +53,8 @@ def compare(
 ) -> None:
     """Solve both limits, train tied and untied networks beside them, and show which converges to which.
 
-    Prints a table; writes compare.png and compare.nc to the output folder.
+    Prints a table; writes compare.png and compare.nc to the output folder, and finished runs to its folder runs: a
+    comparison that was killed, or has more depths and widths, goes on from there.
 
     Args:
         data: Handwritten digits, Gaussian inputs with a teacher, or CIFAR-10.
@@ -68,7 +69,7 @@ def compare(
     written = files.writable_folder("output", output)
     first = together.join()
     task = _task(data, folder, samples, classes)
-    dataset = comparison.compare(task, checked, progress=first)
+    dataset = comparison.compare(task, checked, folder=written / "runs", progress=first)
     if not first:
         return
     dataset.attrs["title"] = (
@@ -89,9 +90,12 @@ def compare(
 
 
 if TYPE_CHECKING:
-    StudyName = Scale = str
+    Scale = str
 else:
-    StudyName, Scale = Literal[tuple(studies.STUDIES)], Literal[studies.SCALES]
+    Scale = Literal[studies.SCALES]
+LISTED = f"{', '.join(studies.STUDIES)}; or one from outside: my_module:STUDY, folder/my_study.py, or its entry point"
+StudyName = Annotated[str, tyro.conf.arg(metavar="STUDY", help=f"One of {LISTED}.")]
+StudyNames = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[STUDY ...]", help=f"All by default, or of {LISTED}.")]
 
 
 @app.command
@@ -108,7 +112,6 @@ def study(
     a study that was killed goes on from there.
 
     Args:
-        name: The study.
         scale: How far it goes.
         sizes: Sizes to change, as JSON: '{"seeds": 16, "depths": [4, 16]}'. A wrong name lists those there are.
         output: Folder for records, table and figure.
@@ -121,7 +124,7 @@ def study(
 
 @app.command
 def claims(
-    names: tyro.conf.Positional[tuple[StudyName, ...]] = (),
+    names: tyro.conf.Positional[StudyNames] = (),
     scale: Scale = "laptop",
     output: Path = Path("results/studies"),
     cluster: OptionalCluster = Processes(),  # noqa: B008 (frozen)
@@ -131,7 +134,6 @@ def claims(
     Everything that `study` writes, and claims.txt with the whole table. Cells that are there are not run again.
 
     Args:
-        names: The studies; all of them by default.
         scale: How far they go: smoke in seconds, laptop within 45 minutes on two cores, accelerator within ten minutes
             a study on one device.
         output: Folder for records, tables and figures.
@@ -152,14 +154,14 @@ def _studies(
 ) -> tuple[list[studies.Report], list[str]]:
     """The reports of studies, printed and written as they finish (none in any process but the first), and why others
     have none: one that fails does not keep the rest from running."""
-    together = Cluster(**asdict(cluster))
+    together, chosen = Cluster(**asdict(cluster)), [studies.find(name) for name in names]
     folder, first = files.writable_folder("output", output), together.join()
     reports, failures = [], []
-    for name in names:
+    for name, each in zip(names, chosen, strict=True):
         jax.clear_caches()  # programs of one study serve no other, and a process has room for so many
         try:
             progress = None if first else False
-            report = studies.run(studies.STUDIES[name], scale, folder=folder, sizes=sizes, progress=progress)
+            report = studies.run(each, scale, folder=folder, sizes=sizes, progress=progress)
         except (ValueError, TypeError, RuntimeError) as error:
             failures.append(f"study {name!r}: {error}")
             continue
@@ -191,6 +193,7 @@ def _task(data: str, folder: Path | None, samples: int, classes: tuple[int, ...]
 
 def main() -> None:
     """Entry point of `nfd-jax`: bad arguments end with their message, not with a traceback."""
+    sys.path.append("")  # studies from outside are looked for in the current folder too, behind all others
     try:
         app.cli(prog="nfd-jax", description=__doc__)
     except (ValueError, TypeError) as error:

@@ -13,6 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nfd_jax.statistics import quantile
+from nfd_jax.verdict import Verdict
 
 CLOSURE_OF = {"tied": "coupled", "untied": "decoupled"}
 STYLE = {
@@ -145,9 +146,9 @@ def _power_laws(axis: Axes, rows: list[Any]) -> None:
             linestyle="none",
             marker=MARKERS[number % len(MARKERS)],
             color=shade,
-            markerfacecolor=shade if row.verdict in ("fail", "undecided") else "white",
+            markerfacecolor=shade if row.verdict in (Verdict.CONTRADICTED, Verdict.UNDECIDED) else "white",
             markerfacecoloralt="white",
-            fillstyle="left" if row.verdict == "undecided" else "full",
+            fillstyle="left" if row.verdict is Verdict.UNDECIDED else "full",
             label=label,
         )
     axis.set_xscale("log", base=2)

@@ -13,7 +13,7 @@ import equinox as eqx
 
 from nfd_jax._types import Array, Float, Index, PyTree, Vectors
 
-Handle = Array  # what a matrix remembers of a query block until the update: (rows, batch)
+Coordinates = Array  # of a query block in what a matrix stores of it, (rows, batch): all that an update needs
 
 
 class AbstractMatrices(eqx.Module):
@@ -22,8 +22,8 @@ class AbstractMatrices(eqx.Module):
     @abstractmethod
     def query(
         self, direction: int, layer: Index, step: Index, vectors: Vectors, *, keep: bool
-    ) -> tuple[Vectors, Handle, AbstractMatrices]:
-        """Images of a block of queries.
+    ) -> tuple[Vectors, Coordinates, AbstractMatrices]:
+        """Images of a block of queries, its coordinates, and the matrices that remember it.
 
         `direction`: FORWARD for W_l x / sqrt(n), BACKWARD for W_l^T g / sqrt(n). `step` numbers the training step,
         and every layer is queried at most once a step and direction, forward before backward. `keep=False`: the images
@@ -31,12 +31,12 @@ class AbstractMatrices(eqx.Module):
         """
 
     @abstractmethod
-    def handles(self, batch: int) -> Handle:
-        """Room for one handle a layer, `(depth, rows, batch)`."""
+    def no_coordinates(self, batch: int) -> Coordinates:
+        """Zeros for the coordinates of one query block a layer, `(depth, rows, batch)`."""
 
     @abstractmethod
-    def effective_images(self, handles: Handle) -> Float[Array, "depth batch width"]:
-        """What training has added to the images of the queries with these handles, `(depth, rows, batch)`: those of
+    def effective_images(self, coordinates: Coordinates) -> Float[Array, "depth batch width"]:
+        """What training has added to the images of the queries with these coordinates, `(depth, rows, batch)`: those of
         W_l^k - a_k W_l^0, of which weight decay has left a_k."""
 
     @property
@@ -49,6 +49,6 @@ class AbstractMatrices(eqx.Module):
         """The same matrices after an update."""
 
     @abstractmethod
-    def add_gradient(self, gradients: PyTree, layer: Index, backward: Handle, forward: Handle) -> PyTree:
+    def add_gradient(self, gradients: PyTree, layer: Index, backward: Coordinates, forward: Coordinates) -> PyTree:
         """`gradients` (of the form of `parameters`) with that of one layer set to n sum_a g_a x_a^T / n^(3/2): the
         part of n dloss/dW_l that does not depend on the branch scale."""

@@ -1,25 +1,30 @@
-"""Orthonormal bases of R^n that grow a block at a time: projection, orthonormalisation, extension.
+"""Orthonormal bases of R^n that grow by the directions that are new: projection, orthonormalisation, extension.
 
-Vectors are rows and `<a, b> = a . b / n`. A basis is an array `(depth, blocks, batch, width)`: for every residual
-block of the network a list of query blocks, of which the first `filled` are in use. Rows of a dependent query are
-zero, so rank never changes a shape. Loops run over filled blocks only, several at a time, and read each of them once;
-products are in full precision, because an accelerator's default would round them to tf32 and spoil orthogonality.
+Vectors are rows and `<a, b> = a . b / n`. A basis is an array `(depth, capacity, width)`: for every hidden matrix a
+list of directions, of which the first `count` are in use, and zero rows. Loops run over the rows in use only, several
+at a time, and read each of them once; products are in full precision, because an accelerator's default would round
+them to tf32 and spoil orthogonality.
+
+Members of an ensemble under vmap have ranks of their own, and an offset of its own for each would turn the slices of
+bases into gathers and scatters. They share the largest: see `Counts`.
 """
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
+import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
 
-from nfd_jax._types import Array, Bool, Float, Index, Vectors
+from nfd_jax._types import Array, Bool, Float, Index, Int, Vectors
 
-Basis = Float[Array, "depth blocks batch width"]
-Coordinates = Float[Array, "blocks batch queries"]
+Basis = Float[Array, "depth capacity width"]
+Coordinates = Float[Array, "capacity queries"]
 Queries = Float[Array, "queries width"]  # a block to be split, of any size
 
 
+MEMBERS = "members"  # the name of the axis of members, under vmap
 TILE = 16  # rows read at a time: they outweigh what a trip of a loop costs, and stay in the cache of one core
 
 
@@ -54,89 +59,111 @@ def _identity(square: Array) -> Bool[Array, "rows rows"]:
     return jnp.eye(len(square), dtype=bool)
 
 
-def empty(depth: int, blocks: int, batch: int, width: int, dtype: jnp.dtype) -> Basis:
-    """A basis with nothing in it."""
-    return jnp.zeros((depth, blocks, batch, width), dtype)
+class Counts(eqx.Module):
+    """How many rows of a basis are in use, layer by layer: of several members, one number for all of them, the largest
+    that any needs, so that the slices of a basis stay slices. Others have zero rows there."""
+
+    values: Int[Array, " depth"]
+    members: str | None = eqx.field(static=True, default=None)  # their axis under vmap; None where there is one network
+
+    def __getitem__(self, layer: Index | int) -> Index:
+        return self._largest(lax.dynamic_index_in_dim(self.values, jnp.asarray(layer, jnp.int32), keepdims=False))
+
+    def add(self, layer: Index | int, active: Bool[Array, " queries"]) -> Counts:
+        """With the active ones of a block in use too."""
+        total = self[layer] + self._largest(jnp.sum(active, dtype=jnp.int32))
+        layer = jnp.asarray(layer, jnp.int32)
+        return Counts(lax.dynamic_update_index_in_dim(self.values, total, layer, axis=0), self.members)
+
+    def _largest(self, count: Index) -> Index:
+        return count if self.members is None else lax.pmax(count, self.members)
 
 
-def read(basis: Basis, layer: Index | int, block: Index | int) -> Vectors:
-    """One block of vectors."""
-    _, _, batch, width = basis.shape
-    return lax.dynamic_slice(basis, _corner(layer, block), (1, 1, batch, width))[0, 0]
+def compact(rows: Float[Array, "queries columns"], active: Bool[Array, " queries"]) -> Float[Array, "queries columns"]:
+    """The active rows first, in their order, and zero rows after them."""
+    order = jnp.argsort(~active, stable=True)
+    rows = rows.at[order].get(mode="promise_in_bounds", unique_indices=True)
+    return jnp.where(active.at[order].get(mode="promise_in_bounds", unique_indices=True)[:, None], rows, 0)
 
 
-def write(basis: Basis, layer: Index | int, block: Index | int, vectors: Vectors) -> Basis:
-    """The basis with one block of vectors replaced (in place, where the caller owns it)."""
-    return lax.dynamic_update_slice(basis, vectors[None, None], _corner(layer, block))
+def write(basis: Basis, layer: Index | int, offset: Index | int, rows: Queries) -> Basis:
+    """The basis with a block of rows put at an offset (in place, where the caller owns it).
+
+    The block has to fit, offset + rows <= capacity. The compiler's own write would move one that does not to the left,
+    over rows in use and without a word: here all that it covers is not a number then.
+    """
+    fits = jnp.asarray(offset, jnp.int32) <= basis.shape[1] - len(rows)
+    return lax.dynamic_update_slice(basis, jnp.where(fits, rows, jnp.nan)[None], corner(layer, offset, 0))
 
 
-def _corner(layer: Index | int, block: Index | int) -> tuple[Array, ...]:
-    return tuple(jnp.asarray(i, jnp.int32) for i in (layer, block, 0, 0))
+def corner(*indices: Index | int) -> tuple[Array, ...]:
+    """Where a slice starts, in numbers of one type."""
+    return tuple(jnp.asarray(index, jnp.int32) for index in indices)
 
 
 class Tile(NamedTuple):
-    """Consecutive blocks of a basis as rows; those not filled, and those of the tile before, are zero."""
+    """Consecutive rows of a basis; those not in use, and those of the tile before, are zero."""
 
-    first: Index  # block
-    blocks: int
+    first: Index
     rows: Float[Array, "rows width"]
 
     def coordinates(self, every: Coordinates) -> Float[Array, "rows queries"]:
         """The coordinates along these rows."""
-        found = lax.dynamic_slice_in_dim(every, self.first, self.blocks)
-        return found.reshape(-1, every.shape[2])
+        return lax.dynamic_slice_in_dim(every, self.first, len(self.rows))
 
 
-def tile_blocks(basis: Basis) -> int:
-    """How many blocks are read at a time: not all of them, or the compiler would hoist the read out of its loop and
-    above a write, and copy the basis."""
-    _, blocks, batch, _ = basis.shape
-    return max(1, min(-(-blocks // 2), TILE // batch))
+class Tiles(NamedTuple):
+    """How the rows in use are read: `size` at a time. Not all of the basis at once, or the compiler would hoist the
+    read out of its loop and above a write, and copy the basis."""
+
+    size: int
+    number: Index  # of tiles
+    used: Index  # rows
+
+    @classmethod
+    def of(cls, basis: Basis, count: Index | int, queries: int) -> Tiles:
+        """For so many queries: every tile costs a pass over them."""
+        capacity, count = basis.shape[1], jnp.asarray(count, jnp.int32)
+        size = max(1, min(-(-capacity // 2), max(TILE, queries)))
+        return cls(size, lax.div(count + (size - 1), jnp.int32(size)), count)
+
+    def read(self, basis: Basis, layer: Index, index: Index) -> Tile:
+        """One of them. The last may start before the end of the one before, to stay within the basis."""
+        _, capacity, width = basis.shape
+        first = index * self.size
+        first = jnp.minimum(first, capacity - self.size) if capacity % self.size else first
+        rows = lax.dynamic_slice(basis, corner(layer, first, 0), (1, self.size, width))[0]
+        row = first + lax.broadcasted_iota(jnp.int32, (self.size, 1), 0)
+        return Tile(first, jnp.where((row >= index * self.size) & (row < self.used), rows, 0))
 
 
-def tiles(basis: Basis, filled: Index) -> Index:
-    """How many tiles hold the filled blocks."""
-    size = tile_blocks(basis)
-    return lax.div(jnp.asarray(filled, jnp.int32) + (size - 1), jnp.int32(size))
-
-
-def read_tile(basis: Basis, layer: Index, index: Index, filled: Index) -> Tile:
-    """A tile of the filled blocks. The last may start before the end of the one before, to stay within the basis."""
-    _, blocks, batch, width = basis.shape
-    size = tile_blocks(basis)
-    first = jnp.minimum(index * size, blocks - size) if blocks % size else index * size
-    found = lax.dynamic_slice(basis, _corner(layer, first), (1, size, batch, width))
-    block = first + lax.broadcasted_iota(jnp.int32, (size * batch, 1), 0) // batch
-    wanted = (block >= index * size) & (block < filled)
-    return Tile(first, size, jnp.where(wanted, found.reshape(size * batch, width), 0))
-
-
-def project(basis: Basis, layer: Index, filled: Index, vectors: Queries) -> tuple[Coordinates, Queries]:
+def project(basis: Basis, layer: Index, count: Index, vectors: Queries) -> tuple[Coordinates, Queries]:
     """Coordinates in the basis, and what is left of the vectors: one pass of block Gram-Schmidt."""
-    _, blocks, batch, _ = basis.shape
+    tiles = Tiles.of(basis, count, len(vectors))
 
     def one_tile(index: Index, carry: tuple[Coordinates, Queries]) -> tuple[Coordinates, Queries]:
         coordinates, rest = carry
-        tile = read_tile(basis, layer, index, filled)
-        found = inner(tile.rows, rest)
+        tile = tiles.read(basis, layer, index)
+        along = inner(tile.rows, rest)
         # rows of the tile before are zero here, and keep their coordinates
-        every = (tile.coordinates(coordinates) + found).reshape(tile.blocks, batch, -1)
+        every = tile.coordinates(coordinates) + along
         coordinates = lax.dynamic_update_slice_in_dim(coordinates, every, tile.first, axis=0)
-        return coordinates, rest - combination(found, tile.rows)
+        return coordinates, rest - combination(along, tile.rows)
 
-    start = jnp.zeros((blocks, batch, vectors.shape[0]), vectors.dtype)
-    return lax.fori_loop(0, tiles(basis, filled), one_tile, (start, vectors))
+    start = jnp.zeros((basis.shape[1], len(vectors)), vectors.dtype)
+    return lax.fori_loop(0, tiles.number, one_tile, (start, vectors))
 
 
-def combine(basis: Basis, layer: Index, filled: Index, coordinates: Coordinates) -> Queries:
+def combine(basis: Basis, layer: Index, count: Index, coordinates: Coordinates) -> Queries:
     """The linear combinations of the basis vectors with these coordinates."""
+    tiles = Tiles.of(basis, count, coordinates.shape[1])
 
     def one_tile(index: Index, total: Queries) -> Queries:
-        tile = read_tile(basis, layer, index, filled)
+        tile = tiles.read(basis, layer, index)
         return total + combination(tile.coordinates(coordinates), tile.rows)
 
-    start = jnp.zeros((coordinates.shape[2], basis.shape[3]), basis.dtype)
-    return lax.fori_loop(0, tiles(basis, filled), one_tile, start)
+    start = jnp.zeros((coordinates.shape[1], basis.shape[2]), basis.dtype)
+    return lax.fori_loop(0, tiles.number, one_tile, start)
 
 
 class Orthonormal(NamedTuple):
@@ -163,10 +190,10 @@ def orthonormalise(
     length = jnp.sqrt(diagonal(gram))
 
     def attempt(state: tuple) -> tuple:
-        kept, *_ = state
-        directions, triangular, last = _passes(vectors, gram, kept, passes)
-        active = kept & (diagonal(triangular) > shortest)
-        return active, directions, triangular, last, jnp.all(active == kept)
+        before, *_ = state
+        directions, triangular, last = _passes(vectors, gram, before, passes)
+        active = before & (diagonal(triangular) > shortest)
+        return active, directions, triangular, last, jnp.all(active == before)
 
     start = ((length > 0) & candidates, vectors, gram, gram, jnp.array(False))
     active, directions, triangular, last, _ = lax.while_loop(lambda state: ~state[-1], attempt, start)
@@ -190,9 +217,9 @@ def cholesky_qr(vectors: Queries, passes: Index | int) -> tuple[Queries, Array]:
 
 
 def _passes(
-    vectors: Queries, gram: Array, kept: Bool[Array, " queries"], passes: Index | int
+    vectors: Queries, gram: Array, chosen: Bool[Array, " queries"], passes: Index | int
 ) -> tuple[Queries, Array, Array]:
-    """Cholesky-QR of the rows that are kept, given their Gram matrix, and the Gram matrix of the result.
+    """Cholesky-QR of the rows that are chosen, given their Gram matrix, and the Gram matrix of the result.
 
     Scales and masks are put on the small factors, so that a pass over the vectors is two products.
     """
@@ -201,7 +228,7 @@ def _passes(
     shift = 10 * batch * float(jnp.finfo(dtype).eps) * identity
     length = jnp.sqrt(diagonal(gram))
     length = jnp.where(length > 0, length, 1)
-    scale = jnp.where(kept, 1 / length, 0)
+    scale = jnp.where(chosen, 1 / length, 0)
 
     def one_pass(index: Index, carry: tuple[Queries, Array, Array]) -> tuple[Queries, Array, Array]:
         directions, triangular, gram = carry
@@ -235,8 +262,9 @@ class Terms(NamedTuple):
         return cls(*jnp.split(rows, 2))
 
 
-class Revealed(NamedTuple):
-    """What a query adds to a basis: `query = coordinates . basis + triangular^T rows`.
+class Split(NamedTuple):
+    """A query block taken apart, `query = coordinates^T basis + triangular^T rows`: what it has in a basis, and what is
+    new in it.
 
     A row is a new orthonormal direction where it is active. Where not it is a remainder: what neither the basis nor the
     directions hold, too short to tell its direction from rounding, but known in its sum.
@@ -252,8 +280,18 @@ class Revealed(NamedTuple):
         """The new directions, zero rows for what depends on others."""
         return jnp.where(self.active[:, None], self.rows, 0)
 
+    @property
+    def along_directions(self) -> Array:
+        """The columns of the coordinates along the new directions, zero rows for the others."""
+        return jnp.where(self.active[:, None], self.triangular.columns, 0)
 
-def reveal(basis: Basis, layer: Index, filled: Index, query: Queries) -> Revealed:
+    @property
+    def along_remainders(self) -> Array:
+        """The coordinates along the remainders, zero rows for directions."""
+        return jnp.where(self.active[:, None], 0, self.triangular.high)
+
+
+def split(basis: Basis, layer: Index, count: Index, query: Queries) -> Split:
     """Split a query block into its part in the basis, new orthonormal directions, and remainders.
 
     Two rounds of projection and orthonormalisation: one alone leaves errors of the size of rounding over residual.
@@ -262,33 +300,33 @@ def reveal(basis: Basis, layer: Index, filled: Index, query: Queries) -> Reveale
     """
     batch, dtype = len(query), query.dtype
     rounding = 10 * float(jnp.finfo(dtype).eps) * norms(query)
-    nothing, square = jnp.zeros((*basis.shape[1:3], batch), dtype), jnp.zeros((batch, batch), dtype)
+    nothing, square = jnp.zeros((basis.shape[1], batch), dtype), jnp.zeros((batch, batch), dtype)
     identity = jnp.eye(batch, dtype=dtype)
 
-    def one_round(index: Index, found: Revealed) -> Revealed:
-        first, before = index == 0, found.triangular.high
-        along, rest = project(basis, layer, filled, found.rows)
+    def one_round(index: Index, last: Split) -> Split:
+        first, before = index == 0, last.triangular.high
+        along, rest = project(basis, layer, count, last.rows)
         # what a second round splits is close to orthonormal, its triangular factor to the identity
         shortest = jnp.where(first, rounding, 1e-2)
-        new = orthonormalise(rest, shortest, passes=3 - index, candidates=found.active)
+        new = orthonormalise(rest, shortest, passes=3 - index, candidates=last.active)
         left = rest - product(new.triangular.T, new.directions)
         rows = jnp.where(new.active[:, None], new.directions, left)
         triangular = jnp.where(jnp.eye(batch, dtype=bool) & ~new.active[None, :], 1, new.triangular)
         low = inner(new.directions, left)
-        return Revealed(
+        return Split(
             Terms(
-                jnp.where(first, along, found.coordinates.high),
-                jnp.where(first, 0, jnp.einsum("jab,bq->jaq", along, before, precision=lax.Precision.HIGHEST)),
+                jnp.where(first, along, last.coordinates.high),
+                jnp.where(first, 0, product(along, before)),
             ),
             rows,
             Terms(
                 jnp.where(first, triangular, before),
-                jnp.where(first, low, found.triangular.low + product(triangular - identity + low, before)),
+                jnp.where(first, low, last.triangular.low + product(triangular - identity + low, before)),
             ),
             new.active,
         )
 
-    start = Revealed(Terms(nothing, nothing), query, Terms(identity, square), jnp.ones(batch, bool))
+    start = Split(Terms(nothing, nothing), query, Terms(identity, square), jnp.ones(batch, bool))
     return lax.fori_loop(0, 2, one_round, start)
 
 

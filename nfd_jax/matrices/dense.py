@@ -7,7 +7,7 @@ from jax import lax
 
 from nfd_jax._types import Array, Float, Index, PyTree, Vectors
 from nfd_jax.matrices import basis as bases
-from nfd_jax.matrices.base import AbstractMatrices, Handle
+from nfd_jax.matrices.base import AbstractMatrices, Coordinates
 from nfd_jax.matrices.noise import FORWARD
 
 
@@ -21,21 +21,21 @@ class DenseMatrices(AbstractMatrices):
 
     def query(
         self, direction: int, layer: Index, step: Index, vectors: Vectors, *, keep: bool
-    ) -> tuple[Vectors, Handle, DenseMatrices]:
+    ) -> tuple[Vectors, Coordinates, DenseMatrices]:
         del step, keep
         weights = self.forward if direction == FORWARD or self.backward is None else self.backward
         matrix = lax.dynamic_index_in_dim(weights, layer, keepdims=False)
         matrix = matrix.T if direction == FORWARD else matrix
         return bases.product(vectors, matrix) / vectors.shape[1] ** 0.5, vectors.T, self
 
-    def handles(self, batch: int) -> Handle:
+    def no_coordinates(self, batch: int) -> Coordinates:
         depth, width, _ = self.forward.shape
         return jnp.zeros((depth, width, batch), self.forward.dtype)
 
-    def effective_images(self, handles: Handle) -> Float[Array, "depth batch width"]:
+    def effective_images(self, coordinates: Coordinates) -> Float[Array, "depth batch width"]:
         if self.initial is None:
             raise ValueError("effective images need the initial matrices: DenseMatrices(forward, initial=forward)")
-        images = bases.product(self.forward - self.initial, handles) / self.forward.shape[-1] ** 0.5
+        images = bases.product(self.forward - self.initial, coordinates) / self.forward.shape[-1] ** 0.5
         return images.swapaxes(1, 2)
 
     @property
@@ -45,7 +45,7 @@ class DenseMatrices(AbstractMatrices):
     def with_parameters(self, parameters: PyTree) -> DenseMatrices:
         return DenseMatrices(*parameters)
 
-    def add_gradient(self, gradients: PyTree, layer: Index, backward: Handle, forward: Handle) -> PyTree:
+    def add_gradient(self, gradients: PyTree, layer: Index, backward: Coordinates, forward: Coordinates) -> PyTree:
         gradient = bases.product(backward, forward.T) / backward.shape[0] ** 0.5
         stacked = lax.dynamic_update_index_in_dim(gradients[0], gradient, layer, axis=0)
         return (stacked, None if self.backward is None else stacked, gradients[2])

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from functools import partial
+from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
 
-from nfd_jax._types import Array, Float, Index, Key, Vectors
+from nfd_jax._types import Array, Bool, Float, Index, Key, Vectors
 from nfd_jax.matrices import basis as bases
 from nfd_jax.matrices.noise import FINEST, FORWARD, AbstractNoise, Grid, gaussians, over_finer_blocks
 from nfd_jax.matrices.sobol import QuasiNormals
@@ -22,18 +23,38 @@ def least_width(batch: int, steps: int, outputs: int, evaluated: int = 0) -> int
     return 4 * (outputs + 2 * batch * steps + 2 * block)
 
 
+class Known(NamedTuple):
+    """Orthonormal rows, `(depth, capacity, width)`, of which the first `counts` of a layer are in use."""
+
+    rows: bases.Basis
+    counts: bases.Counts
+
+    def split(self, layer: Index, vectors: Vectors) -> bases.Split:
+        """Vectors taken apart into what is known and what is new."""
+        return bases.split(self.rows, layer, self.counts[layer], vectors)
+
+    def without(self, layer: Index, vectors: Vectors) -> Vectors:
+        """What is left of vectors without their part along the rows."""
+        return bases.project(self.rows, layer, self.counts[layer], vectors)[1]
+
+    def append(self, layer: Index, rows: Vectors, active: Bool[Array, " batch"]) -> Known:
+        """With the active ones of a block in use too. They fit wherever the queries of both directions do: a query adds
+        at most the fresh parts of its directions to one of them, and its directions to the other."""
+        written = bases.write(self.rows, layer, self.counts[layer], bases.compact(rows, active))
+        return Known(written, self.counts.add(layer, active))
+
+
 class MatchedNoise(AbstractNoise):
     """Orthonormal fresh parts, orthogonal to their query and to what `known` holds: the readout, the images of earlier
     queries in the same direction, and the queries of the opposite one, which in the coupled closure belong to the law.
 
-    One orthonormal basis a block and direction, extended with each query: known vectors are never factored again.
+    One orthonormal basis a matrix and direction, extended with each query: known vectors are never factored again.
     Earlier queries in the same direction, images of the opposite one, h_0 and the h of the same block need no
     constraints: imposing them changes no standard deviation of a nonlinear network by more than a few percent.
     """
 
     key: Key
-    known: tuple[bases.Basis, bases.Basis]  # of the forward images, of the backward ones
-    offset: int = eqx.field(static=True)  # blocks taken by the readout
+    known: tuple[Known, Known]  # of the forward images, of the backward ones
     grid: Grid = eqx.field(static=True, default=FINEST)
     first: QuasiNormals | None = None  # of the first step
 
@@ -43,30 +64,31 @@ class MatchedNoise(AbstractNoise):
         key: Key,
         readout: Float[Array, "count width"],
         depth: int,
-        steps: int,
-        batch: int,
+        capacity: int,
         grid: Grid = FINEST,
         first: QuasiNormals | None = None,
+        members: str | None = None,
     ) -> MatchedNoise:
-        """Room for `steps` steps; `readout` are orthonormal rows known to every block from the start, `first` the
-        source of the normals of step 0 (by default independent ones, as at later steps)."""
+        """For matrices of this capacity; `readout` are orthonormal rows known to every matrix from the start, `first`
+        the source of the normals of step 0 (by default independent ones, as at later steps), `members` as in
+        `RevealedMatrices.create`."""
         count, width = readout.shape
-        offset = -(-count // batch)
-        padded = jnp.zeros((offset * batch, width), readout.dtype).at[:count].set(readout)
-        start = jnp.broadcast_to(padded.reshape(1, offset, batch, width), (depth, offset, batch, width))
-        room = bases.empty(depth, 2 * steps, batch, width, readout.dtype)
-        forward, backward = (jnp.concatenate([start, room], axis=1) for _ in range(2))
-        return cls(key, (forward, backward), offset, grid, first)
+
+        def known() -> Known:  # both in memory of their own
+            rows = jnp.zeros((depth, count + 2 * capacity, width), readout.dtype).at[:, :count].set(readout)
+            return Known(rows, bases.Counts(jnp.full((depth,), count, jnp.int32), members))
+
+        return cls(key, (known(), known()), grid, first)
 
     def _normals(self, direction: int, layer: Index, step: Index, like: Vectors) -> Vectors:
-        spread, room = self.first, len(self.known[0])
+        spread, depth = self.first, len(self.known[0].rows)
 
         def draw(fine: Index) -> Vectors:
             independent = partial(gaussians, self.key, direction, fine, step, like)
             if spread is None:
                 return independent()
             # the first rows take the first dimensions: the more rows there are, the less each adds to those before
-            dimensions = (2 * jnp.arange(len(like), dtype=fine.dtype) + direction) * room + fine
+            dimensions = (2 * jnp.arange(len(like), dtype=fine.dtype) + direction) * depth + fine
             even = partial(spread.replace, dimensions=dimensions)
             return lax.cond(step == 0, lambda: even(independent()), independent)
 
@@ -75,22 +97,20 @@ class MatchedNoise(AbstractNoise):
     def draw(
         self, direction: int, layer: Index, step: Index, directions: Vectors, *, keep: bool
     ) -> tuple[Vectors, MatchedNoise]:
-        own, opposite = self.known[direction], self.known[1 - direction]
-        filled = self.offset + 2 * step + direction
-
-        current = bases.reveal(own, layer, filled, directions).directions  # the query is split with care
-        fresh = self._normals(direction, layer, step, directions)
-        if keep:  # write, then read: the other order makes the compiler copy whole bases
-            own = bases.write(own, layer, filled, current)
-            _, fresh = bases.project(own, layer, filled + 1, fresh)
-        else:
-            _, fresh = bases.project(own, layer, filled, fresh)
-            fresh = fresh - bases.product(bases.inner(fresh, current), current)
-        fresh, _ = bases.cholesky_qr(fresh, 2)
+        same, opposite = self.known[direction], self.known[1 - direction]
+        asked = bases.norms(directions) > 0  # the other rows add nothing, and their normals constrain nothing
+        fresh = jnp.where(asked[:, None], self._normals(direction, layer, step, directions), 0)
+        query = same.split(layer, directions)  # with care
         if not keep:
-            return fresh, self
-        own = bases.write(own, layer, filled, fresh)  # in the place of the query, which only the opposite side keeps
-        found = bases.reveal(opposite, layer, filled, directions).directions
-        opposite = bases.write(opposite, layer, filled, found)
-        known = (own, opposite) if direction == FORWARD else (opposite, own)
-        return fresh, MatchedNoise(self.key, known, self.offset, self.grid, self.first)
+            fresh = same.without(layer, fresh)
+            fresh = fresh - bases.product(bases.inner(fresh, query.directions), query.directions)
+            return bases.cholesky_qr(fresh, 2)[0], self
+        # write, then read: the other order makes the compiler copy whole bases
+        constraints = same.append(layer, query.directions, query.active)
+        fresh, _ = bases.cholesky_qr(constraints.without(layer, fresh), 2)
+        # in the place of the query, which only the opposite direction remembers
+        same = Known(constraints.rows, same.counts).append(layer, fresh, asked)
+        query = opposite.split(layer, directions)
+        opposite = opposite.append(layer, query.directions, query.active)
+        known = (same, opposite) if direction == FORWARD else (opposite, same)
+        return fresh, MatchedNoise(self.key, known, self.grid, self.first)

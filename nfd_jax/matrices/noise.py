@@ -51,8 +51,8 @@ class AbstractNoise(eqx.Module):
     def draw(
         self, direction: int, layer: Index, step: Index, directions: Vectors, *, keep: bool
     ) -> tuple[Vectors, AbstractNoise]:
-        """The fresh part for new query `directions`, and the noise source that remembers it (`keep=False`: the same
-        source)."""
+        """The fresh part for new query `directions`, zero rows of which need none, and the noise source that remembers
+        it (`keep=False`: the same source). Every row has the normals of its query, however many others are zero."""
 
 
 class PlainNoise(AbstractNoise):

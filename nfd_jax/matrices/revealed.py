@@ -8,24 +8,64 @@ import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
 
-from nfd_jax._types import Array, Float, Index, PyTree, Vectors
+from nfd_jax._types import Array, Float, Index, Int, PyTree, Vectors
 from nfd_jax.matrices import basis as bases
-from nfd_jax.matrices.base import AbstractMatrices, Handle
+from nfd_jax.matrices.base import AbstractMatrices, Coordinates
 from nfd_jax.matrices.noise import BACKWARD, FORWARD, AbstractNoise
+from nfd_jax.matrices.response import Response
+
+NEVER = -1  # the step of a row that holds nothing
 
 
-class Side(NamedTuple):
-    """What one direction of queries has revealed: orthonormal queries and their images under the initial matrix."""
+class Revealed(eqx.Module):
+    """What the queries of one direction have revealed: orthonormal directions and their images under the initial
+    matrix, `(depth, capacity, width)` each, of which the first `counts` rows of a layer are in use."""
 
     queries: bases.Basis
     images: bases.Basis
+    steps: Int[Array, "depth capacity"]  # at which a direction was revealed, NEVER for zero rows
+    counts: bases.Counts
+
+    @classmethod
+    def nothing(cls, depth: int, capacity: int, width: int, dtype: Any, members: str | None) -> Revealed:
+        """Before the first query."""
+        queries, images = (jnp.zeros((depth, capacity, width), dtype) for _ in range(2))
+        steps = jnp.full((depth, capacity), NEVER, jnp.int32)
+        return cls(queries, images, steps, bases.Counts(jnp.zeros((depth,), jnp.int32), members))
+
+    def split(self, layer: Index, query: Vectors) -> bases.Split:
+        """A query block taken apart into what is known of it and what is new."""
+        return bases.split(self.queries, layer, self.counts[layer], query)
+
+    def combine(self, layer: Index, coordinates: bases.Coordinates) -> Vectors:
+        """The images of queries with these coordinates."""
+        return bases.combine(self.images, layer, self.counts[layer], coordinates)
+
+    def append(self, layer: Index, step: Index, new: bases.Split, images: Vectors) -> tuple[Revealed, Array]:
+        """With the active directions of a block and their images, and all coordinates of the block, as columns.
+
+        All rows of the block are written, those without a direction as zero rows past the count. They fit as long as
+        the capacity is that of steps x batch: every earlier step has added at most a batch of directions.
+        """
+        offset, active = self.counts[layer], new.active
+        along, queries, images = (
+            bases.compact(part, active) for part in (new.along_directions, new.directions, images)
+        )
+        steps = jnp.where(jnp.arange(len(active)) < jnp.sum(active), jnp.asarray(step, jnp.int32), NEVER)
+        after = Revealed(
+            bases.write(self.queries, layer, offset, queries),
+            bases.write(self.images, layer, offset, images),
+            lax.dynamic_update_slice(self.steps, steps[None], bases.corner(layer, offset)),
+            self.counts.add(layer, active),
+        )
+        return after, lax.dynamic_update_slice_in_dim(new.coordinates.columns, along, offset, axis=0)
 
 
 class Learned(NamedTuple):
     """The trained matrix, `W_l = initial_l W_l^0 + Qs^T learned_l Qx / sqrt(n)`, in the bases of its queries."""
 
     initial: Float[Array, " depth"]
-    learned: Float[Array, "depth M M"]
+    learned: Float[Array, "depth capacity capacity"]
 
 
 class RevealedMatrices(AbstractMatrices):
@@ -34,105 +74,122 @@ class RevealedMatrices(AbstractMatrices):
 
     `coupled`: W_l and W_l^T are the same matrix, as in an ordinary (tied) network. Otherwise backward queries see an
     independent copy of W_l^0 with the same updates: the untied network, and NFD's closure in the limit.
-    Memory is four bases, 4 n L M numbers, and what the noise keeps; time is O(n L M) a query block.
+    Memory is four bases, 4 n L M numbers, and what the noise keeps; time is O(n L M) a query block. Queries that depend
+    on earlier ones reveal nothing and take no space: `ranks` says how many did.
     """
 
-    sides: tuple[Side, Side]  # forward (Qx, Y), backward (Qs, Z)
+    revealed: tuple[Revealed, Revealed]  # forward (Qx, Y), backward (Qs, Z)
     trained: Learned
     noise: AbstractNoise
     coupled: bool = eqx.field(static=True)
 
     @classmethod
     def create(
-        cls, noise: AbstractNoise, *, depth: int, width: int, steps: int, batch: int, coupled: bool, dtype: Any
+        cls,
+        noise: AbstractNoise,
+        *,
+        depth: int,
+        width: int,
+        capacity: int,
+        coupled: bool,
+        dtype: Any,
+        members: str | None = None,
     ) -> RevealedMatrices:
-        """Nothing revealed yet, with room for `steps` steps of query blocks of size `batch`."""
-        sides = tuple(Side(*(bases.empty(depth, steps, batch, width, dtype) for _ in range(2))) for _ in range(2))
-        rank = steps * batch
-        trained = Learned(jnp.ones((depth,), dtype), jnp.zeros((depth, rank, rank), dtype))
-        return cls((sides[0], sides[1]), trained, noise, coupled)
+        """Nothing revealed yet. A `capacity` of steps x batch directions always suffices. `members`: the name of the
+        axis of several networks under vmap, `basis.MEMBERS`; None for one network alone."""
+        forward, backward = (Revealed.nothing(depth, capacity, width, dtype, members) for _ in range(2))
+        trained = Learned(jnp.ones((depth,), dtype), jnp.zeros((depth, capacity, capacity), dtype))
+        return cls((forward, backward), trained, noise, coupled)
+
+    @property
+    def ranks(self) -> Int[Array, "directions depth"]:
+        """How many directions are revealed, forward and backward, of every matrix."""
+        return jnp.stack([jnp.sum(each.steps != NEVER, axis=-1, dtype=jnp.int32) for each in self.revealed])
 
     def query(
         self, direction: int, layer: Index, step: Index, vectors: Vectors, *, keep: bool
-    ) -> tuple[Vectors, Handle, RevealedMatrices]:
-        own, opposite = self.sides[direction], self.sides[1 - direction]
-        size = bases.magnitudes(vectors)
-        found = bases.reveal(own.queries, layer, step, jnp.where(jnp.isnan(size)[:, None], 0, vectors / size[:, None]))
-        active = found.active[:, None]
-        fresh, noise = self.noise.draw(direction, layer, step, found.directions, keep=keep)
-        fresh = jnp.where(active, fresh, 0)
-
-        # the learned part lies in the span of the opposite queries, whose number is known: this step's forward
-        # queries come before its backward ones
-        learned = lax.dynamic_index_in_dim(self.trained.learned, layer, keepdims=False)
-        learned = learned if direction == FORWARD else learned.T
-        coordinates, triangular = found.coordinates, found.triangular
-        _, batch, queries = coordinates.high.shape
-        moved = bases.product(learned, coordinates.high.reshape(-1, queries)).reshape(-1, batch, queries)
-        images, drift = self._images(opposite, layer, step + direction, found.rows, fresh, moved)
-
-        scale, size = self.trained.initial[layer], size[:, None]
-        # of a remainder the mean given all queries, which is the response to them, and no direction of its own
-        response = bases.product(jnp.where(active, 0, triangular.high).T, images)
-        images, new = (jnp.where(active, part, 0) for part in (images, triangular.columns))
+    ) -> tuple[Vectors, Coordinates, RevealedMatrices]:
+        asked, initial = self.revealed[direction], self.trained.initial[layer]
+        size = bases.magnitudes(vectors)[:, None]
+        # x = Qx c + R q, and remainders d
+        x = asked.split(layer, jnp.where(jnp.isnan(size), 0, vectors / size))
+        # W q / sqrt(n) = Qs <Z, q> + (xi - Qs <Qs, xi>), of a remainder Qs <Z, d> alone; learned part Qs C c
+        fresh, noise = self.noise.draw(direction, layer, step, x.directions, keep=keep)
+        images, drift = self._images(direction, layer, x, jnp.where(x.active[:, None], fresh, 0))
+        # W x / sqrt(n) = Y c + R (W q / sqrt(n)); append q to Qx and W q / sqrt(n) to Y
         if keep:  # write, then read: the other order makes the compiler copy whole bases
-            parts = zip(coordinates, jnp.split(new, 2, axis=1), strict=True)
-            coordinates = bases.Terms(*(known.at[step].set(part) for known, part in parts))
-            own = Side(
-                bases.write(own.queries, layer, step, found.directions), bases.write(own.images, layer, step, images)
-            )
-            known = bases.combine(own.images, layer, step + 1, coordinates.columns)
+            asked, coordinates = asked.append(layer, step, x, images)
+            known = asked.combine(layer, coordinates)
         else:
-            known = bases.combine(own.images, layer, step, coordinates.columns) + bases.product(new.T, images)
-        known = bases.Terms.of(known)
+            coordinates = x.coordinates.columns
+            known = asked.combine(layer, coordinates) + bases.product(x.along_directions.T, images)
+        known, response = bases.Terms.of(known), bases.product(x.along_remainders.T, images)
         # small terms first: each alone may be less than half a rounding of the large one
-        result = size * (scale * known.high + (scale * (known.low + response) + drift))
+        result = size * (initial * known.high + (initial * (known.low + response) + drift))
+        coordinates = size.T * coordinates[:, : len(vectors)]
         if not keep:
-            return result, size * triangular.high, self
-        sides = (own, opposite) if direction == FORWARD else (opposite, own)
-        handle = size.T * coordinates.high.reshape(-1, queries)
-        return result, handle, RevealedMatrices(sides, self.trained, noise, self.coupled)
+            return result, coordinates, self
+        revealed = (asked, self.revealed[BACKWARD]) if direction == FORWARD else (self.revealed[FORWARD], asked)
+        return result, coordinates, RevealedMatrices(revealed, self.trained, noise, self.coupled)
 
-    def _images(
-        self,
-        opposite: Side,
-        layer: Index,
-        filled: Index,
-        rows: bases.Queries,
-        fresh: bases.Queries,
-        moved: bases.Coordinates,
-    ) -> tuple[bases.Queries, bases.Queries]:
-        """Images of new rows under the initial matrix, `Qs <Z, q> + (xi - Qs <Qs, xi>)` where coupled and `xi` where
-        not (xi is 0 for remainders), and the learned drift `Qs moved`: one pass over the opposite side."""
+    def _images(self, direction: int, layer: Index, x: bases.Split, fresh: Vectors) -> tuple[Vectors, Vectors]:
+        """Images of the rows of a block under the initial matrix, `Qs <Z, q> + (xi - Qs <Qs, xi>)` where coupled and
+        `xi` where not (xi is 0 for remainders), and the learned part of the block's, `Qs C c`: one pass over what the
+        opposite direction has revealed."""
+        opposite, batch = self.revealed[1 - direction], len(fresh)
+        learned = lax.dynamic_index_in_dim(self.trained.learned, layer, keepdims=False)
+        moved = bases.product(learned if direction == FORWARD else learned.T, x.coordinates.high)
+        tiles = bases.Tiles.of(opposite.queries, opposite.counts[layer], batch)
 
-        count = len(fresh)
-
-        def one_tile(index: Index, total: bases.Queries) -> bases.Queries:
-            queries = bases.read_tile(opposite.queries, layer, index, filled)
+        def one_tile(index: Index, total: Vectors) -> Vectors:
+            queries = tiles.read(opposite.queries, layer, index)
             along = queries.coordinates(moved)
             if self.coupled:
-                known = bases.read_tile(opposite.images, layer, index, filled)
-                reuse = bases.inner(known.rows, rows) - bases.inner(queries.rows, fresh)
+                images = tiles.read(opposite.images, layer, index)
+                reuse = bases.inner(images.rows, x.rows) - bases.inner(queries.rows, fresh)
                 along = jnp.concatenate([reuse, along], axis=1)
             return total + bases.combination(along, queries.rows)
 
         start = jnp.concatenate([fresh, jnp.zeros_like(fresh)]) if self.coupled else jnp.zeros_like(fresh)
-        total = lax.fori_loop(0, bases.tiles(opposite.queries, filled), one_tile, start)
-        return (total[:count], total[count:]) if self.coupled else (fresh, total)
+        total = lax.fori_loop(0, tiles.number, one_tile, start)
+        return (total[:batch], total[batch:]) if self.coupled else (fresh, total)
 
-    def handles(self, batch: int) -> Handle:
-        depth, rank, _ = self.trained.learned.shape
-        return jnp.zeros((depth, rank, batch), self.trained.learned.dtype)
+    def response(self, direction: int, layer: Index | int, step: Index | int) -> Response:
+        """What weight reuse adds to the images of the queries of a step under one initial matrix (theory section 3):
+        `FORWARD` (0), to W_l^0 phi(h_{l-1}^i) / sqrt(n), sqrt(T/L) sum_j A^{ij} g_l^j over the backward queries j of
+        earlier steps, and `BACKWARD` (1), to W_l^0T g_l^i / sqrt(n), sqrt(T/L) sum_j B^{ij} phi(h_{l-1}^j) over the
+        forward queries j up to this step. A and B have the units of theory, free of width and depth as both grow.
 
-    def effective_images(self, handles: Handle) -> Float[Array, "depth batch width"]:
-        queries = self.sides[BACKWARD].queries
+        `layer` counts hidden matrices from 0, and `step` the updates so far: in an observe function that of the
+        snapshot, as the queries of this step have been asked then. Of an untied network, whose backward pass has a
+        matrix of its own, what `FORWARD` gives is what tying would add. The A and B of theory are those of
+        `ResNet(block="pre")`; other blocks have such responses for each of their matrices.
+        """
+        asked, opposite = self.revealed[direction], self.revealed[1 - direction]
+        rows = asked.queries, asked.steps, opposite.queries, opposite.images, opposite.steps
+        queries, asked_at, directions, images, steps = (
+            lax.dynamic_index_in_dim(part, jnp.asarray(layer, jnp.int32), keepdims=False) for part in rows
+        )
+        # a step's forward queries come before its backward ones
+        steps, asked_at = steps[:, None], asked_at[None, :]
+        asked_first = steps >= asked_at if direction == FORWARD else steps > asked_at
+        known = jnp.where(asked_first, bases.inner(images, queries), 0)
+        scale = jnp.where(steps < step + direction, self.trained.initial[layer], 0)
+        return Response(directions, images, queries, known, scale)
+
+    def no_coordinates(self, batch: int) -> Coordinates:
+        depth, capacity, _ = self.trained.learned.shape
+        return jnp.zeros((depth, capacity, batch), self.trained.learned.dtype)
+
+    def effective_images(self, coordinates: Coordinates) -> Float[Array, "depth batch width"]:
+        queries = self.revealed[BACKWARD].queries
 
         def one_matrix(layer: Index) -> Vectors:
-            learned, handle, opposite = (
+            learned, along, directions = (
                 lax.dynamic_index_in_dim(array, layer, keepdims=False)
-                for array in (self.trained.learned, handles, queries)
+                for array in (self.trained.learned, coordinates, queries)
             )
-            return bases.combination(bases.product(learned, handle), opposite.reshape(-1, opposite.shape[-1]))
+            return bases.combination(bases.product(learned, along), directions)
 
         return lax.map(one_matrix, jnp.arange(len(queries), dtype=jnp.int32))
 
@@ -141,8 +198,8 @@ class RevealedMatrices(AbstractMatrices):
         return self.trained
 
     def with_parameters(self, parameters: PyTree) -> RevealedMatrices:
-        return RevealedMatrices(self.sides, parameters, self.noise, self.coupled)
+        return RevealedMatrices(self.revealed, parameters, self.noise, self.coupled)
 
-    def add_gradient(self, gradients: PyTree, layer: Index, backward: Handle, forward: Handle) -> PyTree:
+    def add_gradient(self, gradients: PyTree, layer: Index, backward: Coordinates, forward: Coordinates) -> PyTree:
         gradient = bases.product(backward, forward.T)
         return Learned(gradients.initial, lax.dynamic_update_index_in_dim(gradients.learned, gradient, layer, axis=0))

@@ -116,3 +116,14 @@ def same(value: int) -> bool:
     if jax.process_count() == 1:
         return True
     return len(np.unique(multihost_utils.process_allgather(np.array(value)))) == 1
+
+
+def broadcast(data: bytes | None) -> bytes | None:
+    """What process 0 has, in all processes."""
+    if jax.process_count() == 1:
+        return data
+    size = int(multihost_utils.broadcast_one_to_all(np.array(-1 if data is None else len(data))))
+    if size <= 0:
+        return None if size else b""
+    sent = np.frombuffer(data or b"", np.uint8) if jax.process_index() == 0 else np.zeros(size, np.uint8)
+    return np.asarray(multihost_utils.broadcast_one_to_all(sent)).tobytes()

@@ -15,7 +15,7 @@ import numpy as np
 
 from nfd_jax._checks import folder_path
 
-ABANDONED = 24 * 3600  # seconds after which the unfinished file of another machine counts as left behind
+ABANDONED = 24 * 3600  # seconds after which an unfinished file counts as left behind
 
 
 def writable_folder(name: str, folder: str | Path) -> Path:
@@ -32,7 +32,9 @@ def writable_folder(name: str, folder: str | Path) -> Path:
             f"{name} folder {str(folder)!r} can't be written ({error.strerror or error}); choose another"
         ) from error
     for partial in path.glob(".*.partial"):
-        if _is_left_behind(partial):
+        writer, _, process = partial.name.removesuffix(".partial").rpartition("-")
+        host = platform.node() if writer.endswith(f".{platform.node()}") else ""
+        if is_left_behind(partial, host, process, ABANDONED):
             partial.unlink(missing_ok=True)
     return path
 
@@ -61,20 +63,17 @@ def partial_of(path: Path) -> Path:
     return path.with_name(f".{path.name}.{platform.node()}-{os.getpid()}.partial")
 
 
-def _is_left_behind(partial: Path) -> bool:
-    """Whether the process that wrote it is gone."""
-    node, _, process = partial.name.removesuffix(".partial").rpartition("-")
-    here = node.endswith(f".{platform.node()}") and process.isdecimal()
-    if not here or os.name != "posix":  # elsewhere signal 0 would be one
-        with suppress(OSError):
-            return time.time() - partial.stat().st_mtime > ABANDONED
-        return False
-    try:
-        os.kill(int(process), 0)
-    except ProcessLookupError:
-        return True
-    except OSError:  # of another user
-        return False
+def is_left_behind(path: Path, host: str, process: str, seconds: float | int) -> bool:
+    """Whether the process of a host that made a file is gone, or has not touched it for so long."""
+    if host == platform.node() and process.isdecimal() and os.name == "posix":  # elsewhere signal 0 would be one
+        try:
+            os.kill(int(process), 0)
+        except ProcessLookupError:
+            return True
+        except OSError:  # of another user
+            pass
+    with suppress(OSError):
+        return time.time() - path.stat().st_mtime > seconds
     return False
 
 

@@ -1,15 +1,16 @@
-"""What decides the numbers of a record besides its arguments: checkpoints, cells of sweeps and of studies ask here."""
+"""What decides the numbers of a record: its arguments, and what every record depends on besides them."""
 
 from __future__ import annotations
 
-from importlib.metadata import version
+import json
+from collections.abc import Mapping
+from typing import Any
 
 import jax
 
 # Of the numerical core. Raise it with any change after which the same arguments give other numbers, beyond rounding:
 # tests/test_identity.py has results of fixed small runs, and fails where they change without it.
 REVISION = 1
-
 
 SETTINGS = {  # of jax, by what a record calls them
     "precision (x64)": "jax_enable_x64",
@@ -20,11 +21,15 @@ SETTINGS = {  # of jax, by what a record calls them
 
 
 def environment() -> dict[str, str]:
-    """The code, jax and its settings that change numbers."""
+    """The revision of the core, jax and its settings that change numbers."""
     return {
-        "nfd_jax": version("nfd_jax"),
         "revision": str(REVISION),
         "jax": jax.__version__,
         "platform": jax.devices()[0].platform,
         **{name: str(getattr(jax.config, setting)) for name, setting in SETTINGS.items()},
     }
+
+
+def identity(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Everything that a record with these arguments depends on, as it is read back."""
+    return json.loads(json.dumps({**arguments, **environment()}, default=str))

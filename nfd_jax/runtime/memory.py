@@ -10,6 +10,8 @@ import numpy as np
 
 from nfd_jax._checks import GIB, of_machine
 from nfd_jax._types import PyTree
+from nfd_jax.dynamics.conditioned import Conditioned
+from nfd_jax.runtime.devices import Layout
 
 BUDGET = 2**29  # bytes that solutions at once may take: those that one program has side by side, times threads
 CACHED = 2**23  # and those of one program on a CPU: more miss the caches, and take up to twice as long
@@ -50,3 +52,17 @@ def check(needed: int, devices: int, ways_out: str) -> None:
             f"this run needs about {needed / GIB:.1f} GiB, and {devices} {jax.local_devices()[0].platform} device(s) "
             f"have {has / GIB:.1f} GiB; {ways_out}"
         )
+
+
+def of_run(dynamics: Conditioned, layout: Layout | None) -> tuple[int, int]:
+    """Bytes of a run of explicit passes, and the devices that share them.
+
+    Where the bases alone are too large, their bytes: the state is not looked at, which can take long then.
+    """
+    initial, count = dynamics.initial, layout.devices if layout else 1
+    if initial is None:
+        raise ValueError("these dynamics have no law of initial weights to be measured")
+    least = initial.basis_bytes + initial.pass_bytes
+    if not is_enough(least, count):
+        return least, count
+    return size_of(dynamics.init, jax.random.key(0)) + initial.pass_bytes, count

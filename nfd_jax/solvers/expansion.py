@@ -25,7 +25,7 @@ from collections.abc import Iterable
 
 from nfd_jax import activations
 from nfd_jax.dynamics.units import scale_powers
-from nfd_jax.models import AbstractModel, ResNet
+from nfd_jax.models import PHI, AbstractModel, ResNet
 from nfd_jax.parametrization import ROUNDING, ZERO, Parametrization, Role
 
 SMOOTH = ("identity", "tanh", "gelu")  # of others, whose derivative may jump, the law holds too, with more powers
@@ -48,14 +48,16 @@ def powers(model: AbstractModel, row: Parametrization, trained: Iterable[str]) -
     described = f"{named} with ResNet(activation={model.activation!r}, block={model.block!r}, centred={model.centred})"
     if alpha < 0.5 - ROUNDING:
         raise _no_limit(f"{named} scales branches as L^-{alpha:g}, and features grow without bound below L^-0.5")
+    if not isinstance(model.block, str):
+        raise _no_limit("what a block of your own does as L grows is not known")
     matrices = (Role.INNER, Role.HIDDEN)[2 - structure.matrices :]
-    inside = [role for role, acts in zip(matrices, structure.activated[1:], strict=True) if acts]
+    inside = [role for role, after in zip(matrices, structure.maps[1:], strict=True) if PHI in after]
     moving = {*matrices, *(Role(role) for role in trained)} - {role for role, rate in rates.items() if rate == ZERO}
     sizes = {"the size of outputs": output.depth}
     for role in sorted(moving, key=list(Role).index):
         coherent = 1 - 2 * alpha if role in matrices else 0.0
         sizes[f"what {role.value} weights learn"] = rates[role].depth + coherent
-    if structure.activated[-1] and not structure.centred and not activations.is_odd(structure.activation):
+    if PHI in structure.maps[-1] and not model.centred and not activations.is_odd(structure.activation):
         sizes["the sum of the means of all branches"] = 1 - alpha
     moved = {
         f"the movement of images of {role.value} weights": rates[role].depth - alpha

@@ -1,4 +1,4 @@
-"""solve_limit: the infinite-width limit, in either closure, as one solution or as an estimate with error bars."""
+"""solve_limit: the infinite-width limit, in either closure, as solutions or as an estimate with error bars."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from nfd_jax import optimizers
 from nfd_jax._checks import finite_float, one_of, positive_int
-from nfd_jax.dynamics.conditioned import in_coordinates
+from nfd_jax.dynamics.conditioned import Conditioned
+from nfd_jax.dynamics.problem import Problem
 from nfd_jax.models import AbstractModel, check_model
-from nfd_jax.optimizers import Optimizer
-from nfd_jax.parametrization import Parametrization
-from nfd_jax.runtime import loop as engine
+from nfd_jax.runtime import devices, ensemble
 from nfd_jax.runtime.store import Checkpoint
-from nfd_jax.seeds import check_seed, seed_key
+from nfd_jax.seeds import check_seed, seed_sequence
 from nfd_jax.solvers import multilevel
+from nfd_jax.solvers.networks import check_linear
 from nfd_jax.solvers.particles import System
 from nfd_jax.solvers.trajectory import Trajectory
 from nfd_jax.task import Task
+from nfd_jax.training import Training, takes_training
 
 CLOSURES = ("coupled", "decoupled")
 NOISES = ("matched", "plain")
@@ -29,26 +29,21 @@ PARTICLES = 4096  # of one solution, unasked
 BUDGET = 600.0  # seconds of an estimate, unasked
 
 
+@takes_training
 def solve_limit(
     task: Task,
     model: AbstractModel,
+    training: Training,
     *,
-    steps: int = 10,
-    learning_rate: optimizers.Rate = 0.5,
     particles: int | None = None,
     closure: str = "coupled",
     noise: str = "matched",
-    parametrization: str | Parametrization = "depth_mup",
-    train_input: bool = False,
-    train_readout: bool = False,
-    richness: float = 1.0,
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
     seed: int = 0,
+    seeds: int | Sequence[int] | None = None,
     tolerance: float | None = None,
     budget: float | None = None,
-    observe: engine.Observe | None = None,
-    evaluate_at: Sequence[int] | None = None,
+    capacity: int | None = None,
+    refinement: int = 1,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 10,
     progress: bool | None = None,
@@ -63,7 +58,8 @@ def solve_limit(
     **Arguments:**
 
     - `task`, `model`: what is learned and by which network.
-    - `steps`, `learning_rate`: training steps, and the width- and depth-free rate eta or an optax schedule.
+    - `training`, or its arguments by name: how (`nfd.Training`), by a row that learns features as n grows and an
+      optimizer that is linear in gradients.
     - `particles`: n, neurons of the Monte-Carlo system: 4,096 unless given, or as many as an estimate needs.
       Cost grows as n L (steps B)^2, memory as n L steps B.
     - `closure`: `"coupled"` keeps the weight-reuse responses A and B, the limit of the ordinary network;
@@ -72,73 +68,40 @@ def solve_limit(
     - `noise`: `"matched"` (exact empirical moments, and evenly spread U, V and first images: far less Monte-Carlo
       error; it gives way to plain noise, with a warning, where its constraints would exceed a quarter of the particles)
       or `"plain"`.
-    - `parametrization`: a row of the exponent table that learns features as n grows, or one of your own.
-    - `train_input`, `train_readout`: whether U and V train as well, at the muP rates.
-    - `richness`: gamma; outputs are divided by it and rates multiplied by its square. Towards 0 training is lazy.
-    - `momentum`, `weight_decay`: heavy ball; W <- (1 - eta lambda) W.
     - `seed`: of the Monte-Carlo noise, 0 to 2^64 - 1. Same seed, same numbers.
+    - `seeds`: a count S (seeds 0 to S-1) or a sequence: one solution each, of which the result has an axis, as that of
+      networks, with standard errors. An estimate takes one `seed`.
+    - `capacity`, `refinement`: of a solution, for studies of depth: in blocks, so that all depths up to it share a
+      compiled program; and how many times finer the grid is whose noise drives it. The model's depth with refinement r
+      and r times the depth follow one Brownian path.
     - `tolerance`: the 95 % half-width of every loss along training is to be at most so many times that loss.
     - `budget`: seconds, 600 unless given, after which an estimate ends as it is, with its honest error bars and an
       outcome that says so. One solution takes none. No solution is begun after them but the least that a first answer
       needs, two of every mean; those that have begun are finished; more solutions than the time left has room for are
       not asked for. At infinite depth a round of deeper solutions whose time, by those measured, is not left is not
       begun, and given up when time is over.
-    - `observe`: called with a `Sweep` before every update and after the last one; the arrays it returns, by names of
-      its own, are kept in `observed`. It is traced by jax: written with `jax.numpy`, without numpy and without branches
-      on values. Its attribute `axes` may name the axes of its arrays (`nfd.observables.axes`).
-    - `evaluate_at`: the steps, 0 to `steps`, at which held-out samples and, with mini-batches, all training samples
-      are evaluated, on queries that are not stored; by default all.
     - `checkpoint`: a folder in which the run is kept; called again with the same arguments, it goes on from there, and
       ends with the same numbers bit for bit. One of other arguments is refused.
     - `checkpoint_every`: how often it is written: after so many steps, or replicates of an estimate.
     - `progress`: show a bar; by default on a terminal.
 
-    Returns a `Trajectory` without members. Raises ValueError or TypeError for bad arguments before compiling.
+    Returns a `Trajectory`, with members where `seeds` are given. Raises ValueError or TypeError for bad arguments
+    before compiling.
     """
-    one_of("closure", closure, CLOSURES)
-    one_of("noise", noise, NOISES)
-    particles = None if particles is None else positive_int("particles", particles)
-    check_seed("seed", seed)
+    members = (check_seed("seed", seed),) if seeds is None else seed_sequence(seeds)
     with_errors = tolerance is not None or check_model(model, finite=False).depth == math.inf
-    if tolerance is not None:
-        finite_float("tolerance", tolerance, strict=True)
-    if budget is not None and not with_errors:
-        raise ValueError(f"budget={budget!r} is of an estimate; give a tolerance or depth=math.inf, or leave it out")
-    budget = BUDGET if budget is None else finite_float("budget", budget, strict=True)
-    if with_errors and observe is not None:
-        raise ValueError(
-            "observe sees one solution, not an estimate: give ResNet a finite depth and leave out tolerance"
-        )
-    if with_errors and particles is not None and particles < 8:
-        raise ValueError(f"particles must be at least 8 for error bars, which compare n with n / 4; got {particles}")
-    problem = engine.prepare(
-        task,
-        model,
-        finite=False,
-        steps=steps,
-        learning_rate=learning_rate,
-        parametrization_name=parametrization,
-        optimizer=Optimizer.create("sgd", momentum, weight_decay),
-        train_input=train_input,
-        train_readout=train_readout,
-        richness=richness,
-        observe=observe,
-        evaluate_at=evaluate_at,
-        progress=progress,
-    )
-    system = System(model, in_coordinates(problem), closure == "coupled", noise == "matched", task.dimension)
-    system.scales(1 if model.depth == math.inf else int(model.depth))  # refuses what has no limit
-    if model.depth == math.inf:
-        system.powers()  # likewise
-    arguments = problem.arguments | {"solver": "limit", "closure": closure}
-    particles = particles or (multilevel.default_particles(system) if with_errors else PARTICLES)
+    _check_estimate(with_errors, tolerance, budget, training, particles, seeds)
+    system = _system(task, model, training, closure, noise)
+    arguments = system.problem.arguments | {"solver": "limit", "closure": closure}
     least = system.least_matched * (4 if with_errors else 1)  # n / 4 are compared with n
+    default = multilevel.default_particles(system) if with_errors else PARTICLES
+    particles = default if particles is None else positive_int("particles", particles)
     gave_way = system.matched and particles < least
     if gave_way:
         warnings.warn(
-            f"noise='matched' gives way to plain noise, of far more Monte-Carlo error: {steps} steps of these batches "
-            f"need particles={least}, got {particles}; give as many, or noise='plain'",
-            stacklevel=2,
+            f"noise='matched' gives way to plain noise, of far more Monte-Carlo error: {training.steps} steps of these "
+            f"batches need particles={least}, got {particles}; give as many, or noise='plain'",
+            stacklevel=3,
         )
     if with_errors:
         run = multilevel.estimate(
@@ -146,24 +109,106 @@ def solve_limit(
             task,
             model.depth,
             particles=particles,
-            seed=seed,
+            seed=members[0],
             tolerance=tolerance,
-            budget=budget,
+            budget=BUDGET if budget is None else budget,
             arguments=arguments,
             checkpoint=partial(Checkpoint.create, checkpoint, checkpoint_every, task),
             progress=progress,
         )
     else:
         arguments |= {"particles": particles, "noise": "matched" if system.matches(particles) else "plain"}
-        kept_in = Checkpoint.create(checkpoint, checkpoint_every, task, arguments | {"seed": seed})
-        with engine.progress_bar(f"{closure} limit", steps + 1, progress) as bar:
-            kept = system.solve(
-                seed_key(seed),
-                particles,
-                int(model.depth),
-                matched=system.matches(particles),
-                progress=bar,
-                checkpoint=kept_in,
-            )
-        run = kept.trajectory(task, system.problem.data, (seed,), arguments, members=False)
+        arguments |= {"refinement": refinement} if refinement != 1 else {}
+        identity = arguments | ({"seed": seed} if seeds is None else {"seeds": members})
+        dynamics = _solution(system, model, particles, capacity, refinement)
+        recorded = ensemble.train(
+            dynamics,
+            system.problem,
+            members,
+            system.needed(particles, capacity or int(model.depth))[0],
+            description=f"{closure} limit",
+            progress=progress,
+            layout=devices.particles("particles", particles),
+            checkpoint=Checkpoint.create(checkpoint, checkpoint_every, task, identity),
+        )
+        run = Trajectory.of(recorded, task, system.problem.data, members, arguments)
+        run = run.only if seeds is None else run
     return replace(run, settings={**run.settings, "matched_from": least}) if gave_way else run
+
+
+@takes_training
+def limit_dynamics(
+    task: Task,
+    model: AbstractModel,
+    training: Training,
+    *,
+    particles: int = PARTICLES,
+    closure: str = "coupled",
+    noise: str = "matched",
+) -> tuple[Conditioned, Problem]:
+    """The dynamics that `solve_limit` compiles, and the problem that it gives them: for a loop of your own.
+
+        dynamics, problem = nfd.limit_dynamics(task, model, steps=10)
+        state, step = dynamics.init(nfd.seed_key(0)), eqx.filter_jit(dynamics.step)
+        for k, rate in enumerate(problem.rates):
+            state, record = step(state, k, rate, *problem.batch(k))
+
+    Arguments are those of `solve_limit`; the depth is finite.
+    """
+    check_model(model, finite=True)
+    system = _system(task, model, training, closure, noise)
+    return _solution(system, model, positive_int("particles", particles), None, 1), system.problem
+
+
+def _system(task: Task, model: AbstractModel, training: Training, closure: str, noise: str) -> System:
+    """The limit of this model; ValueError where there is none."""
+    one_of("closure", closure, CLOSURES)
+    one_of("noise", noise, NOISES)
+    problem = Problem.of(task, model, training, finite=False)
+    check_linear(problem.settings.optimizer)
+    system = System(model, problem.in_coordinates(), closure == "coupled", noise == "matched", task.dimension)
+    system.units(1 if model.depth == math.inf else int(model.depth))  # refuses what has no limit
+    if model.depth == math.inf:
+        system.powers()  # likewise
+    return system
+
+
+def _solution(
+    system: System, model: AbstractModel, particles: int, capacity: int | None, refinement: int
+) -> Conditioned:
+    """The dynamics of a solution; ValueError where the devices lack its memory."""
+    depth = int(model.depth)
+    blocks = depth if capacity is None else positive_int("capacity (in blocks, at least the depth)", capacity, depth)
+    system.check_memory(particles, blocks)
+    return system.dynamics(particles, depth, refinement=positive_int("refinement", refinement), capacity=blocks)
+
+
+def _check_estimate(
+    with_errors: bool,
+    tolerance: float | None,
+    budget: float | None,
+    training: Training,
+    particles: int | None,
+    seeds: int | Sequence[int] | None,
+) -> None:
+    """ValueError or TypeError for what an estimate can't do, and a single solution."""
+    if tolerance is not None:
+        finite_float("tolerance", tolerance, strict=True)
+    if budget is not None:
+        finite_float("budget", budget, strict=True)
+        if not with_errors:
+            raise ValueError(
+                f"budget={budget!r} is of an estimate; give a tolerance or depth=math.inf, or leave it out"
+            )
+    if not with_errors:
+        return
+    if training.observe is not None:
+        raise ValueError(
+            "observe sees one solution, not an estimate: give ResNet a finite depth and leave out tolerance"
+        )
+    if seeds is not None:
+        raise ValueError(
+            f"seeds={seeds!r} are of single solutions; an estimate has error bars already: give it one seed"
+        )
+    if particles is not None and positive_int("particles", particles) < 8:
+        raise ValueError(f"particles must be at least 8 for error bars, which compare n with n / 4; got {particles}")

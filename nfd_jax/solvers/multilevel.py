@@ -28,20 +28,21 @@ from scipy.stats import t as student
 from tqdm import tqdm
 
 from nfd_jax._types import Key
-from nfd_jax.runtime import devices, memory, threads
-from nfd_jax.runtime import loop as engine
+from nfd_jax.dynamics.problem import Data
+from nfd_jax.runtime import devices, loop, memory, threads
 from nfd_jax.runtime.store import Checkpoint
 from nfd_jax.seeds import seed_key
 from nfd_jax.solvers.particles import System
 from nfd_jax.solvers.trajectory import ErrorBars, HeldOut, Trajectory
 from nfd_jax.statistics import CONFIDENCE
-from nfd_jax.task import Task, loss_gradient, loss_value
+from nfd_jax.task import Task, loss_curvature, loss_gradient, loss_value
 
 COARSEST, FIRST, DEEPEST = 4, 16, 1024  # depths of a ladder: the least start, the first end and the last at infinity
-ROOM = 32  # blocks that programs for infinite depth have room for, times a power of four
+CAPACITY = 32  # blocks, times a power of four, of programs for infinite depth
 FEWEST = 2  # replicates, without which there is no error
 PILOT, PILOT_DIFFERENCES = 16, 8  # replicates from which more are planned; differences add little to the error
 GROWTH = 4  # at most so many times more replicates a round, as variances are only estimates
+AVERAGED = "outputs", "batch_loss", "held_out_outputs"  # of a solution
 FEWEST_PARTICLES, MOST_PARTICLES = 4096, 8192  # chosen unasked: below, a step costs the same; above, memory counts
 
 
@@ -64,7 +65,7 @@ Parts = dict[str, np.ndarray]  # what is averaged of a solution, by name
 
 
 def default_particles(system: System) -> int:
-    """Four times the least power of two that has room for matched noise, within reason."""
+    """Four times the least power of two that allows matched noise, within reason."""
     particles = FEWEST_PARTICLES // 4
     while system.matched and not system.matches(particles) and 4 * particles < MOST_PARTICLES:
         particles *= 2
@@ -152,35 +153,40 @@ class Replicates:
     ones, leave the others as they were."""
 
     def __init__(self, system: System, task: Task, seed: int, particles: int, checkpoint: Checkpoint | None):
-        self.system, self.task, self.seed, self.checkpoint = system, task, seed, checkpoint
-        self.matched = system.matches(particles // 4)  # the same for all, so that biases extrapolate
+        matched = system.matches(particles // 4)  # the same for all, so that biases extrapolate
+        self.system, self.task, self.seed, self.checkpoint = system._replace(matched=matched), task, seed, checkpoint
+        self.record = checkpoint and checkpoint.record("replicates")
         self.found: dict[Term, list[Parts]] = {}
         self.seconds: dict[Term, float] = {}  # of a replicate, the least measured: the first are compiled
         self.diverged: dict[Term, int] = {}  # the number of the first that is not finite
-        arrays = (checkpoint and checkpoint.read("replicates")) or {}
-        if devices.same(sum(array.size for array in arrays.values())):
-            self._restore(arrays)
+        self._restore((self.record and self.record.read()) or {})
+        self.written: Counts = {term: len(parts) for term, parts in self.found.items()}
 
     def write(self) -> None:
-        """Keep all replicates in the checkpoint."""
-        if self.checkpoint is not None:
+        """Add to the record what has been drawn since the last time."""
+        new = {term: parts[self.written.get(term, 0) :] for term, parts in self.found.items()}
+        if self.record is not None and any(new.values()):
             named = {
-                f"{term.particles}/{term.depth}/{int(term.difference)}/{name}": np.stack([p[name] for p in parts])
-                for term, parts in self.found.items()
-                for name in parts[0]
+                f"{term.particles}/{term.depth}/{int(term.difference)}/{self.written.get(term, 0)}/{name}": np.stack(
+                    [part[name] for part in parts]
+                )
+                for term, parts in new.items()
+                for name in (parts[0] if parts else ())
             }
-            self.checkpoint.write("replicates", named)
+            self.record.append(named)
+            self.written = {term: len(parts) for term, parts in self.found.items()}
 
     def _restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         for address, values in arrays.items():
-            particles, depth, difference, name = address.split("/", 3)
-            parts = self.found.setdefault(Term(int(particles), int(depth), difference == "1"), [{} for _ in values])
-            for part, value in zip(parts, values, strict=True):
-                part[name] = value
+            particles, depth, difference, first, name = address.split("/", 4)
+            parts = self.found.setdefault(Term(int(particles), int(depth), difference == "1"), [])
+            parts.extend({} for _ in range(int(first) + len(values) - len(parts)))
+            for number, value in enumerate(values, int(first)):
+                parts[number][name] = value
         for term in self.found:
             self._check(term)
 
-    def draw(self, term: Term, room: int, count: int) -> None:
+    def draw(self, term: Term, capacity: int, count: int) -> None:
         """So many more replicates of a mean, all at once."""
         found, begun = self.found.setdefault(term, []), time.monotonic()
 
@@ -188,10 +194,10 @@ class Replicates:
             key = seed_key(self.seed)
             for address in (term.particles, term.depth, number):
                 key = jax.random.fold_in(key, address)
-            parts = self._solve(key, term.particles, term.depth, 1, room)
+            parts = self._solve(key, term.particles, term.depth, 1, capacity)
             if not term.difference:
                 return parts
-            coarse = self._solve(key, term.particles, term.depth // 2, 2, room)
+            coarse = self._solve(key, term.particles, term.depth // 2, 2, capacity)
             return {name: part - coarse[name] for name, part in parts.items()}
 
         found.extend(threads.each(replicate, range(len(found), len(found) + count), count))
@@ -200,15 +206,12 @@ class Replicates:
         if self.checkpoint is not None and self.checkpoint.is_due(sum(map(len, self.found.values())), count):
             self.write()
 
-    def _solve(self, key: Key, particles: int, depth: int, refinement: int, room: int) -> Parts:
-        with engine.progress_bar("", 0, False) as silent:
-            options: dict[str, Any] = {"matched": self.matched, "refinement": refinement, "room": room}
-            kept = self.system.solve(key, particles, depth, **options, progress=silent)
-        run = kept.trajectory(self.task, self.system.problem.data, (self.seed,), {}, members=False)
-        parts = {"outputs": run.outputs, "batch_loss": run.batch_loss}
-        if run.held_out is not None:
-            parts["held_out_outputs"] = run.held_out.outputs
-        return {name: np.asarray(part, np.float64) for name, part in parts.items()}
+    def _solve(self, key: Key, particles: int, depth: int, refinement: int, capacity: int) -> Parts:
+        with loop.progress_bar("", 0, False) as silent:
+            options: dict[str, Any] = {"refinement": refinement, "capacity": capacity}
+            recorded = self.system.solve(key, particles, depth, **options, progress=silent)
+        results = recorded.results(full_batch=self.system.problem.data.full_batch)
+        return {name: np.asarray(results[name], np.float64) for name in AVERAGED if name in results}
 
     def have(self, counts: Counts) -> Counts:
         """How many there are of every mean, at most so many."""
@@ -252,7 +255,8 @@ def combine(replicates: Replicates, plan: Plan, counts: Counts, extrapolation: E
         slope = np.asarray(jax.vmap(lambda f: loss_gradient(task.loss, f, targets))(mean))  # noqa: B023
         linear = {term: np.einsum("rsac,sac->rs", f, slope) for term, f in replicates.of(counts, name).items()}
         found = Estimate.of(plan, linear, extrapolation)
-        curved = 0.5 * (errors[name].standard_error ** 2).sum(axis=-1).mean(axis=-1)
+        bends = np.asarray(jax.lax.map(lambda f: loss_curvature(task.loss, f, targets), mean))  # noqa: B023
+        curved = 0.5 * (bends * (errors[name].standard_error ** 2).sum(axis=-1)).mean(axis=-1)
         values[loss] = np.asarray(jax.vmap(lambda f: loss_value(task.loss, f, targets))(mean))  # noqa: B023
         errors[loss] = found.errors._replace(standard_error=np.hypot(found.errors.standard_error, curved))
         losses[loss] = found
@@ -378,7 +382,7 @@ def estimate(
     infinite = depth == math.inf
     extrapolation = Extrapolation(*system.powers()) if infinite else None
     depths = ladder(depth) if infinite or system.on_one_path else (int(depth),)
-    system.check_memory(particles, _room(depths[-1], infinite))  # of the largest, which is solved last
+    system.check_memory(particles, _capacity(depths[-1], infinite))  # of the largest, which is solved last
     arguments = arguments | {
         "solver": "limit",
         "depth": depth,
@@ -389,14 +393,14 @@ def estimate(
     replicates = Replicates(system, task, seed, particles, checkpoint(arguments | {"seed": seed}))
     deepest = depths[-1]
     while infinite and deepest < DEEPEST:
-        if not memory.is_enough(*system.needed(particles, _room(2 * deepest, infinite))):
+        if not memory.is_enough(*system.needed(particles, _capacity(2 * deepest, infinite))):
             break
         deepest *= 2
     wanted, attempt, finite = first_round(particles, depths), None, True
-    with engine.progress_bar("limit with error bars", 0, progress) as bar:
+    with loop.progress_bar("limit with error bars", 0, progress) as bar:
         while True:
-            room = _room(wanted.depths[-1], infinite)
-            counts = _draw(replicates, wanted.counts, room, deadline, bar, answered=attempt is not None)
+            capacity = _capacity(wanted.depths[-1], infinite)
+            counts = _draw(replicates, wanted.counts, capacity, deadline, bar, answered=attempt is not None)
             if attempt is not None and min(counts.values()) < FEWEST:
                 break  # time was over before the next depth had an answer
             finite = replicates.are_finite(counts)
@@ -423,15 +427,17 @@ def estimate(
     return _trajectory(attempt.result, system.problem.data, task, seed, arguments, met)
 
 
-def _room(depth: int, infinite: bool) -> int:
-    """The depth that programs have room for: few sizes, so that a ladder that grows seldom compiles anew."""
-    room = ROOM
-    while room < depth:
-        room = 4 * room
-    return room if infinite else depth
+def _capacity(depth: int, infinite: bool) -> int:
+    """The depth that programs have capacity for: few sizes, so that a ladder that grows seldom compiles anew."""
+    capacity = CAPACITY
+    while capacity < depth:
+        capacity = 4 * capacity
+    return capacity if infinite else depth
 
 
-def _draw(replicates: Replicates, counts: Counts, room: int, deadline: float, bar: tqdm, *, answered: bool) -> Counts:
+def _draw(
+    replicates: Replicates, counts: Counts, capacity: int, deadline: float, bar: tqdm, *, answered: bool
+) -> Counts:
     """Draw replicates up to these counts, or as many as `next_draw` lets: the counts there are.
 
     Those that a checkpoint had beyond the counts wait their turn: every decision is the one of an unbroken run.
@@ -443,8 +449,8 @@ def _draw(replicates: Replicates, counts: Counts, room: int, deadline: float, ba
         if term is None:
             return have
         goal = FEWEST if have[term] < FEWEST else counts[term]
-        count = min(threads.at_once(replicates.system.needed(term.particles, room)[0]), goal - have[term])
-        replicates.draw(term, room, count)
+        count = min(threads.at_once(replicates.system.needed(term.particles, capacity)[0]), goal - have[term])
+        replicates.draw(term, capacity, count)
         bar.update(count)
 
 
@@ -469,7 +475,7 @@ def _allocate(variances: dict[Term, float], standard_error: float, counts: Count
 
 
 def _trajectory(
-    result: Result, data: engine.Data, task: Task, seed: int, arguments: dict[str, Any], met: bool | None
+    result: Result, data: Data, task: Task, seed: int, arguments: dict[str, Any], met: bool | None
 ) -> Trajectory:
     """The estimate as users see it."""
     values, held_out = result.values, None

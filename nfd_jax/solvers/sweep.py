@@ -14,17 +14,18 @@ import jax
 import numpy as np
 
 from nfd_jax import optimizers
-from nfd_jax._checks import MOST, finite_float, folder_path, one_of, positive_int
+from nfd_jax._checks import MOST, finite_float, positive_int
+from nfd_jax.dynamics.snapshot import FOLLOWS, declared_axes
 from nfd_jax.models import AbstractModel, check_model
-from nfd_jax.optimizers import Optimizer
-from nfd_jax.parametrization import Parametrization
-from nfd_jax.runtime import devices, loop
-from nfd_jax.runtime.store import Checkpoint
+from nfd_jax.runtime import loop, store
+from nfd_jax.runtime.files import writable_folder
+from nfd_jax.runtime.identity import identity
+from nfd_jax.runtime.store import Record
 from nfd_jax.seeds import labels, seed_sequence
-from nfd_jax.solvers.network import BACKWARDS, solve_members
-from nfd_jax.solvers.networks import ENGINES, check_cell, is_revealed, train_members
-from nfd_jax.solvers.trajectory import FOLLOWS, Trajectory, labelled
+from nfd_jax.solvers.networks import Networks
+from nfd_jax.solvers.trajectory import Trajectory, labelled
 from nfd_jax.task import Task, check_task
+from nfd_jax.training import Training, takes_training
 
 if TYPE_CHECKING:
     import xarray as xr
@@ -37,20 +38,19 @@ class Plan:
     """What all cells of a sweep share."""
 
     task: Task
+    training: Training  # at rate 1 times the schedule
     rates: tuple[float, ...]
     seeds: tuple[int, ...]
-    schedule: optimizers.Rate
     engine: str
     backward: str
-    optimizer: Optimizer
+    capacity: int | None
     folder: str | Path | None
     progress: bool | None
-    options: dict[str, Any]  # as `engine.prepare` takes them
 
     @property
     def axes(self) -> dict[str, tuple[str, ...]]:
         """Of what is observed, where they have names."""
-        return loop.declared_axes(self.options["observe"])
+        return declared_axes(self.training.observe)
 
 
 class Cell(NamedTuple):
@@ -58,37 +58,27 @@ class Cell(NamedTuple):
 
     model: AbstractModel
     width: int
-    revealed: bool
-    problem: loop.Problem  # every member with its rate
-    arguments: dict[str, Any]  # what its archive belongs to
-    archive: Checkpoint | None
-    found: dict[str, np.ndarray] | None  # in the archive
+    networks: Networks
+    rates: np.ndarray  # of every member at every step
+    arguments: dict[str, Any]  # what its record depends on, with the task
+    record: Record | None
     observed: dict[str, tuple[int, ...]]  # shapes at a step
 
 
+@takes_training
 def sweep(
     task: Task,
     model: AbstractModel,
+    training: Training,
     *,
     widths: Sequence[int],
-    learning_rates: Sequence[int | float],
+    learning_rates: Sequence[int | float] | None = None,
     depths: Sequence[int] | None = None,
     seeds: int | Sequence[int] = 8,
-    steps: int = 10,
     schedule: Callable[[int], Any] | None = None,
-    parametrization: str | Parametrization = "depth_mup",
-    optimizer: str = "sgd",
     engine: str = "dense",
     backward: str = "tied",
-    train_input: bool = False,
-    train_readout: bool = False,
-    richness: float = 1.0,
-    momentum: float = 0.0,
-    weight_decay: float = 0.0,
-    betas: Sequence[float] | None = None,
-    epsilon: float | None = None,
-    observe: loop.Observe | None = None,
-    evaluate_at: Sequence[int] | None = None,
+    capacity: int | None = None,
     folder: str | Path | None = None,
     progress: bool | None = None,
 ) -> xr.Dataset:
@@ -98,11 +88,12 @@ def sweep(
     **Arguments:** those of `train_networks`, and
 
     - `widths`, `depths`: n and L of the cells; `depths=None` takes that of the model.
-    - `learning_rates`: eta of the members of every cell, times `schedule(step)` where one is given.
+    - `learning_rates`: eta of the members of every cell, times `schedule(step)` where one is given; by default that of
+      the recipe alone.
     - `seeds`: every seed is trained at every rate.
     - `engine`: `"revealed"`, or `"auto"` where that is faster, trains cells with revealed matrices.
-    - `folder`: where finished cells are kept. A sweep that was killed, or is asked for more cells, trains only those
-      that are missing; cells of other arguments are refused by name.
+    - `folder`: where finished cells are recorded. A sweep that was killed, or is asked for more cells, trains only
+      those that are missing; cells of other arguments are refused by name. Processes with one folder share the cells.
 
     Returns a labelled dataset with axes `width`, `depth`, `learning_rate`, `seed`: `loss` along `step`, `batch_loss`
     along `update`, `held_out_loss` where the task has held-out samples, `accuracy` and `held_out_accuracy` where it has
@@ -114,40 +105,26 @@ def sweep(
     TypeError for bad arguments before any cell is trained.
     """
     check_task(task)
-    one_of("engine", engine, ENGINES)
-    one_of("backward", backward, BACKWARDS)
-    rule = Optimizer.create(optimizer, momentum, weight_decay, betas, epsilon)
-    options = {
-        "steps": steps,
-        "parametrization_name": parametrization,
-        "train_input": train_input,
-        "train_readout": train_readout,
-        "richness": richness,
-        "observe": observe,
-        "evaluate_at": evaluate_at,
-        "progress": progress,
-    }
     if folder is not None:
-        folder_path("folder", folder)
+        folder = writable_folder("folder", folder)
     if schedule is not None:
-        optimizers.rates(schedule, positive_int("steps", steps, maximum=MOST), "schedule")
-    rates = tuple(finite_float("learning_rates", rate) for rate in _listed("learning_rates", learning_rates))
-    members = seed_sequence(seeds)
-    shared = Plan(
-        task, rates, members, 1.0 if schedule is None else schedule, engine, backward, rule, folder, progress, options
-    )
+        optimizers.rates(schedule, training.steps, "schedule")
+    if learning_rates is None and callable(training.learning_rate):
+        raise ValueError("a sweep takes learning_rates, and a schedule that they are multiplied by as schedule=...")
+    listed = [training.learning_rate] if learning_rates is None else _listed("learning_rates", learning_rates)
+    rates = tuple(finite_float("learning_rates", rate) for rate in listed)
+    recipe = replace(training, learning_rate=1.0 if schedule is None else schedule)
+    plan = Plan(task, recipe, rates, seed_sequence(seeds), engine, backward, capacity, folder, progress)
     across = tuple(positive_int("widths", width) for width in _listed("widths", widths))
     check_model(model, finite=depths is None)
     models = [model] if depths is None else [replace(model, depth=depth) for depth in _listed("depths", depths)]
-    cells = [_prepare(shared, check_model(each, finite=True), width) for width in across for each in models]
+    cells = [_prepare(plan, check_model(each, finite=True), width) for width in across for each in models]
     _check_observed(cells)
-    found = []
     with loop.progress_bar("sweep", len(cells), progress) as bar:
         bar.unit = "cell"
-        for cell in cells:
-            found.append(_train(shared, cell))
-            bar.update()
-    return _dataset(shared, cells[0].arguments, across, [int(each.depth) for each in models], found)
+        records = [cell.record for cell in cells]
+        arrays = store.shared(records, lambda place: _train(plan, cells[place]), lambda _: bar.update())
+    return _dataset(plan, cells[0].arguments, across, [int(each.depth) for each in models], arrays)
 
 
 def _listed(name: str, values: Any) -> list[Any]:
@@ -176,48 +153,31 @@ def _check_observed(cells: list[Cell]) -> None:
 
 
 def _prepare(plan: Plan, model: AbstractModel, width: int) -> Cell:
-    """A cell, every member with its rate, checked; with what its archive has."""
-    problem = loop.prepare(plan.task, model, learning_rate=plan.schedule, optimizer=plan.optimizer, **plan.options)
-    revealed = is_revealed(plan.engine, plan.task, width, problem.rates.shape[-1], plan.optimizer)
-    arguments = problem.arguments | {
-        "solver": "network" if revealed else "training",
-        "width": width,
-        "backward": plan.backward,
+    """A cell, every member with its rate, checked."""
+    networks = Networks.of(plan.task, model, plan.training, width, plan.backward, plan.engine, plan.capacity)
+    arguments = networks.arguments | {
         "learning_rates": plan.rates,
         "seeds": plan.seeds,
-        "evaluate_at": problem.data.evaluate_at,
+        "evaluate_at": networks.problem.data.evaluate_at,
     }
-    archive = Checkpoint.create(plan.folder, 1, plan.task, arguments)
-    found = None if archive is None else archive.read(_name(model, width))
-    if not devices.same(int(found is not None)):
-        found = None  # processes were killed between their writes
-    rates = np.array(plan.rates)[:, None] * problem.rates
+    record = None
+    if plan.folder is not None:
+        depends_on = identity({**arguments, "data": store.fingerprint(plan.task)})
+        record = Record(Path(plan.folder), depends_on, f"width-{width}-depth-{model.depth}")
+    rates = np.array(plan.rates)[:, None] * networks.problem.rates
     for rate in rates:
-        optimizers.check_rates("learning_rates (times schedule)", rate, plan.optimizer)
-    problem = problem._replace(rates=rates.repeat(len(plan.seeds), axis=0))
-    observed = check_cell(problem, plan.task, model, width, plan.backward, revealed=revealed)
-    return Cell(model, width, revealed, problem, arguments, archive, found, observed)
-
-
-def _name(model: AbstractModel, width: int) -> str:
-    """Of a cell's archive."""
-    return f"width-{width}-depth-{model.depth}"
+        optimizers.check_rates("learning_rates (times schedule)", rate, plan.training.rule)
+    rates = rates.repeat(len(plan.seeds), axis=0)
+    return Cell(model, width, networks, rates, arguments, record, networks.observed_shapes())
 
 
 def _train(plan: Plan, cell: Cell) -> dict[str, np.ndarray]:
-    """Everything kept of one cell, `(rates, seeds, ...)`; from its archive where there is one."""
-    if cell.found is not None:
-        return cell.found
-    members = plan.seeds * len(plan.rates)
-    train = solve_members if cell.revealed else train_members
-    options = {"backward": plan.backward, "progress": plan.progress}
-    kept = train(cell.problem, plan.task, cell.model, cell.width, members, **options)
-    run = kept.trajectory(plan.task, cell.problem.data, members, cell.arguments, members=True)
+    """What a sweep keeps of one cell, `(rates, seeds, ...)`."""
+    members, networks = plan.seeds * len(plan.rates), cell.networks
+    recorded = networks.train(members, rates=cell.rates, progress=plan.progress)
+    run = Trajectory.of(recorded, plan.task, networks.problem.data, members, cell.arguments)
     shape = (len(plan.rates), len(plan.seeds))
-    parts = {name: values.reshape(*shape, *values.shape[1:]) for name, values in _kept(run).items()}
-    if cell.archive is not None:
-        cell.archive.write(_name(cell.model, cell.width), parts)
-    return parts
+    return {name: values.reshape(*shape, *values.shape[1:]) for name, values in _kept(run).items()}
 
 
 def _kept(run: Trajectory) -> dict[str, np.ndarray]:

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from nfd_jax._checks import Outcome, one_of
+from nfd_jax.dynamics.problem import Data
+from nfd_jax.dynamics.snapshot import FOLLOWS
+from nfd_jax.runtime.loop import Recorded, joined
 from nfd_jax.seeds import labels
 from nfd_jax.task import Task
 
@@ -19,13 +22,6 @@ if TYPE_CHECKING:
 
 
 GROWN = 1e6  # losses that so many times the initial one are not called fine
-FOLLOWS = {  # the axis of what is kept along training
-    "loss": "step",
-    "accuracy": "step",
-    "batch_loss": "update",
-    "held_out_loss": "held_out_step",
-    "held_out_accuracy": "held_out_step",
-}
 AVERAGED = ("outputs", "loss", "batch_loss", "accuracy", "held_out_outputs", "held_out_loss", "held_out_accuracy")
 
 
@@ -100,6 +96,31 @@ class Trajectory:
     def __post_init__(self) -> None:
         if not len(self.steps):
             object.__setattr__(self, "steps", np.arange(self.loss.shape[-1]))
+
+    @classmethod
+    def of(
+        cls, recorded: Recorded, task: Task, data: Data, seeds: tuple[int, ...], arguments: Mapping[str, Any]
+    ) -> Trajectory:
+        """A finished run of members."""
+        results = recorded.results(full_batch=data.full_batch) | joined(recorded.observed)
+        members = {name: array.swapaxes(0, 1) for name, array in results.items()}
+        held_out = None
+        if recorded.held_out:
+            outputs, loss = members.pop("held_out_outputs"), members.pop("held_out_loss")
+            held_out = HeldOut(outputs, loss, np.array(data.evaluate_at))
+        steps = np.arange(data.steps + 1) if data.full_batch else np.array(data.evaluate_at)
+        outputs, loss, batch_loss = (members.pop(name) for name in ("outputs", "loss", "batch_loss"))
+        settings = dict(arguments)
+        return cls(task, outputs, loss, seeds, settings, members, steps, batch_loss, held_out, axes=data.axes)
+
+    @property
+    def only(self) -> Trajectory:
+        """The one member of a run, without the axis of members."""
+        held_out = self.held_out and HeldOut(self.held_out.outputs[0], self.held_out.loss[0], self.held_out.steps)
+        observed = {name: array[0] for name, array in self.observed.items()}
+        batch_loss = None if self.batch_loss is None else self.batch_loss[0]
+        arrays = {"outputs": self.outputs[0], "loss": self.loss[0], "batch_loss": batch_loss}
+        return replace(self, **arrays, observed=observed, held_out=held_out)
 
     @property
     def ensemble(self) -> bool:
@@ -264,7 +285,8 @@ class Trajectory:
             for kind in ("standard_error", "discretisation_error", "half_width"):
                 variables[f"{name}_{kind}"] = (variables[name][0], getattr(bars, kind))
         observed = labelled(self.observed, member, self.axes, self.task, self.settings.get("depth"))
-        attributes = {"settings": json.dumps(dict(self.settings), default=str), "loss_name": self.task.loss}
+        settings = json.dumps(dict(self.settings), default=str)
+        attributes = {"settings": settings, "loss_name": self.settings.get("loss", self.task.loss)}
         return xr.Dataset(variables | observed[0], coordinates | observed[1], attributes)
 
     def __repr__(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import enum
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,14 +11,7 @@ import xarray as xr
 
 from nfd_jax.statistics import Estimate, Slope, shown
 from nfd_jax.tools.scale_rates import in_columns
-
-
-class Verdict(enum.Enum):
-    """How a prediction stands after a measurement."""
-
-    SUPPORTED = "supported"
-    CONTRADICTED = "contradicted"
-    UNDECIDED = "undecided"
+from nfd_jax.verdict import Verdict
 
 
 @dataclass(frozen=True)

@@ -1,24 +1,21 @@
 """Study: a claim made runnable. What studies share is here: sizes, cells that are never run twice, and reports.
 
-A study is a grid of cells. `measure` turns the arguments of one cell into labelled arrays, which are kept on disk at
-once, under an address made of what decides them: the arguments, the revisions of the study and of the numerical core,
-jax and its settings. A run that was killed, or is asked for more, measures only the cells that are missing; records of
-another configuration have other addresses, so nothing is ever mixed. `conclude` and `draw` see all cells of a run and
-nothing else.
+A study is a grid of cells. `measure` turns the arguments of one cell into labelled arrays, which are recorded at once,
+under a name made of what decides them: the arguments, the revisions of the study and of the numerical core, jax and its
+settings. A run that was killed, or is asked for more, measures only the cells that are missing; records of another
+configuration have other names, so nothing is ever mixed, and processes with one folder share the cells. `conclude` and
+`draw` see all cells of a run and nothing else.
 """
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import jax
 import numpy as np
 import xarray as xr
 from tqdm import tqdm
@@ -26,11 +23,15 @@ from tqdm import tqdm
 from nfd_jax import activations
 from nfd_jax._checks import LARGEST, MOST, boolean, finite_float, folder_path, one_of, positive_int
 from nfd_jax.io import records
-from nfd_jax.runtime import devices, identity
 from nfd_jax.runtime.files import writable_folder
+from nfd_jax.runtime.identity import identity
+from nfd_jax.runtime.store import Record, shared
+from nfd_jax.statistics import Sampled
 from nfd_jax.studies import _findings as conclusions
-from nfd_jax.studies._findings import Finding, Verdict
+from nfd_jax.studies._curves import Curve
+from nfd_jax.studies._findings import Finding
 from nfd_jax.studies._panels import Map, Panel
+from nfd_jax.verdict import Verdict
 
 if TYPE_CHECKING:
     from nfd_jax.io.plotting import Figure
@@ -39,7 +40,7 @@ SCALES = ("smoke", "laptop", "accelerator")
 SMOKE = "smoke scale: these sizes are too small to say anything about the claim"
 MANY = 4  # cells that a line names
 
-PADDING = ("room",)  # arguments for which compiled programs are larger, and numbers the same
+PADDING = ("capacity",)  # arguments for which compiled programs are larger, and numbers the same
 
 Cell = Mapping[str, Any]  # arguments of `measure`, each of a type that JSON knows
 Arrays = Mapping[str, Any]  # by name, `(axes, values)` as xarray takes them, or a number
@@ -51,34 +52,39 @@ class Study:
 
     Args:
         name: On the command line, and of its folder.
-        number: Of the claim (theory section 7).
         claim: What its source states.
-        source: Where.
-        setting: What is run here. Where the source's own setting is not fully known, it says so.
-        sizes: A frozen dataclass of sizes for each of `SCALES`.
+        sizes: A frozen dataclass of sizes by scale: all of `SCALES`, or some.
         cells: The grid of these sizes: what differs from cell to cell.
         measure: The labelled arrays of one cell. Pure: what it returns depends on its arguments alone. Arguments that a
             cell leaves out are the sizes of the same name.
         conclude: Findings of all cells.
-        draw: Panels of all cells.
+        draw: Panels of all cells; without any there is no figure.
+        number: Of the claim (theory section 7), where it has one.
+        source: Where it is stated.
+        setting: What is run here. Where the source's own setting is not fully known, it says so.
         cost: Of a cell, in any unit, for the time left.
         revision: Of `measure`. Raise it with any change after which the same arguments give other numbers.
         least: How many entries its fits need of a size that is a grid, by name, where one is too few.
     """
 
     name: str
-    number: int
     claim: str
-    source: str
-    setting: str
     sizes: Mapping[str, Any]
     cells: Callable[[Any], Sequence[Cell]]
     measure: Callable[..., Arrays]
     conclude: Callable[[Results], Sequence[Finding]]
-    draw: Callable[[Results], Sequence[Panel | Map]]
+    draw: Callable[[Results], Sequence[Panel | Map]] = lambda results: ()
+    number: int | None = None
+    source: str = ""
+    setting: str = ""
     cost: Callable[[Cell], float] = lambda cell: 1.0
     revision: int = 1
     least: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def title(self) -> str:
+        """Number and name."""
+        return self.name if self.number is None else f"{self.number} {self.name}"
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,6 +121,11 @@ class Results:
         """Every value of an argument with its record, in the order of the grid."""
         return ((cell[argument], kept) for cell, kept in self.found)
 
+    def curve(self, argument: str, measure: Callable[[xr.Dataset], Sampled]) -> Curve:
+        """What `measure` makes of the records along an argument, of those that have it."""
+        found = [(value, measure(kept)) for value, kept in self.along(argument) if value is not None]
+        return Curve.of([value for value, _ in found], [sampled for _, sampled in found])
+
 
 @dataclass(frozen=True, eq=False)
 class Report:
@@ -133,8 +144,8 @@ class Report:
     def heading(self, width: int) -> list[str]:
         """The claim as its source states it, and the setting in which it was run, in lines of this width."""
         study = self.study
-        claim = f"{study.number} {study.name} ({study.source}): {study.claim}"
-        below = [f"run here: {study.setting}", *self.warnings()]
+        claim = f"{study.title}{f' ({study.source})' if study.source else ''}: {study.claim}"
+        below = [*([f"run here: {study.setting}"] if study.setting else []), *self.warnings()]
         lines = [f"  {line}" for text in below for line in textwrap.wrap(text, width - 2)]
         return [*textwrap.wrap(claim, width), *lines]
 
@@ -150,11 +161,12 @@ class Report:
         """What the reader of the source would look for."""
         from nfd_jax.io import plotting  # a slow import, only needed here
 
-        title = f"{self.study.number} {self.study.name}: {self.study.claim}"
-        return plotting.panels(title, self.study.draw(self.results), note="; ".join(self.warnings()))
+        return plotting.panels(
+            f"{self.study.title}: {self.study.claim}", self.study.draw(self.results), note="; ".join(self.warnings())
+        )
 
     def save(self, folder: str | Path) -> list[Path]:
-        """Write findings as netCDF with provenance, the table as text, and the figure as SVG and PNG."""
+        """Write findings as netCDF with provenance, the table as text, and any figure as SVG and PNG."""
         from nfd_jax.io import plotting
 
         folder = writable_folder("folder", folder)
@@ -164,8 +176,10 @@ class Report:
         )
         text = folder / f"{self.study.name}.txt"
         text.write_text(self.table() + "\n")
-        figure = self.figure()
-        pictures = [plotting.save(figure, folder / f"{self.study.name}.{kind}") for kind in ("svg", "png")]
+        pictures = []
+        if self.study.draw(self.results):
+            figure = self.figure()
+            pictures = [plotting.save(figure, folder / f"{self.study.name}.{kind}") for kind in ("svg", "png")]
         return [records.save(dataset, folder / f"{self.study.name}.nc", arguments), text, *pictures]
 
 
@@ -188,17 +202,19 @@ def run(
         boolean("progress", progress)
     chosen = sized(study, scale, sizes)
     cells = grid(study, chosen)
-    kept_in = writable_folder("folder", folder_path("folder", folder) / study.name / "cells")
+    where = writable_folder("folder", folder_path("folder", folder) / study.name / "cells")
     costs = [study.cost(cell) for cell in cells]
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
     disable = None if progress is None else not progress
     with tqdm(total=sum(costs), desc=study.name, bar_format=form, leave=False, disable=disable) as bar:
-        found = []
-        for cell, cost in zip(cells, costs, strict=True):
-            bar.set_postfix_str(", ".join(f"{key} {value}" for key, value in cell.items()))
-            found.append((cell, _record(study, cell, kept_in)))
-            bar.update(cost)
-    results = Results(chosen, found)
+
+        def measured(place: int) -> dict[str, np.ndarray]:
+            bar.set_postfix_str(", ".join(f"{key} {value}" for key, value in cells[place].items()))
+            return _plain(study.measure(**cells[place]))
+
+        records = [Record(where, depends_on(study, cell)) for cell in cells]
+        found = shared(records, measured, lambda place: bar.update(costs[place]))
+    results = Results(chosen, list(zip(cells, map(_labelled, found), strict=True)))
     try:
         return Report(study, scale, results, tuple(study.conclude(results)))
     except (ValueError, LookupError, RuntimeError) as error:
@@ -211,7 +227,7 @@ def sized(study: Study, scale: str, changes: Mapping[str, Any] | None = None) ->
     Grids must not be empty nor shorter than the study's fits need, and have distinct entries. Numbers must be positive,
     or 0 where those of the scale are.
     """
-    sizes = study.sizes[one_of("scale", scale, SCALES)]
+    sizes = study.sizes[one_of("scale", scale, study.sizes)]
     if changes is not None and not isinstance(changes, Mapping):
         raise TypeError(f"sizes of study {study.name!r} must map names to sizes, got {changes!r}")
     known = {field.name for field in fields(sizes)}
@@ -269,30 +285,22 @@ def grid(study: Study, sizes: Any) -> list[Cell]:
     ]
 
 
-def _record(study: Study, cell: Cell, folder: Path) -> xr.Dataset:
-    """The record of a cell, measured if it is not there."""
-    description = _address(study, cell)
-    address = hashlib.sha256(json.dumps(description, sort_keys=True).encode()).hexdigest()[:16]
-    path = folder / f"{address}.nc"
-    if devices.same(int(path.exists())) and path.exists():
-        kept = records.load(path)
-        if kept.attrs["arguments"] != json.dumps(description, default=str):
-            raise ValueError(f"{str(path)!r} holds another cell than its name says; remove it")
-        return kept
-    dataset = xr.Dataset(dict(study.measure(**cell)))
-    if jax.process_index() == 0:
-        records.save(dataset, path, description)
-    return dataset
+def depends_on(study: Study, cell: Cell) -> dict[str, Any]:
+    """Everything that decides the numbers of a cell. Padding does not."""
+    arguments = {name: value for name, value in cell.items() if name not in PADDING}
+    return identity({"study": study.name, **arguments, "study revision": study.revision})
 
 
-def _address(study: Study, cell: Cell) -> dict[str, Any]:
-    """Everything that decides the numbers of a record. Padding does not."""
-    return {
-        "study": study.name,
-        **{name: value for name, value in cell.items() if name not in PADDING},
-        "study revision": study.revision,
-        **identity.environment(),
-    }
+def _plain(measured: Arrays) -> dict[str, np.ndarray]:
+    """Arrays by name and axes, in the order of memory in which they are read back: sums round alike."""
+    arrays = xr.Dataset(dict(measured)).variables
+    return {"/".join((str(name), *map(str, each.dims), "")): np.array(each, order="C") for name, each in arrays.items()}
+
+
+def _labelled(arrays: Mapping[str, np.ndarray]) -> xr.Dataset:
+    """What was measured, from what `_plain` made of it."""
+    named = {tuple(key.split("/")[:-1]): values for key, values in arrays.items()}
+    return xr.Dataset({name: (axes, values) for (name, *axes), values in named.items()})
 
 
 def summary(reports: Sequence[Report]) -> str:

@@ -13,7 +13,8 @@ import numpy as np
 
 import nfd_jax as nfd
 from nfd_jax import analytic, observables
-from nfd_jax.statistics import Sampled, Slope, bootstrap, fit_power, normal, stacked
+from nfd_jax.statistics import bootstrap, normal
+from nfd_jax.studies._curves import Curve
 from nfd_jax.studies._findings import Finding, about
 from nfd_jax.studies._panels import Line, Panel
 from nfd_jax.studies._study import Arrays, Cell, Results, Study
@@ -23,6 +24,7 @@ INNER = {"depth_mup": -0.5, "depth_mup_corrected": 0.0}  # predicted for (W1 - W
 ALLOWANCE = 0.2  # the competing predictions are 1/2 apart
 CLOSURE_OF = {"tied": "coupled", "untied": "decoupled"}
 BLOCK = "inner"
+COUNTING, RECURSION = "counting, theory section 6", "recursion, nfd.analytic"  # sources
 FINITE = 0.1  # of the recursion's exponents and shares, for the width
 
 
@@ -91,9 +93,9 @@ def measure(
 
 def _movement(
     results: Results, rate: float, row: str, name: str, update: int, backward: str = "tied"
-) -> tuple[list[int], Sampled, Slope, str]:
-    """Movement after so many updates, root mean square over seeds, at every depth at which no network had diverged; its
-    exponent in L, none of fewer than two depths; and a note of what was left out."""
+) -> tuple[Curve, str]:
+    """Movement after so many updates, root mean square over seeds, at every depth at which no network had diverged; and
+    a note of what was left out."""
     found = {
         depth: record[name].values[:, update]
         for depth, record in results.where(learning_rate=rate, parametrization=row, backward=backward).along("depth")
@@ -104,8 +106,7 @@ def _movement(
     if not kept:
         kept = list(found)
     moved = bootstrap(lambda x: np.sqrt(np.mean(x**2, axis=0)), np.stack([found[depth] for depth in kept], axis=1))
-    slope = fit_power(kept, moved) if len(kept) > 1 else Slope(np.nan, np.nan, moved.freedom)
-    return kept, moved, slope, note
+    return Curve(kept, moved), note
 
 
 def _first_step(outer: np.ndarray, inner: np.ndarray, factor: np.ndarray) -> dict[str, np.ndarray]:
@@ -122,8 +123,8 @@ def _first_step(outer: np.ndarray, inner: np.ndarray, factor: np.ndarray) -> dic
     }
 
 
-def _measured(results: Results, backward: str) -> dict[str, Sampled]:
-    """The parts of the first step over eta, along the targets, `(depths,)` each. At first order the rows differ by the
+def _measured(results: Results, backward: str) -> dict[str, Curve]:
+    """The parts of the first step over eta, along the targets, at every depth. At first order the rows differ by the
     factor sqrt(L) of the inner matrices' rate alone, which tells the parts apart."""
     depths, rate = results.sizes.depths, min(results.sizes.learning_rates)
     found = results.where(backward=backward, learning_rate=rate)
@@ -139,7 +140,7 @@ def _measured(results: Results, backward: str) -> dict[str, Sampled]:
 
     parts = bootstrap(apart, both.transpose(2, 0, 1))  # seeds are those of U and V at all depths and rows
     names = _first_step(factor, factor, factor)
-    return {name: parts.map(lambda rows, place=place: rows[place]) for place, name in enumerate(names)}
+    return {name: Curve(depths, parts.map(lambda rows, at=at: rows[at])) for at, name in enumerate(names)}
 
 
 def _expected(sizes: Sizes, backward: str) -> dict[str, np.ndarray]:
@@ -157,10 +158,10 @@ def _expected(sizes: Sizes, backward: str) -> dict[str, np.ndarray]:
     return _first_step(outer, inner, np.sqrt(sizes.depths))
 
 
-def _exponent_of(sizes: Sizes, values: np.ndarray, measured: Sampled) -> float:
+def _exponent_of(values: np.ndarray, measured: Curve) -> float:
     """The exponent of the recursion's values, no exact power law, fitted with the weights of the measured ones."""
-    errors = np.where(np.isfinite(measured.errors), measured.errors, np.abs(values))
-    return fit_power(sizes.depths, normal(values, errors)).value
+    errors = np.where(np.isfinite(measured.values.errors), measured.values.errors, np.abs(values))
+    return Curve(measured.sizes, normal(values, errors)).law.value
 
 
 def _count(steps: int) -> str:
@@ -177,13 +178,13 @@ def conclude(results: Results) -> list[Finding]:
             (small, 1, "untied", "first step, untied"),
             (learning, last, "tied", f"{_count(last)} at eta = {learning:g}"),
         ):
-            *_, slope, note = _movement(results, rate, row, "inner", update, backward)
+            moved, note = _movement(results, rate, row, "inner", update, backward)
             quantity = f"(W1 - W1^0) h / sqrt(n) ~ L^p, {name}, {when}{note}"
-            found.append(Finding(quantity, "NFD v1", about(INNER[row], ALLOWANCE), slope))
+            found += moved.findings(quantity, ("NFD v1", about(INNER[row], ALLOWANCE)))
     for row, name in ROWS.items():
-        *_, slope, note = _movement(results, small, row, "outer", 1)
+        moved, note = _movement(results, small, row, "outer", 1)
         quantity = f"(W2 - W2^0) phi / sqrt(n) ~ L^p, {name}, first step{note}"
-        found.append(Finding(quantity, "counting, theory section 6", about(-0.5, ALLOWANCE), slope))
+        found += moved.findings(quantity, (COUNTING, about(-0.5, ALLOWANCE)))
     return [*found, *(finding for backward in CLOSURE_OF for finding in _outputs(results, backward))]
 
 
@@ -197,25 +198,20 @@ def _outputs(results: Results, backward: str) -> list[Finding]:
             ("inner", "inner matrices' part of f_1 - f_0 ~ L^p, corrected", 0.5),
             ("ratio", "ratio of inner to outer part ~ L^p, corrected", 0.5),
         ):
-            predicted = about(exponent, ALLOWANCE)
-            found.append(
-                Finding(f"{quantity}, tied", "counting, theory section 6", predicted, fit_power(depths, parts[name]))
-            )
+            found += parts[name].findings(f"{quantity}, tied", (COUNTING, about(exponent, ALLOWANCE)))
     for name in ROWS.values():
         change, share = parts[f"change, {name}"], parts[f"share, {name}"]
-        slope, quantity = fit_power(depths, change), f"f_1 - f_0 ~ L^p, {name}, {backward}"
-        exponent = _exponent_of(results.sizes, expected[f"change, {name}"], change)
-        found.append(Finding(quantity, "a rate that transfers", about(0, ALLOWANCE), slope))
-        found.append(Finding(quantity, "recursion, nfd.analytic", about(exponent, FINITE), slope))
+        exponent = _exponent_of(expected[f"change, {name}"], change)
+        predictions = ("a rate that transfers", about(0, ALLOWANCE)), (RECURSION, about(exponent, FINITE))
+        found += change.findings(f"f_1 - f_0 ~ L^p, {name}, {backward}", *predictions)
         quantity = f"inner matrices' share of f_1 - f_0, {name}, {backward}"
         if backward == "tied":
-            exponent = _exponent_of(results.sizes, expected[f"share, {name}"], share)
-            slope = fit_power(depths, share)
-            found.append(Finding(f"{quantity} ~ L^p", "recursion, nfd.analytic", about(exponent, FINITE), slope))
+            exponent = _exponent_of(expected[f"share, {name}"], share)
+            found += share.findings(f"{quantity} ~ L^p", (RECURSION, about(exponent, FINITE)))
         for place in (0, -1):
             predicted = about(float(expected[f"share, {name}"][place]), FINITE)
             at = f"{quantity}, L = {depths[place]}"
-            found.append(Finding(at, "recursion, nfd.analytic", predicted, share.estimate(place)))
+            found.append(Finding(at, RECURSION, predicted, share.values.estimate(place)))
     return found
 
 
@@ -228,16 +224,14 @@ def draw(results: Results) -> list[Panel]:
         lines = []
         for row, name in ROWS.items():
             for matrix, exponent in (("inner", INNER[row]), ("outer", -0.5))[:matrices]:
-                at, found, slope, _ = _movement(results, rate, row, matrix, update)
-                lines.append(Line.of(f"{matrix}, {name}", at, found, slope, exponent))
+                moved, _ = _movement(results, rate, row, matrix, update)
+                lines.append(moved.line(f"{matrix}, {name}", exponent))
         panels.append(Panel(f"{title}, tied", "depth L", "rms of (W - W^0) x / sqrt(n)", lines))
     losses = []
     for row, name in ROWS.items():
         runs = results.where(learning_rate=learning, parametrization=row, backward="tied")
-        final = stacked(
-            [bootstrap(lambda x: x.mean(0), record.loss.values[:, -1]) for _, record in runs.along("depth")]
-        )
-        losses.append(Line.of(name, depths, final))
+        final = runs.curve("depth", lambda record: bootstrap(lambda x: x.mean(0), record.loss.values[:, -1]))
+        losses.append(final.line(name, fitted=False))
     panels.append(Panel(f"{_count(last + 1)}, eta = {learning:g}, tied", "depth L", "mean training loss", losses))
     fine = np.unique(np.geomspace(min(depths), max(depths), 20).astype(int)).tolist()
     for part, label, log_y in (("change", "(f_1 - f_0) / eta, along the targets", True), ("share", "share", False)):
@@ -248,7 +242,7 @@ def draw(results: Results) -> list[Panel]:
             for name in ROWS.values():
                 entry = "_" if lines else "recursion (lines)"  # of the legend, one for all
                 lines.append(Line(entry, fine, curves[f"{part}, {name}"], curve=True))
-                line = Line.of(f"{name}, {backward}", depths, parts[f"{part}, {name}"])
+                line = parts[f"{part}, {name}"].line(f"{name}, {backward}", fitted=False)
                 lines.append(replace(line, joined=False))
         title = "first step" if part == "change" else "inner matrices' share of the first step"
         panels.append(Panel(title, "depth L", label, lines, log_y=log_y))

@@ -11,29 +11,30 @@ summed over samples and outputs. Distances from either limit are then difference
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
 from tqdm import tqdm
 
 from nfd_jax import parametrization
-from nfd_jax._checks import MOST, finite_float, positive_int, positive_ints
-from nfd_jax.dynamics.conditioned import in_coordinates
+from nfd_jax._checks import MOST, boolean, finite_float, positive_int, positive_ints
 from nfd_jax.models import ResNet
-from nfd_jax.optimizers import Optimizer
-from nfd_jax.runtime import loop as engine
+from nfd_jax.runtime.files import writable_folder
+from nfd_jax.runtime.identity import identity
+from nfd_jax.runtime.store import Record, fingerprint, shared
 from nfd_jax.seeds import check_seed, labels
-from nfd_jax.solvers.limit import CLOSURES, solve_limit
-from nfd_jax.solvers.network import BACKWARDS
-from nfd_jax.solvers.networks import check_cell, is_revealed, train_networks
-from nfd_jax.solvers.particles import System
-from nfd_jax.solvers.trajectory import Trajectory
+from nfd_jax.solvers.limit import CLOSURES, limit_dynamics, solve_limit
+from nfd_jax.solvers.networks import BACKWARDS, is_revealed, network_dynamics, train_networks
 from nfd_jax.task import Task, check_task
+from nfd_jax.training import Training
 
 AXES = ("step", "sample", "output")
+KEPT = ("outputs", "loss", "diverged_at")
 ROUNDINGS = 1000  # of outputs, below which two limits count as one
+REVISION = 1  # of how the runs are made; raise it with any change after which they have other numbers
 
 
 @dataclass(frozen=True)
@@ -90,11 +91,36 @@ class Comparison:
         """The network of one depth."""
         return ResNet(depth, self.activation, self.horizon, self.block)
 
+    @property
+    def training(self) -> Training:
+        """How all of them are trained."""
+        return Training(self.steps, self.learning_rate, self.parametrization)
 
-def compare(task: Task, setup: Comparison | None = None, *, progress: bool | None = None) -> xr.Dataset:
+    def members(self, count: int) -> list[int]:
+        """The seeds of so many."""
+        return list(range(self.seed, self.seed + count))
+
+
+class Run(NamedTuple):
+    """The solutions of one limit, or the networks of one kind, depth and width."""
+
+    kind: str  # a closure, or a backward pass
+    depth: int
+    width: int | None = None  # of networks
+
+    def __str__(self) -> str:
+        kind = f"{self.kind} limit" if self.width is None else f"{self.kind} networks, n = {self.width}"
+        return f"L = {self.depth}, {kind}"
+
+
+def compare(
+    task: Task, setup: Comparison | None = None, *, folder: str | Path | None = None, progress: bool | None = None
+) -> xr.Dataset:
     """Both limits, tied and untied networks, on one task.
 
-    Networks are trained by `train_networks`, very wide ones by `solve_network`, which has the same law.
+    Networks are trained by `train_networks`, very wide ones by `solve_network`, which has the same law. In a `folder`
+    finished runs are recorded: a comparison that was killed, or has more depths and widths, trains only what is
+    missing, and processes with one folder share the runs.
 
     Returns a dataset with `limit_outputs (closure, depth, limit_seed, step, sample, output)`, `network_outputs
     (backward, depth, width, seed, step, sample, output)`, the losses without the last two axes, and what `summarise`
@@ -106,97 +132,82 @@ def compare(task: Task, setup: Comparison | None = None, *, progress: bool | Non
     if not isinstance(setup, Comparison):
         raise TypeError(f"setup must be a nfd_jax.studies.compare.Comparison, got {setup!r}")
     _check_runs(task, setup, progress)
-    depths, widths = list(setup.depths), list(setup.widths)
-    members = list(range(setup.seed, setup.seed + setup.seeds))
-    limit_members = list(range(setup.seed, setup.seed + setup.limit_seeds))
-    limits, networks = _solve(task, setup, limit_members, members, progress)
+    limits = [Run(closure, depth) for closure in CLOSURES for depth in setup.depths]
+    networks = [Run(kind, depth, width) for kind in BACKWARDS for depth in setup.depths for width in setup.widths]
+    runs = sorted([*limits, *networks], key=lambda run: setup.depths.index(run.depth))
+    records: list[Record | None] = [None] * len(runs)
+    if folder is not None:
+        where = writable_folder("folder", folder)
+        records = [Record(where, depends_on(task, setup, run)) for run in runs]
+    with tqdm(total=len(runs), unit="run", disable=None if progress is None else not progress) as bar:
 
-    def stack(runs: list[Trajectory], shape: tuple[int, ...], name: str) -> np.ndarray:
-        values = np.stack([getattr(run, name) for run in runs])
+        def trained(place: int) -> dict[str, np.ndarray]:
+            bar.set_description(str(runs[place]))
+            return _trained(task, setup, runs[place])
+
+        found = dict(zip(runs, shared(records, trained, lambda _: bar.update()), strict=True))
+
+    def stack(chosen: list[Run], shape: tuple[int, ...], name: str) -> np.ndarray:
+        values = np.stack([found[run][name] for run in chosen])
         return values.reshape(*shape, *values.shape[1:])
 
-    limit_runs = [limits[c, d, s] for c in CLOSURES for d in depths for s in limit_members]
-    network_runs = [networks[b, d, w] for b in BACKWARDS for d in depths for w in widths]
-    limit_axes, network_axes = ("closure", "depth", "limit_seed"), ("backward", "depth", "width", "seed")
-    limit_shape, network_shape = (2, len(depths), len(limit_members)), (2, len(depths), len(widths))
+    kinds = {
+        "limit_": (limits, ("closure", "depth", "limit_seed"), (2, len(setup.depths))),
+        "network_": (networks, ("backward", "depth", "width", "seed"), (2, len(setup.depths), len(setup.widths))),
+    }
+    variables = {
+        f"{prefix}{name}": ((*axes, *rest), stack(chosen, shape, name))
+        for prefix, (chosen, axes, shape) in kinds.items()
+        for name, rest in (("outputs", AXES), ("loss", AXES[:1]), ("diverged_at", ()))
+    }
+    variables["diverged_at"] = variables.pop("network_diverged_at")
     dataset = xr.Dataset(
-        {
-            "limit_outputs": ((*limit_axes, *AXES), stack(limit_runs, limit_shape, "outputs")),
-            "limit_loss": ((*limit_axes, "step"), stack(limit_runs, limit_shape, "loss")),
-            "network_outputs": ((*network_axes, *AXES), stack(network_runs, network_shape, "outputs")),
-            "network_loss": ((*network_axes, "step"), stack(network_runs, network_shape, "loss")),
-            "limit_diverged_at": (limit_axes, stack(limit_runs, limit_shape, "diverged_at")),
-            "diverged_at": (network_axes, stack(network_runs, network_shape, "diverged_at")),
-            "targets": (("sample", "output"), task.targets),
-        },
+        variables | {"targets": (("sample", "output"), task.targets)},
         coords={
             "closure": list(CLOSURES),
             "backward": list(BACKWARDS),
-            "depth": depths,
-            "width": widths,
-            "limit_seed": labels(limit_members),
-            "seed": labels(members),
+            "depth": list(setup.depths),
+            "width": list(setup.widths),
+            "limit_seed": labels(setup.members(setup.limit_seeds)),
+            "seed": labels(setup.members(setup.seeds)),
             "step": np.arange(setup.steps + 1),
         },
-        attrs={"limit_noise": ", ".join(sorted({run.settings["noise"] for run in limit_runs}))},
+        attrs={"limit_noise": ", ".join(sorted({str(found[run]["noise"]) for run in limits}))},
     )
     return summarise(dataset)
 
 
 def _check_runs(task: Task, setup: Comparison, progress: bool | None) -> None:
     """What a solver would refuse of any run, before the first of them."""
+    if progress is not None:
+        boolean("progress", progress)
     for depth in setup.depths:
-        model = setup.model(depth)
-        problem = engine.prepare(
-            task,
-            model,
-            steps=setup.steps,
-            learning_rate=setup.learning_rate,
-            parametrization_name=setup.parametrization,
-            optimizer=Optimizer(),
-            train_input=False,
-            train_readout=False,
-            richness=1.0,
-            progress=progress,
-        )
-        limit = System(model, in_coordinates(problem), True, True, task.dimension)
-        limit.scales(depth)
-        limit.check_memory(setup.particles, depth)
+        limit_dynamics(task, setup.model(depth), setup.training, particles=setup.particles)
         for width in setup.widths:
-            revealed = is_revealed("auto", task, width, setup.steps)
-            check_cell(problem, task, model, width, "untied", revealed=revealed)
+            network_dynamics(task, setup.model(depth), setup.training, width=width, backward="untied", engine="auto")
 
 
-def _solve(
-    task: Task, setup: Comparison, limit_seeds: list[int], seeds: list[int], progress: bool | None
-) -> tuple[dict, dict]:
-    """Every limit by (closure, depth, seed), every ensemble by (backward, depth, width)."""
-    shared: dict[str, Any] = {
-        "steps": setup.steps,
-        "learning_rate": setup.learning_rate,
-        "parametrization": setup.parametrization,
-        "progress": False,
-    }
-    total = len(setup.depths) * (len(CLOSURES) * len(limit_seeds) + len(BACKWARDS) * len(setup.widths))
-    limits, networks = {}, {}
-    with tqdm(total=total, unit="run", disable=None if progress is None else not progress) as bar:
-        for depth in setup.depths:
-            model = setup.model(depth)
-            for closure in CLOSURES:
-                bar.set_description(f"L = {depth}, {closure} limit")
-                for seed in limit_seeds:
-                    limits[closure, depth, seed] = solve_limit(
-                        task, model, closure=closure, particles=setup.particles, seed=seed, **shared
-                    )
-                    bar.update()
-            for backward in BACKWARDS:
-                for width in setup.widths:
-                    bar.set_description(f"L = {depth}, {backward} networks, n = {width}")
-                    networks[backward, depth, width] = train_networks(
-                        task, model, width=width, seeds=seeds, backward=backward, engine="auto", **shared
-                    )
-                    bar.update()
-    return limits, networks
+def depends_on(task: Task, setup: Comparison, run: Run) -> dict[str, Any]:
+    """Everything that decides the numbers of one run."""
+    of_limits, grids = {"particles", "limit_seeds"}, {"depths", "widths"}
+    others = grids | ({"seeds"} if run.width is None else of_limits)
+    arguments = {name: value for name, value in asdict(setup).items() if name not in others}
+    revealed = run.width is not None and is_revealed("auto", task, run.width, setup.training)
+    data = {"data": fingerprint(task), "loss": task.loss, "batch_size": task.batch_size}
+    return identity({"comparison": REVISION, **run._asdict(), "revealed": revealed, **arguments, **data})
+
+
+def _trained(task: Task, setup: Comparison, run: Run) -> dict[str, np.ndarray]:
+    """Outputs, losses and divergence of all members of one run."""
+    model, of_limit = setup.model(run.depth), run.width is None
+    if of_limit:
+        seeds, options = setup.members(setup.limit_seeds), {"closure": run.kind, "particles": setup.particles}
+    else:
+        seeds, options = setup.members(setup.seeds), {"backward": run.kind, "width": run.width, "engine": "auto"}
+    train = solve_limit if of_limit else train_networks
+    trajectory = train(task, model, setup.training, seeds=seeds, progress=False, **options)
+    arrays = {name: np.asarray(getattr(trajectory, name)) for name in KEPT}
+    return arrays | ({"noise": np.array(trajectory.settings["noise"])} if of_limit else {})
 
 
 def summarise(dataset: xr.Dataset) -> xr.Dataset:

@@ -11,10 +11,11 @@ from dataclasses import dataclass
 import numpy as np
 
 import nfd_jax as nfd
-from nfd_jax.statistics import Sampled, bootstrap, fit_power, stacked
+from nfd_jax.statistics import Sampled, bootstrap
+from nfd_jax.studies._curves import Curve
 from nfd_jax.studies._findings import Finding, about, at_least
-from nfd_jax.studies._limits import own_seeds
 from nfd_jax.studies._panels import Level, Line, Panel
+from nfd_jax.studies._seeds import own_seeds
 from nfd_jax.studies._study import Arrays, Cell, Results, Study
 
 PLACES = {  # kernel, and layer time t, by the name of the variable
@@ -88,13 +89,10 @@ def measure(
     return found | {"loss": (("seed", "step"), loss)}
 
 
-def _along_widths(results: Results, activation: str, place: str) -> Sampled:
+def _along_widths(results: Results, activation: str, place: str) -> Curve:
     """The mean smallest eigenvalue before the last step."""
-    found = []
-    for width in results.sizes.widths:
-        values = results.one(activation=activation, width=width)[place].values
-        found.append(bootstrap(np.mean, values[:, -1]))
-    return stacked(found)
+    networks = results.where(activation=activation)
+    return networks.curve("width", lambda record: bootstrap(np.mean, record[place].values[:, -1]))
 
 
 def _kept(results: Results, activation: str, place: str) -> Sampled:
@@ -116,8 +114,8 @@ def conclude(results: Results) -> list[Finding]:
             of = f"smallest eigenvalue of {_title(place)}, {activation}"
             kept = _kept(results, activation, place).estimate()
             found.append(Finding(f"{of}: lowest over initial", "NFD; a tenth is ours", at_least(0.1), kept))
-            slope = fit_power(results.sizes.widths, _along_widths(results, activation, place))
-            found.append(Finding(f"{of}: ~ n^p after training", "NFD", about(0, 0.25), slope))
+            networks = _along_widths(results, activation, place)
+            found += networks.findings(f"{of}: ~ n^p after training", ("NFD", about(0, 0.25)))
     return found
 
 
@@ -132,17 +130,8 @@ def draw(results: Results) -> list[Panel]:
                 label = "coupled limit" if width is None else f"n = {width}"
                 mean = bootstrap(lambda x: x.mean(axis=0), values)
                 lines.append(Line.of(label, np.arange(values.shape[1]), mean))
-            panels.append(
-                Panel(
-                    f"{_title(place)}, {activation}",
-                    "training step",
-                    "smallest eigenvalue",
-                    lines,
-                    [Level("0", 0.0)],
-                    False,
-                    False,
-                )
-            )
+            title, zero = f"{_title(place)}, {activation}", Level("0", 0.0)
+            panels.append(Panel(title, "training step", "smallest eigenvalue", lines, [zero], False, False))
     return panels
 
 

@@ -6,15 +6,17 @@ Where the distance from infinite depth falls as L^p, so does this difference.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
+import xarray as xr
 
 import nfd_jax as nfd
-from nfd_jax.statistics import Sampled, bootstrap, fit_power, stacked
+from nfd_jax.statistics import Sampled, bootstrap
+from nfd_jax.studies._curves import Curve
 from nfd_jax.studies._findings import Finding, about
-from nfd_jax.studies._limits import own_seeds, solutions
-from nfd_jax.studies._panels import Line, Panel
+from nfd_jax.studies._panels import Panel
+from nfd_jax.studies._seeds import own_seeds
 from nfd_jax.studies._study import Arrays, Cell, Results, Study
 
 CLOSURES = ("coupled", "decoupled")
@@ -36,7 +38,7 @@ class Sizes:
 def cells(sizes: Sizes) -> list[Cell]:
     """Every depth in both closures."""
     return [
-        {"activation": activation, "closure": closure, "depth": depth, "room": 2 * max(sizes.depths)}
+        {"activation": activation, "closure": closure, "depth": depth, "capacity": 2 * max(sizes.depths)}
         for activation in sizes.activations
         for closure in CLOSURES
         for depth in sizes.depths
@@ -47,58 +49,63 @@ def measure(
     activation: str,
     closure: str,
     depth: int,
-    room: int,
+    capacity: int,
     particles: int,
     seeds: int,
     samples: int,
     steps: int,
     learning_rate: float,
 ) -> Arrays:
-    """Outputs and loss along training with L and 2L blocks on one path; `room` lets all depths share a program."""
-    runs = solutions(
-        nfd.datasets.digits(samples),
-        nfd.ResNet(2 * depth, activation),
-        closure=closure,
-        seeds=own_seeds(seeds, activation, closure, depth),
-        particles=particles,
-        room=room,
-        steps=steps,
-        learning_rate=learning_rate,
-        refinements=(2, 1),
-    )
-    outputs = np.array([[run.outputs[:, :, 0] for run in pair] for pair in runs])
-    losses = np.array([[run.loss for run in pair] for pair in runs])
+    """Outputs and loss along training with L and 2L blocks on one path; `capacity` lets all depths share a program."""
+    pair = [
+        nfd.solve_limit(
+            nfd.datasets.digits(samples),
+            nfd.ResNet(2 * depth // refinement, activation),
+            closure=closure,
+            seeds=own_seeds(seeds, activation, closure, depth),
+            particles=particles,
+            refinement=refinement,
+            capacity=capacity,
+            steps=steps,
+            learning_rate=learning_rate,
+            progress=False,
+        )
+        for refinement in (2, 1)
+    ]
+    outputs = np.stack([run.outputs[..., 0] for run in pair], axis=1)
+    losses = np.stack([run.loss for run in pair], axis=1)
     return {
         "outputs": (("seed", "grid", "step", "sample"), outputs),
         "loss": (("seed", "grid", "step"), losses),
     }
 
 
-def _gaps(results: Results, activation: str, closure: str) -> tuple[list[int], Sampled]:
-    """Depths, and what doubling them changes in the final loss."""
-    found = list(results.where(activation=activation, closure=closure).along("depth"))
-    changes = [kept.loss.values[:, 0, -1] - kept.loss.values[:, 1, -1] for _, kept in found]
-    return [depth for depth, _ in found], stacked([bootstrap(np.mean, change) for change in changes])
+def _gaps(results: Results, activation: str, closure: str) -> Curve:
+    """What doubling every depth changes in the final loss."""
+
+    def change(record: xr.Dataset) -> Sampled:
+        return bootstrap(np.mean, record.loss.values[:, 0, -1] - record.loss.values[:, 1, -1])
+
+    return results.where(activation=activation, closure=closure).curve("depth", change)
 
 
 def conclude(results: Results) -> list[Finding]:
     """The exponent in L of every activation and closure."""
-    found = []
-    for activation in results.sizes.activations:
-        for closure in CLOSURES:
-            slope = fit_power(*_gaps(results, activation, closure))
-            found.append(Finding(f"loss_L - loss_2L ~ L^p, {closure}, {activation}", "NFD", about(-1, 0.25), slope))
-    return found
+    return [
+        finding
+        for activation in results.sizes.activations
+        for closure in CLOSURES
+        for finding in _gaps(results, activation, closure).findings(
+            f"loss_L - loss_2L ~ L^p, {closure}, {activation}", ("NFD", about(-1, 0.25))
+        )
+    ]
 
 
 def draw(results: Results) -> list[Panel]:
     """What doubling changes, against L."""
     panels = []
     for activation in results.sizes.activations:
-        lines = []
-        for closure in CLOSURES:
-            depths, gaps = _gaps(results, activation, closure)
-            lines.append(Line.of(closure, depths, gaps.map(abs), replace(fit_power(depths, gaps), sign=1), -1.0))
+        lines = [_gaps(results, activation, closure).size(closure, -1.0) for closure in CLOSURES]
         panels.append(Panel(activation, "depth L", "|loss at L - loss at 2L|", lines))
     return panels
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 import nfd_jax as nfd
 from nfd_jax import observables
-from nfd_jax.statistics import Sampled, Slope, bootstrap, fit_power
+from nfd_jax.statistics import Slope, bootstrap
+from nfd_jax.studies._curves import Curve
 from nfd_jax.studies._findings import Finding, about
 from nfd_jax.studies._panels import Level, Line, Panel
 from nfd_jax.studies._study import Arrays, Cell, Results, Study
@@ -71,18 +72,18 @@ def measure(
     return {"loss": (("seed", "step"), run.loss), **found}
 
 
-def _curve(results: Results, row: str, depth: int, name: str, time: int) -> tuple[np.ndarray, Sampled]:
-    """All lags e and the diversity there, root mean square over seeds. `time`: 0 untrained, -1 trained."""
+def _curve(results: Results, row: str, depth: int, name: str, time: int) -> Curve:
+    """The diversity at all lags e, root mean square over seeds. `time`: 0 untrained, -1 trained."""
     values = results.one(parametrization=row, depth=depth)[name].values[:, time]
     lags = 2.0 ** np.arange(values.shape[1]) / depth
-    return lags, bootstrap(lambda x: np.sqrt(np.mean(x**2, axis=0)), values)
+    return Curve(lags.tolist(), bootstrap(lambda x: np.sqrt(np.mean(x**2, axis=0)), values))
 
 
 def _exponent(results: Results, row: str, depth: int, name: str, time: int) -> Slope:
     """1 - kappa, from the lags between `SHORTEST` and `LONGEST`."""
-    lags, found = _curve(results, row, depth, name, time)
-    within = (lags >= SHORTEST) & (lags <= LONGEST)
-    return fit_power(lags[within], found.map(lambda curve: curve[within]))
+    curve = _curve(results, row, depth, name, time)
+    within = [place for place, lag in enumerate(curve.sizes) if SHORTEST <= lag <= LONGEST]
+    return Curve([curve.sizes[place] for place in within], curve.values.map(lambda values: values[within])).law
 
 
 def conclude(results: Results) -> list[Finding]:
@@ -119,9 +120,10 @@ def draw(results: Results) -> list[Panel]:
         lines = []
         for name, symbol in FIELDS.items():
             for time, when in ((-1, "trained"), (0, "untrained")):
-                lags, found = _curve(results, row, max(depths), name, time)
-                slope = _exponent(results, row, max(depths), name, time)
-                lines.append(Line.of(f"{symbol}, {when}", lags.tolist(), found, slope, expected if time else None))
+                line = _curve(results, row, max(depths), name, time).line(
+                    f"{symbol}, {when}", expected if time else None, fitted=False
+                )
+                lines.append(replace(line, slope=_exponent(results, row, max(depths), name, time)))
         title = f"{NAMES[row]}, L = {max(depths)}, fitted for {RANGE}"
         panels.append(Panel(title, "lag e in layer time", "rms of h^(t+e)L - h^tL, and of g's", lines))
     lines = []

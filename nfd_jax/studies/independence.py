@@ -16,10 +16,11 @@ import numpy as np
 
 import nfd_jax as nfd
 from nfd_jax.models import AbstractModel
-from nfd_jax.statistics import Sampled, bootstrap, fit_power, stacked
+from nfd_jax.statistics import bootstrap
+from nfd_jax.studies._curves import Curve
 from nfd_jax.studies._findings import Finding, about, at_least, falling
-from nfd_jax.studies._limits import halved, own_seeds
 from nfd_jax.studies._panels import Line, Panel
+from nfd_jax.studies._seeds import halved, own_seeds
 from nfd_jax.studies._study import Arrays, Cell, Results, Study
 
 ARCHITECTURES = {"plain": "plain deep net", "mup": "muP ResNet", "depth_mup": "depth-muP ResNet"}
@@ -130,13 +131,10 @@ def _final(
     return tied, untied, results.sizes.rates[best]
 
 
-def _gaps(results: Results, data: str, architecture: str, name: str) -> Sampled:
+def _gaps(results: Results, data: str, architecture: str, name: str) -> Curve:
     """Untied less tied loss at every depth."""
-    found = []
-    for depth in results.sizes.depths:
-        tied, untied, _ = _final(results, data, architecture, depth, name)
-        found.append(bootstrap(np.mean, untied - tied))
-    return stacked(found)
+    pairs = [_final(results, data, architecture, depth, name) for depth in results.sizes.depths]
+    return Curve.of(results.sizes.depths, [bootstrap(np.mean, untied - tied) for tied, untied, _ in pairs])
 
 
 def _note(results: Results, data: str, architecture: str) -> str:
@@ -161,8 +159,8 @@ def conclude(results: Results) -> list[Finding]:
             for loss in ("train", "test"):
                 gap = _gaps(results, data, architecture, loss)
                 quantity = f"untied - tied {loss} loss over initial, {name}, L = {depths[-1]}, {label}{note}"
-                found.append(Finding(quantity, "NFD", expected, gap.estimate(-1)))
-            slope = falling(fit_power(depths, _gaps(results, data, architecture, "train")))
+                found.append(Finding(quantity, "NFD", expected, gap.values.estimate(-1)))
+            slope = falling(_gaps(results, data, architecture, "train").law)
             quantity = f"untied - tied train loss ~ L^p, {name}, {label}{note}"
             found.append(Finding(quantity, "NFD", about(-1, 0.4) if holds else at_least(-0.4), slope))
             if holds:
@@ -187,9 +185,7 @@ def draw(results: Results) -> list[Panel]:
                         lines.append(Line.of(f"{backward}, L = {depth}", kept.steps.values, mean))
                 panels.append(Panel(f"{name}, {label}", "training step", f"{loss} loss", lines, log_x=False))
         for loss in ("train", "test"):
-            lines = []
-            for architecture, name in ARCHITECTURES.items():
-                lines.append(Line.of(name, depths, _gaps(results, data, architecture, loss)))
+            lines = [_gaps(results, data, each, loss).line(name, fitted=False) for each, name in ARCHITECTURES.items()]
             title = f"untied - tied {loss} loss over initial, {label}"
             panels.append(Panel(title, "depth L", "gap", lines, log_y=False))
     return panels

@@ -11,16 +11,18 @@ import numpy as np
 from jax import lax
 
 import nfd_jax as nfd
-from nfd_jax import parametrization
 from nfd_jax.dynamics import propagate
-from nfd_jax.dynamics.conditioned import start, train_step
+from nfd_jax.dynamics.base import Settings
+from nfd_jax.dynamics.conditioned import Conditioned
 from nfd_jax.dynamics.propagate import Layers
-from nfd_jax.dynamics.units import Scales
+from nfd_jax.dynamics.units import Units
 from nfd_jax.matrices.basis import product
 from nfd_jax.matrices.dense import DenseMatrices
-from nfd_jax.runtime import loop as engine
+from nfd_jax.models import Structure
+from nfd_jax.parametrization import resolve
 from nfd_jax.seeds import seed_key
-from nfd_jax.statistics import Sampled, bootstrap, fit_power, stacked
+from nfd_jax.statistics import bootstrap
+from nfd_jax.studies._curves import Curve
 from nfd_jax.studies._findings import Finding, about, at_most
 from nfd_jax.studies._panels import Line, Panel
 from nfd_jax.studies._study import Arrays, Cell, Results, Study
@@ -42,33 +44,32 @@ class Sizes:
 
 def cells(sizes: Sizes) -> list[Cell]:
     """Both parametrizations at every depth."""
-    return [{"row": row, "depth": depth, "room": max(sizes.depths)} for row in NAMES for depth in sizes.depths]
+    return [{"row": row, "depth": depth, "capacity": max(sizes.depths)} for row in NAMES for depth in sizes.depths]
 
 
 def measure(
-    row: str, depth: int, width: int, seeds: int, samples: int, steps: int, learning_rate: float, room: int
+    row: str, depth: int, width: int, seeds: int, samples: int, steps: int, learning_rate: float, capacity: int
 ) -> Arrays:
     """Mean squares, a seed each, of what training has added to the sum of all branches: by one update at a time, and
     by both together; of the movement of the inner pre-activations over their own; and the final loss."""
     task, model = nfd.datasets.digits(samples), nfd.ResNet(depth, "relu", block="pre_inner")
-    scales = Scales.of(model, parametrization.resolve(row), width=width, dimension=task.dimension)
+    units = Units.of(model, resolve(row), width=width, dimension=task.dimension)
     # all depths and rows share one program: matrices past the last block are there, and not used
-    settings = engine.Settings(model.structure, parametrization.resolve("depth_mup"), task.loss, ("hidden",))
+    dynamics = Conditioned(Settings(model.structure, task.loss), units)
     dtype = jnp.zeros(()).dtype
     inputs, targets = jnp.asarray(task.inputs / task.dimension**0.5, dtype), jnp.asarray(task.targets, dtype)
-    shape = (2 * room, width, steps)
+    shape = (2 * capacity, width, steps)
     found = [
-        _train(settings, shape, scales, seed_key(1000 * depth + seed), dtype.type(learning_rate), inputs, targets)
+        _train(shape, dynamics, seed_key(1000 * depth + seed), dtype.type(learning_rate), inputs, targets)
         for seed in range(seeds)
     ]
     return {name: (("seed",), np.array([float(each[name]) for each in found])) for name in found[0]}
 
 
-@partial(jax.jit, static_argnums=(0, 1))
+@partial(jax.jit, static_argnums=0)
 def _train(
-    settings: engine.Settings,
     shape: tuple[int, int, int],
-    scales: Scales,
+    dynamics: Conditioned,
     key: jax.Array,
     rate: jax.Array,
     inputs: jax.Array,
@@ -79,22 +80,21 @@ def _train(
     ends, inner = jax.random.split(key)
     rows = jax.random.normal(ends, (inputs.shape[1] + targets.shape[1], width), inputs.dtype)
     first, readout = rows[: inputs.shape[1]], rows[inputs.shape[1] :]
-    # a key a matrix, so that room for more of them leaves the first ones as they are
+    # a key a matrix, so that capacity for more of them leaves the first ones as they are
     keys = jax.vmap(partial(jax.random.fold_in, inner))(jnp.arange(matrices))
     initial = jax.vmap(lambda own: jax.random.normal(own, (width, width), inputs.dtype))(keys)
-    state = start(settings, Layers(first, DenseMatrices(initial), readout))
-    state = lax.fori_loop(
-        0, steps, lambda step, now: train_step(settings, scales, now, step, rate, inputs, targets)[0], state
-    )
-    now, _ = propagate.forward(settings.structure, scales, state.layers, inputs, jnp.asarray(steps), keep=True)
+    state = dynamics.start(Layers(first, DenseMatrices(initial), readout))
+    state = lax.fori_loop(0, steps, lambda step, now: dynamics.step(now, step, rate, inputs, targets)[0], state)
+    structure, units = dynamics.settings.structure, dynamics.units
+    now, _ = propagate.forward(structure, units, state.layers, inputs, jnp.asarray(steps), keep=True)
     hidden = state.layers.hidden.parameters[0]
-    return _interaction(settings, scales, initial, hidden, now.features[:-1]) | {
+    return _interaction(structure, units, initial, hidden, now.features[:-1]) | {
         "loss": jnp.mean(jnp.sum((now.outputs - targets) ** 2, axis=1)) / 2
     }
 
 
 def _interaction(
-    settings: engine.Settings, scales: Scales, initial: jax.Array, trained: jax.Array, features: jax.Array
+    structure: Structure, units: Units, initial: jax.Array, trained: jax.Array, features: jax.Array
 ) -> dict[str, jax.Array]:
     """With a = W1 x, da = D1 x, dphi = phi(a + da) - phi(a) at x = phi(h_{l-1}), summed over blocks times b:
 
@@ -103,17 +103,17 @@ def _interaction(
 
     W are the initial matrices and W + D the trained ones. Blocks past the last one add nothing: x is 0 there.
     """
-    phi, scale = settings.structure.phi, initial.shape[-1] ** -0.5
+    phi, scale = structure.phi, initial.shape[-1] ** -0.5
 
     def image(vectors: jax.Array, matrices: jax.Array) -> jax.Array:
         return scale * product(vectors, matrices.swapaxes(-1, -2))
 
-    there = jnp.arange(len(features), dtype=jnp.int32)[:, None, None] < scales.blocks
+    there = jnp.arange(len(features), dtype=jnp.int32)[:, None, None] < units.blocks
     x, moved = jnp.where(there, phi(features), 0), trained - initial
     a, da = image(x, initial[::2]), image(x, moved[::2])
     dphi = phi(a + da) - phi(a)
-    along = scales.branch * jnp.sum(image(dphi, initial[1::2]) + image(phi(a), moved[1::2]), axis=0)
-    together = scales.branch * jnp.sum(image(dphi, moved[1::2]), axis=0)
+    along = units.branch * jnp.sum(image(dphi, initial[1::2]) + image(phi(a), moved[1::2]), axis=0)
+    together = units.branch * jnp.sum(image(dphi, moved[1::2]), axis=0)
     return {
         "first_order": jnp.mean(along**2),
         "together": jnp.mean(together**2),
@@ -121,8 +121,8 @@ def _interaction(
     }
 
 
-def _shares(results: Results, row: str, over: str, under: str | None) -> tuple[list[int], Sampled]:
-    """Depths, and the root of one mean square over another."""
+def _shares(results: Results, row: str, over: str, under: str | None) -> Curve:
+    """The root of one mean square over another at every depth."""
     kept = list(results.where(row=row).along("depth"))
 
     def ratio(squares: np.ndarray) -> np.ndarray:
@@ -137,7 +137,7 @@ def _shares(results: Results, row: str, over: str, under: str | None) -> tuple[l
         )
         for place, (_, own) in enumerate(kept)
     ]
-    return [depth for depth, _ in kept], stacked(each)
+    return Curve.of([depth for depth, _ in kept], each)
 
 
 def conclude(results: Results) -> list[Finding]:
@@ -151,7 +151,7 @@ def conclude(results: Results) -> list[Finding]:
         (movement, "movement", None, "complete_p", "CompleteP", about(0, 0.2)),
     )
     return [
-        Finding(f"{quantity}, {NAMES[row]}", source, predicted, fit_power(*_shares(results, row, over, under)))
+        Finding(f"{quantity}, {NAMES[row]}", source, predicted, _shares(results, row, over, under).law)
         for quantity, over, under, row, source, predicted in predictions
     ]
 
@@ -160,11 +160,8 @@ def draw(results: Results) -> list[Panel]:
     """Both ratios against L."""
 
     def lines(over: str, under: str | None, expected: float) -> list[Line]:
-        found = []
-        for row, exponent in (("depth_mup", expected), ("complete_p", 0.0)):
-            depths, values = _shares(results, row, over, under)
-            found.append(Line.of(NAMES[row], depths, values, fit_power(depths, values), exponent))
-        return found
+        exponents = {"depth_mup": expected, "complete_p": 0.0}
+        return [_shares(results, row, over, under).line(NAMES[row], each) for row, each in exponents.items()]
 
     return [
         Panel(

@@ -19,11 +19,11 @@ import numpy as np
 import nfd_jax as nfd
 from nfd_jax import observables
 from nfd_jax._types import Array
-from nfd_jax.runtime.loop import Sweep
+from nfd_jax.dynamics.snapshot import Snapshot
 from nfd_jax.statistics import Sampled, bootstrap
 from nfd_jax.studies._findings import Finding, at_least
-from nfd_jax.studies._limits import halved
 from nfd_jax.studies._panels import Line, Panel
+from nfd_jax.studies._seeds import halved
 from nfd_jax.studies._study import Arrays, Cell, Results, Study
 
 ABS = "abs"
@@ -90,7 +90,7 @@ def measure(
     return {"loss": (axes[:2], np.where(diverged, np.inf, runs.loss.values[..., -1])), **found}
 
 
-def _diversity(sweep: Sweep) -> dict[str, Array]:
+def _diversity(sweep: Snapshot) -> dict[str, Array]:
     """D(LAG) and D(2 LAG), and the root mean square, of features and of gradients, `(3,)`."""
     depth = len(sweep.features) - 1
     place = max(1, int(depth * LAG)).bit_length() - 1

@@ -9,7 +9,7 @@ import numpy as np
 
 import nfd_jax as nfd
 from nfd_jax._types import Array
-from nfd_jax.runtime.loop import Sweep
+from nfd_jax.dynamics.snapshot import Snapshot
 from nfd_jax.statistics import STEEPEST, Sampled, Slope, bootstrap
 from nfd_jax.studies._findings import Finding, about, at_least, at_most
 from nfd_jax.studies._panels import Line, Map, Panel
@@ -80,7 +80,7 @@ def measure(
     return {name: (axes, values) for name, values in zip(("initial", "features", "outputs"), found, strict=True)}
 
 
-def _last_features(sweep: Sweep) -> dict[str, Array]:
+def _last_features(sweep: Snapshot) -> dict[str, Array]:
     return {"last": sweep.features[-1]}
 
 

@@ -8,10 +8,11 @@ from dataclasses import dataclass
 import numpy as np
 
 import nfd_jax as nfd
-from nfd_jax.statistics import Estimate, Sampled, Slope, bootstrap, combined, fit_power, normal, stacked
+from nfd_jax.statistics import Estimate, Sampled, bootstrap, combined, normal, quantile
+from nfd_jax.studies._curves import Curve
 from nfd_jax.studies._findings import Finding, about, falling
-from nfd_jax.studies._limits import own_seeds
-from nfd_jax.studies._panels import Level, Line, Panel
+from nfd_jax.studies._panels import Level, Panel
+from nfd_jax.studies._seeds import own_seeds
 from nfd_jax.studies._study import Arrays, Cell, Results, Study
 
 
@@ -70,41 +71,45 @@ def measure(
 def _limit(results: Results, depth: int | None) -> Sampled:
     kept = results.one(depth=depth, width=None)
     # a stream of resamples for every depth: estimates of different seeds
-    return normal(kept.loss.item(), kept.half_width.item() / 1.96, seed=1 + (depth or 0))
+    return normal(kept.loss.item(), kept.half_width.item() / quantile(math.inf), seed=1 + (depth or 0))
 
 
-def _over_width(results: Results, depth: int) -> tuple[list[int], Sampled, Sampled]:
-    """Widths, mean losses, and their excess over the limit of the same depth."""
+def _over_width(results: Results, depth: int) -> tuple[Curve, Curve]:
+    """Mean losses of all widths, and their excess over the limit of the same depth."""
     networks = [(width, kept) for width, kept in results.where(depth=depth).along("width") if width is not None]
     # a diverged network makes the mean not finite, which the fit refuses: no seed is left out silently
     losses = [bootstrap(np.mean, kept.loss.values, seed=place) for place, (_, kept) in enumerate(networks)]
-    means = stacked(losses)
-    return [width for width, _ in networks], means, combined(np.subtract, means, _limit(results, depth))
+    return _with_excess([width for width, _ in networks], losses, _limit(results, depth))
 
 
-def _over_depth(results: Results) -> tuple[list[int], Sampled, Sampled]:
-    """Depths, losses of the limit, and their excess over the loss at infinite depth."""
+def _over_depth(results: Results) -> tuple[Curve, Curve]:
+    """Losses of the limit at all depths, and their excess over the loss at infinite depth."""
     depths = list(results.sizes.depths)
-    losses = stacked([_limit(results, depth) for depth in depths])
-    return depths, losses, combined(np.subtract, losses, _limit(results, None))
+    return _with_excess(depths, [_limit(results, depth) for depth in depths], _limit(results, None))
 
 
-def _arrival(sizes: list[int], excess: Sampled, goal: float) -> Estimate:
+def _with_excess(sizes: list[int], losses: list[Sampled], limit: Sampled) -> tuple[Curve, Curve]:
+    curve = Curve.of(sizes, losses)
+    return curve, Curve(sizes, combined(np.subtract, curve.values, limit))
+
+
+def _arrival(curve: Curve, goal: float) -> Estimate:
     """The size at which the fitted law of the excess falls to `goal`; not a number where it never does."""
+    excess = curve.values
     spread = np.outer((1, -1), excess.errors) / math.sqrt(2)  # two rows of the right standard deviations: the weights
 
     def reaches(values: np.ndarray) -> float:
-        law = fit_power(sizes, Sampled(values, values + spread, excess.freedom))
+        law = Curve(curve.sizes, Sampled(values, values + spread, excess.freedom)).law
         exponent = (math.log(goal) - law.intercept) / law.value if law.value < 0 else math.nan
         return math.exp(exponent) if law.sign > 0 and abs(exponent) < 50 else math.nan
 
     return excess.map(reaches).estimate()
 
 
-def _doubling(symbol: str, sizes: list[int], excess: Sampled, limit: float, fraction: float) -> Finding:
+def _doubling(symbol: str, curve: Curve, limit: float, fraction: float) -> Finding:
     """What doubling the first size at or past the point of arrival takes off the excess: half of it by the claimed
     laws. Not a number where that point, or twice the size after it, lies outside the grid."""
-    arrival = _arrival(sizes, excess, fraction * limit)
+    sizes, excess, arrival = curve.sizes, curve.values, _arrival(curve, fraction * limit)
     past = [place for place, size in enumerate(sizes[:-1]) if size >= arrival.value]
     expected = about(0.5, 0.15)  # a law of exponent -1/2 has 0.29
     if not past or not math.isfinite(arrival.half_width()):
@@ -122,21 +127,18 @@ def conclude(results: Results) -> list[Finding]:
     """Exponents of the excess over the limit in n and in L, and what is gained past the point of arrival."""
     sizes, found = results.sizes, []
     for depth in sizes.network_depths:
-        widths, _, excess = _over_width(results, depth)
-        quantity = f"E loss(n, L) - loss(inf, L) ~ n^p, L = {depth}"
-        found.append(
-            Finding(quantity, "NFD", about(-1, 0.25), falling(fit_power(widths, excess)))
-        )  # n^-1/2 against 1/n
-    depths, _, deeper = _over_depth(results)
-    quantity = f"loss(inf, L) - loss(inf, inf) ~ L^p, L = {depths[0]} to {depths[-1]}"
-    found.append(Finding(quantity, "NFD", about(-1, 0.25), falling(fit_power(depths, deeper))))  # L^-1/2 against 1/L
+        quantity, (_, excess) = f"E loss(n, L) - loss(inf, L) ~ n^p, L = {depth}", _over_width(results, depth)
+        found.append(Finding(quantity, "NFD", about(-1, 0.25), falling(excess.law)))  # n^-1/2 against 1/n
+    _, deeper = _over_depth(results)
+    quantity = f"loss(inf, L) - loss(inf, inf) ~ L^p, L = {deeper.sizes[0]} to {deeper.sizes[-1]}"
+    found.append(Finding(quantity, "NFD", about(-1, 0.25), falling(deeper.law)))  # L^-1/2 against 1/L
     deepest = sizes.network_depths[-1]
-    widths, _, wider = _over_width(results, deepest)
+    _, wider = _over_width(results, deepest)
     losses = [float(_limit(results, depth).values) for depth in (deepest, None)]
     return [
         *found,
-        _doubling("n", widths, wider, losses[0], sizes.fraction),
-        _doubling("L", depths, deeper, losses[1], sizes.fraction),
+        _doubling("n", wider, losses[0], sizes.fraction),
+        _doubling("L", deeper, losses[1], sizes.fraction),
     ]
 
 
@@ -146,26 +148,21 @@ def draw(results: Results) -> list[Panel]:
     level = Level("n = inf, L = inf", float(infinite.values), float(infinite.half_widths))
     losses, excesses = [], []
     for depth in results.sizes.network_depths:
-        widths, means, excess = _over_width(results, depth)
-        law: Slope = fit_power(widths, excess)
-        losses.append(Line.of(f"networks, L = {depth}", widths, means))
-        excesses.append(Line.of(f"L = {depth}", widths, excess, law, -1.0))
+        means, excess = _over_width(results, depth)
+        losses.append(means.line(f"networks, L = {depth}", fitted=False))
+        excesses.append(excess.line(f"L = {depth}", -1.0))
     levels = [
         Level(f"n = inf, L = {depth}", float(limit.values), float(limit.half_widths))
         for depth in results.sizes.network_depths
         for limit in (_limit(results, depth),)
     ]
-    depths, limits, deeper = _over_depth(results)
+    limits, deeper = _over_depth(results)
+    in_depth, excess = [limits.line("limit", fitted=False)], [deeper.line("coupled limit", -1.0)]
     return [
         Panel("loss against width", "width n", "final loss", losses, levels, log_y=False),
-        Panel("loss against depth", "depth L", "final loss", [Line.of("limit", depths, limits)], [level], log_y=False),
+        Panel("loss against depth", "depth L", "final loss", in_depth, [level], log_y=False),
         Panel("excess over the limit of the same depth", "width n", "E loss(n, L) - loss(inf, L)", excesses),
-        Panel(
-            "excess over infinite depth",
-            "depth L",
-            "loss(inf, L) - loss(inf, inf)",
-            [Line.of("coupled limit", depths, deeper, fit_power(depths, deeper), -1.0)],
-        ),
+        Panel("excess over infinite depth", "depth L", "loss(inf, L) - loss(inf, inf)", excess),
     ]
 
 

@@ -7,13 +7,11 @@ from dataclasses import dataclass
 import numpy as np
 
 import nfd_jax as nfd
-from nfd_jax.optimizers import Optimizer
-from nfd_jax.runtime import loop as engine
-from nfd_jax.solvers.network import solve_members
-from nfd_jax.statistics import Estimate, Sampled, Slope, bootstrap, combined, fit_power, stacked
+from nfd_jax.statistics import Estimate, Sampled, Slope, bootstrap, combined
+from nfd_jax.studies._curves import Curve
 from nfd_jax.studies._findings import Finding, about, at_least, at_most
-from nfd_jax.studies._limits import halved
 from nfd_jax.studies._panels import Line, Panel
+from nfd_jax.studies._seeds import halved
 from nfd_jax.studies._study import Arrays, Cell, Results, Study
 
 # block and parametrization of every row, what it is called, and who states that its best rate stays
@@ -50,7 +48,7 @@ def cells(sizes: Sizes) -> list[Cell]:
             f"rates={sizes.rates} and ratio={sizes.ratio}"
         )
     networks = [
-        {"block": block, "parametrization": row, "depth": depth, "room": max(sizes.depths)}
+        {"block": block, "parametrization": row, "depth": depth, "capacity": max(sizes.depths)}
         for block in ("pre", "pre_inner")
         for depth in sizes.depths
         for row in [row for own, row in ROWS if own == block]
@@ -71,7 +69,7 @@ def measure(
     lowest: float,
     ratio: float,
     rates: int,
-    room: int = 0,
+    capacity: int = 0,
     particles: int = 0,
 ) -> Arrays:
     """Final losses at every rate, of networks, or of the limit (`width=None`) from independent sets of particles.
@@ -80,56 +78,25 @@ def measure(
     """
     task, model = nfd.datasets.digits(samples), nfd.ResNet(depth, "relu", block=block)
     members, grid = range(1000 * depth, 1000 * depth + seeds), _grid(lowest, ratio, rates)
+    recipe = {"steps": steps, "parametrization": parametrization, "progress": False}
     if width is not None:
-        loss = _networks(task, model, parametrization, width, steps, grid, members, room)
+        run = nfd.sweep(
+            task,
+            model,
+            widths=[width],
+            learning_rates=grid,
+            seeds=members,
+            engine="revealed",
+            capacity=capacity,
+            **recipe,
+        )
+        loss = run.loss.values[0, 0, :, :, -1]
     else:
         loss = [
-            [
-                nfd.solve_limit(
-                    task,
-                    model,
-                    steps=steps,
-                    learning_rate=rate,
-                    particles=particles,
-                    parametrization=parametrization,
-                    seed=seed,
-                    progress=False,
-                ).loss[-1]
-                for seed in members
-            ]
+            nfd.solve_limit(task, model, learning_rate=rate, particles=particles, seeds=members, **recipe).loss[:, -1]
             for rate in grid
         ]
     return {"loss": (("rate", "seed"), np.array(loss))}
-
-
-def _networks(
-    task: nfd.Task,
-    model: nfd.ResNet,
-    parametrization: str,
-    width: int,
-    steps: int,
-    grid: list[float],
-    seeds: range,
-    room: int,
-) -> np.ndarray:
-    """Final losses `(rates, seeds)` of `solve_network`, all rates and seeds side by side, with room for `room` blocks:
-    all depths and parametrizations of a block share one compiled program, where a sweep would compile each."""
-    problem = engine.prepare(
-        task,
-        model,
-        steps=steps,
-        learning_rate=1.0,
-        parametrization_name=parametrization,
-        optimizer=Optimizer(),
-        train_input=False,
-        train_readout=False,
-        richness=1.0,
-    )
-    problem = problem._replace(rates=np.array(grid)[:, None].repeat(len(seeds), axis=0) * problem.rates)
-    members = tuple(seeds) * len(grid)
-    kept = solve_members(problem, task, model, width, members, backward="tied", room=room, progress=False)
-    losses = kept.trajectory(task, problem.data, members, {}, members=True).loss[:, -1]
-    return losses.reshape(len(grid), len(seeds))
 
 
 def _grid(lowest: float, ratio: float, rates: int) -> list[float]:
@@ -187,7 +154,7 @@ def _optimum(logs: np.ndarray, rates: np.ndarray) -> float:
     return float(np.exp(np.log(rates[best]) + shift * np.log(rates[1] / rates[0])))
 
 
-def _optima(results: Results, block: str, row: str) -> tuple[list[int], Sampled]:
+def _optima(results: Results, block: str, row: str) -> Curve:
     """Best rates at every depth at which they are inside the grid, in the sample and in every resample."""
     rates, depths, found = _rates(results.sizes), [], []
     for depth in results.sizes.depths:
@@ -195,18 +162,18 @@ def _optima(results: Results, block: str, row: str) -> tuple[list[int], Sampled]
         if np.isfinite(each.values) and np.isfinite(each.draws).all():
             depths.append(depth)
             found.append(each)
-    return depths, stacked(found) if found else Sampled(np.zeros(0), np.zeros((2, 0)), 1)
+    return Curve.of(depths, found) if found else Curve([], Sampled(np.zeros(0), np.zeros((2, 0)), 1))
 
 
 def _drift(results: Results, block: str, row: str) -> tuple[Slope | Estimate, str]:
     """The exponent in L of the best rate, and what was left out of it: depths whose optimum is not inside the grid."""
-    depths, optima = _optima(results, block, row)
-    outside = [depth for depth in results.sizes.depths if depth not in depths]
+    optima = _optima(results, block, row)
+    outside = [depth for depth in results.sizes.depths if depth not in optima.sizes]
     note = f", without L = {', '.join(map(str, outside))} (optimum not inside the grid)" if outside else ""
-    if len(depths) < 2 or not {results.sizes.depths[0], results.sizes.depths[-1]} <= set(depths):
+    if not {results.sizes.depths[0], results.sizes.depths[-1]} <= set(optima.sizes):
         # the depths that leave the grid are those that drift: the others alone would say too little
         return Estimate(np.nan, np.nan, 1), note
-    return fit_power(depths, optima), note
+    return optima.law, note
 
 
 def _diverged(results: Results, block: str, row: str) -> int:
@@ -270,12 +237,11 @@ def draw(results: Results) -> list[Panel]:
             )
         curves = [_curve(*line, rates) for line in lines]
         panels.append(Panel(name, "log2 eta", "mean log loss", curves, log_x=False, log_y=False))
-        depths, optima = _optima(results, block, row)
-        drift, _ = _drift(results, block, row)
-        if depths:
-            best.append(Line.of(name, depths, optima, drift if isinstance(drift, Slope) else None))
-        losses = stacked([_judged(results, block, row, depth).map(lambda logs: logs[0]) for depth in sizes.depths])
-        bottom.append(Line.of(name, sizes.depths, losses))
+        optima, (drift, _) = _optima(results, block, row), _drift(results, block, row)
+        if optima.sizes:
+            best.append(optima.line(name, fitted=isinstance(drift, Slope)))
+        losses = [_judged(results, block, row, depth).map(lambda logs: logs[0]) for depth in sizes.depths]
+        bottom.append(Curve.of(sizes.depths, losses).line(name, fitted=False))
     return [
         *panels,
         Panel("best learning rate", "depth L", "best eta", best),

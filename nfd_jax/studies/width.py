@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
 import nfd_jax as nfd
-from nfd_jax.statistics import Sampled, bootstrap, combined, fit_power, normal, stacked
+from nfd_jax.statistics import bootstrap, combined, normal
+from nfd_jax.studies._curves import Curve
 from nfd_jax.studies._findings import Finding, about
-from nfd_jax.studies._limits import own_seeds
-from nfd_jax.studies._panels import Line, Panel
+from nfd_jax.studies._panels import Panel
+from nfd_jax.studies._seeds import own_seeds
 from nfd_jax.studies._study import Arrays, Cell, Results, Study
 
 CLOSURE_OF = {"tied": "coupled", "untied": "decoupled"}
@@ -66,9 +67,8 @@ def measure(
     return {"outputs": (("seed", "sample"), runs.outputs[:, -1, :, 0])}
 
 
-def _gaps(results: Results, backward: str) -> tuple[list[int], Sampled, Sampled]:
-    """Widths; mean distances (rms over samples and seeds); signed distances of the means, along the targets."""
-    networks = [(width, kept) for width, kept in results.where(backward=backward).along("width") if width is not None]
+def _gaps(results: Results, backward: str) -> tuple[Curve, Curve]:
+    """Mean distances (rms over samples and seeds), and signed distances of the means, along the targets."""
     kept = results.one(backward=backward, width=None)
     # one error for all samples, at its full size: outputs of one solution move together
     end, error = kept.outputs.values, kept.errors.values
@@ -78,7 +78,8 @@ def _gaps(results: Results, backward: str) -> tuple[list[int], Sampled, Sampled]
     def moments(outputs: np.ndarray) -> np.ndarray:
         return np.stack([outputs.mean(axis=0), (outputs**2).mean(axis=0)])
 
-    found = stacked([bootstrap(moments, kept.outputs.values) for _, kept in networks])  # (widths, 2, samples)
+    networks = results.where(backward=backward).curve("width", lambda each: bootstrap(moments, each.outputs.values))
+    found = networks.values  # (widths, 2, samples)
 
     def distance(moments: np.ndarray, shift: np.ndarray) -> np.ndarray:
         f = end + shift * error
@@ -87,20 +88,17 @@ def _gaps(results: Results, backward: str) -> tuple[list[int], Sampled, Sampled]
     def bias(moments: np.ndarray, shift: np.ndarray) -> np.ndarray:
         return np.mean(signs * (moments[:, 0] - end), axis=1) - shift * np.mean(error)
 
-    widths = [width for width, _ in networks]
-    return widths, combined(distance, found, limit), combined(bias, found, limit)
+    each, mean = (Curve(networks.sizes, combined(gap, found, limit)) for gap in (distance, bias))
+    return each, mean
 
 
 def conclude(results: Results) -> list[Finding]:
     """Exponents in n of both distances, tied and untied."""
     found = []
     for backward, closure in CLOSURE_OF.items():
-        widths, each, mean = _gaps(results, backward)
-        of = f"{backward} to {closure}"
-        found += [
-            Finding(f"|f_n - f| of one network ~ n^p, {of}", "NFD", about(-0.5, 0.1), fit_power(widths, each)),
-            Finding(f"E f_n - f ~ n^p, {of}", "NFD", about(-1, 0.25), fit_power(widths, mean)),
-        ]
+        each, mean = _gaps(results, backward)
+        found += each.findings(f"|f_n - f| of one network ~ n^p, {backward} to {closure}", ("NFD", about(-0.5, 0.1)))
+        found += mean.findings(f"E f_n - f ~ n^p, {backward} to {closure}", ("NFD", about(-1, 0.25)))
     return found
 
 
@@ -108,10 +106,9 @@ def draw(results: Results) -> list[Panel]:
     """Both distances against n."""
     single, average = [], []
     for backward, closure in CLOSURE_OF.items():
-        widths, each, mean = _gaps(results, backward)
-        label = f"{backward} to {closure}"
-        single.append(Line.of(label, widths, each, fit_power(widths, each), -0.5))
-        average.append(Line.of(label, widths, mean.map(abs), replace(fit_power(widths, mean), sign=1), -1.0))
+        each, mean = _gaps(results, backward)
+        single.append(each.line(f"{backward} to {closure}", -0.5))
+        average.append(mean.size(f"{backward} to {closure}", -1.0))
     return [
         Panel("one network", "width n", "rms of f_n - f", single),
         Panel("mean over networks", "width n", "|E f_n - f| along the targets", average),

@@ -27,6 +27,7 @@ from nfd_jax.parametrization import FAMILIES, ONE, ZERO, Parametrization, Power,
 from nfd_jax.seeds import seed_key, seed_sequence
 from nfd_jax.statistics import Slope, fit_slope
 from nfd_jax.tools.scale_rates import Roles, assign_roles, check_growth, check_transformation, in_columns
+from nfd_jax.verdict import Verdict
 
 KINDS = ("stream", "inner", "output")
 SIZE, CHANGE, UPDATE = "size at start", "change", "effective update"
@@ -83,24 +84,24 @@ class Coordinate:
         return " to ".join(f"{end:+.2f}" for end in sorted(set(self.expected)))
 
     @property
-    def verdict(self) -> str:
-        """`"pass"`, `"fail"`, `"undecided"`, or `"-"` where nothing is expected.
+    def verdict(self) -> Verdict | None:
+        """How the table stands; None where nothing is expected.
 
-        The interval decides: it fails where it misses the expected range widened by the allowance, and passes where it
-        meets that and excludes every slope that is half a power or more outside the range. What must be 0 passes where
-        every value is.
+        The interval decides: it contradicts where it misses the expected range widened by the allowance, and supports
+        where it meets that and excludes every slope that is half a power or more outside the range. What must be 0 is
+        supported where every value is.
         """
         if self.expected is None or (self.quantity == SIZE and not self.values.any()):  # a readout that starts at zero
-            return "-"
+            return None
         if not self.expected:
-            return "fail" if self.values.any() else "pass"
+            return Verdict.CONTRADICTED if self.values.any() else Verdict.SUPPORTED
         if self.slope is None:
-            return "fail"
+            return Verdict.CONTRADICTED
         low, high = self.expected
         outside = max(low - self.slope.value, self.slope.value - high, 0.0)
         if outside > self.tolerance:
-            return "fail"
-        return "pass" if outside + self.margin < HALF else "undecided"
+            return Verdict.CONTRADICTED
+        return Verdict.SUPPORTED if outside + self.margin < HALF else Verdict.UNDECIDED
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,12 +120,12 @@ class CoordinateCheck:
     @property
     def failures(self) -> tuple[Coordinate, ...]:
         """The lines that fail."""
-        return tuple(row for row in self.rows if row.verdict == "fail")
+        return tuple(row for row in self.rows if row.verdict is Verdict.CONTRADICTED)
 
     @property
     def undecided(self) -> tuple[Coordinate, ...]:
         """The lines whose intervals are too wide to tell the expected slope from one that is half a power off."""
-        return tuple(row for row in self.rows if row.verdict == "undecided")
+        return tuple(row for row in self.rows if row.verdict is Verdict.UNDECIDED)
 
     @property
     def conclusion(self) -> str:
@@ -140,8 +141,8 @@ class CoordinateCheck:
         lines = [("quantity", "of", "axis", "expected", "measured (95 %)", "tolerance", "verdict")]
         for row in self.rows:
             measured = str(row.slope) if row.slope else "zero" if not row.values.any() else "diverged, or zero in part"
-            tolerance = "-" if row.verdict == "-" else f"{row.tolerance:.2f}"
-            lines.append((row.quantity, row.name, row.axis, row.expectation, measured, tolerance, row.verdict))
+            tolerance = "-" if row.verdict is None else f"{row.tolerance:.2f}"
+            lines.append((row.quantity, row.name, row.axis, row.expectation, measured, tolerance, row.verdict or "-"))
         return "\n".join([self.title, in_columns(lines), self.conclusion])
 
     def __str__(self) -> str:

@@ -9,24 +9,20 @@ J D J^T H, the sharpness of Gauss and Newton, is below 2.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nfd_jax._checks import positive_int
 from nfd_jax._types import Array, Float, Key, Scalar
-from nfd_jax.dynamics.module import Shape, create_network
+from nfd_jax.dynamics.autodiff import Autodiff, trainable, with_weights
 from nfd_jax.models import AbstractModel
-from nfd_jax.optimizers import Optimizer
-from nfd_jax.parametrization import Parametrization
-from nfd_jax.runtime import loop as engine
 from nfd_jax.seeds import seed_key, seed_sequence
-from nfd_jax.solvers.networks import directions, member_bytes, trainable, with_weights
+from nfd_jax.solvers.networks import Networks
 from nfd_jax.task import Task, loss_gradient
+from nfd_jax.training import Training, takes_training
 
 START_ADDRESS = 2  # folded into the seed's key, whose parts make the weights
 PRECISION, MOST = 1e-5, 1000  # of the power iteration: relative change of the eigenvalue in a round, and rounds
@@ -53,16 +49,9 @@ class SuggestedRate:
         )
 
 
+@takes_training
 def suggest_learning_rate(
-    task: Task,
-    model: AbstractModel,
-    *,
-    width: int = 256,
-    seeds: int | Sequence[int] = 4,
-    parametrization: str | Parametrization = "depth_mup",
-    train_input: bool = False,
-    train_readout: bool = False,
-    richness: float = 1.0,
+    task: Task, model: AbstractModel, training: Training, *, width: int = 256, seeds: int | Sequence[int] = 4
 ) -> SuggestedRate:
     """A learning rate eta to begin with: 1 / sharpness of the training loss at initialisation, half the bound
     2 / sharpness of linear stability.
@@ -80,50 +69,35 @@ def suggest_learning_rate(
     Arguments are those of `train_networks`; `seeds` are those of its networks. Raises ValueError or TypeError for bad
     arguments before compiling, and ValueError where the outputs don't move or the curvature overflows.
     """
-    width, members = positive_int("width", width), seed_sequence(seeds)
-    problem = engine.prepare(
-        task,
-        model,
-        steps=1,
-        learning_rate=1.0,
-        parametrization_name=parametrization,
-        optimizer=Optimizer(),
-        train_input=train_input,
-        train_readout=train_readout,
-        richness=richness,
-    )
-    member_bytes(problem, task, model, width, "tied")  # refuses what does not fit
-    shape, dtype = Shape(width, task.dimension, task.outputs), jnp.zeros(()).dtype
+    members = seed_sequence(seeds)
+    if training.rule.rates_of != "sgd":
+        raise ValueError(f"optimizer must be 'sgd' here, got {training.rule.name!r}, whose rates are of another kind")
+    recipe = replace(training, steps=1, learning_rate=1.0, observe=None, evaluate_at=None)
+    dynamics = Networks.of(task, model, recipe, width, "tied", "dense").dynamics  # refuses what does not fit
+    dtype = jnp.zeros(()).dtype
     inputs, targets = jnp.asarray(task.inputs, dtype), jnp.asarray(task.targets, dtype)
-    found = np.array(
-        [_sharpness(problem.settings, model, shape, seed_key(seed), inputs, targets) for seed in members], float
-    )
+    found = np.array([_sharpness(dynamics, seed_key(seed), inputs, targets) for seed in members], float)
     if not np.all(np.isfinite(found) & (found > 0)):
         raise ValueError(
             f"there is no learning rate to suggest: the sharpness is {found.tolist()} for seeds {list(members)}, 0 "
-            "where no trained weight moves the outputs and not finite where features overflow; try another activation, "
-            "depth, parametrization or scale of inputs"
+            "where no trained weight moves the outputs and not finite where features overflow or the loss is linear; "
+            "try another activation, depth, parametrization, loss or scale of inputs"
         )
     rate = 1 / found.mean()
     error = found.std(ddof=1) / len(found) ** 0.5 if len(found) > 1 else np.nan
     return SuggestedRate(float(rate), float(error * rate**2), found)
 
 
-@partial(jax.jit, static_argnums=(0, 1, 2))
+@jax.jit
 def _sharpness(
-    settings: engine.Settings,
-    model: AbstractModel,
-    shape: Shape,
-    key: Key,
-    inputs: Float[Array, "samples inputs"],
-    targets: Float[Array, "samples outputs"],
+    dynamics: Autodiff, key: Key, inputs: Float[Array, "samples inputs"], targets: Float[Array, "samples outputs"]
 ) -> Scalar:
     """The largest eigenvalue of J D J^T H of one network."""
-    network = create_network(key, model, settings.row, shape, settings.richness)
+    settings, network = dynamics.settings, dynamics.init(key).network
     weights = trainable(settings.trained, network)
     outputs, pull_back = jax.vjp(lambda moved: with_weights(network, moved)(inputs), weights)
     push_forward = jax.linear_transpose(pull_back, outputs)  # products of the network have no forward derivatives
-    optimizer = directions(settings, network)
+    optimizer = dynamics.directions(network)
     memory = optimizer.init(weights)
 
     def curved(vector: Float[Array, "samples outputs"]) -> Float[Array, "samples outputs"]:

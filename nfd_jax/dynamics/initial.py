@@ -1,0 +1,95 @@
+"""Networks before training: U, V and Gaussian matrices with nothing revealed, of the exact law or of matched noise."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import jax
+import jax.numpy as jnp
+
+from nfd_jax._types import Array, Float, Key
+from nfd_jax.dynamics.propagate import Layers
+from nfd_jax.matrices import basis as bases
+from nfd_jax.matrices.matched import MatchedNoise
+from nfd_jax.matrices.noise import FINEST, AbstractNoise, Grid, PlainNoise
+from nfd_jax.matrices.revealed import RevealedMatrices
+from nfd_jax.matrices.sobol import QuasiNormals
+
+INPUT_ADDRESS, READOUT_ADDRESS, HIDDEN_ADDRESS, SPREAD_ADDRESS = 0, 1, 2, 3  # folded into the seed's key
+
+
+@dataclass(frozen=True)
+class Initial:
+    """Everything that decides the arrays of a network of width n, or of n particles, over a whole run.
+
+    - `matrices`: hidden ones that there is capacity for, at least 1; `rank` of the inputs; `outputs` c.
+    - `steps`, `batch`: query blocks and their size, which are the capacity of a basis.
+    - `coupled`: whether the backward pass sees the same matrices; otherwise independent copies.
+    - `matched`: matched noise instead of the exact law of width n (theory section 4), for limits only.
+    - `grid`: how layers lie on the finest grid of one Brownian path.
+    - `members`: the axis of several networks side by side under vmap, which share the offsets of their bases.
+    """
+
+    matrices: int
+    width: int
+    rank: int
+    outputs: int
+    steps: int
+    batch: int
+    coupled: bool = True
+    matched: bool = False
+    grid: Grid = FINEST
+    members: str | None = None
+
+    @property
+    def basis_bytes(self) -> int:
+        """Memory of the four bases."""
+        return 4 * self.matrices * self.steps * self.batch * self.width * jnp.zeros(()).dtype.itemsize
+
+    @property
+    def pass_bytes(self) -> int:
+        """Memory of the features and images of one batch at all layers, and of as many temporaries."""
+        return 3 * (self.matrices + 1) * self.batch * self.width * jnp.zeros(()).dtype.itemsize
+
+    def layers(self, key: Key) -> Layers:
+        """The network of a key."""
+        return self._matched(key) if self.matched else self._plain(key)
+
+    def _plain(self, key: Key) -> Layers:
+        source = PlainNoise(jax.random.fold_in(key, HIDDEN_ADDRESS), self.grid)
+        first, readout = self._rows(key, INPUT_ADDRESS, self.rank), self._rows(key, READOUT_ADDRESS, self.outputs)
+        return Layers(first, self._revealed(source), readout)
+
+    def _matched(self, key: Key) -> Layers:
+        """The rows of U and V orthonormal too, so that <h_0, h_0> is exact and <V, h_0> = 0.
+
+        What is random before training is spread evenly, U before V before the images of the first step.
+        """
+        ends = self.rank + self.outputs
+        spread = QuasiNormals.create(
+            jax.random.fold_in(key, SPREAD_ADDRESS), ends + 2 * self.matrices * self.batch, self.width
+        )
+        plain = [self._rows(key, INPUT_ADDRESS, self.rank), self._rows(key, READOUT_ADDRESS, self.outputs)]
+        rows = spread.replace(jnp.concatenate(plain), jnp.arange(ends))
+        rows = jnp.concatenate([rows[self.rank :], rows[: self.rank]])
+        rows = bases.orthonormalise(rows, jnp.zeros_like(rows[:, 0])).directions
+        readout, first = rows[: self.outputs], rows[self.outputs :]
+        address = jax.random.fold_in(key, HIDDEN_ADDRESS)
+        source = MatchedNoise.create(
+            address, readout, self.matrices, self.steps * self.batch, self.grid, spread[ends:], self.members
+        )
+        return Layers(first, self._revealed(source), readout)
+
+    def _rows(self, key: Key, address: int, count: int) -> Float[Array, "rows width"]:
+        return jax.random.normal(jax.random.fold_in(key, address), (count, self.width), jnp.zeros(()).dtype)
+
+    def _revealed(self, noise: AbstractNoise) -> RevealedMatrices:
+        return RevealedMatrices.create(
+            noise,
+            depth=self.matrices,
+            width=self.width,
+            capacity=self.steps * self.batch,
+            coupled=self.coupled,
+            dtype=jnp.zeros(()).dtype,
+            members=self.members,
+        )
