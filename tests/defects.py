@@ -111,7 +111,7 @@ DEFECTS = [
         TWO_ROADS,
     ),
     Defect(
-        "the mean left out of no branch",
+        "the mean over samples for that over coordinates",
         "models.py",
         "return vectors - jnp.mean(vectors, axis=-1, keepdims=True)",
         "return vectors - jnp.mean(vectors, axis=0, keepdims=True)",
@@ -260,7 +260,7 @@ DEFECTS = [
         ("test_datasets.py",),
     ),
     Defect(
-        "an observed step counted from the features above",
+        "diversity of the worst start",
         "observables.py",
         "jnp.sqrt(jnp.mean((vectors[lag:] - vectors[:-lag]) ** 2)) for lag in lags",
         "jnp.sqrt(jnp.mean((vectors[lag:] - vectors[:-lag]) ** 2, axis=1).max()) for lag in lags",
@@ -375,10 +375,10 @@ DEFECTS = [
         (CLAIMS,),
     ),
     Defect(
-        "study interaction: what must fall may grow",
+        "study interaction: the share turned",
         "studies/interaction.py",
-        "at_most(-0.25)),",
-        "at_least(-0.25)),",
+        "mean[0] / mean[1]",
+        "mean[1] / mean[0]",
         (CLAIMS,),
     ),
 ]
