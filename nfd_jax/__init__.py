@@ -4,6 +4,10 @@ from importlib.metadata import version as _version
 
 from nfd_jax import analytic, datasets, observables, parametrization, statistics
 from nfd_jax._checks import Outcome
+from nfd_jax.dynamics.autodiff import Autodiff
+from nfd_jax.dynamics.base import AbstractDynamics, Record
+from nfd_jax.dynamics.conditioned import Conditioned
+from nfd_jax.dynamics.problem import Problem
 from nfd_jax.dynamics.snapshot import Snapshot
 from nfd_jax.models import MLP, ResNet
 from nfd_jax.optimizers import Optimizer
@@ -14,15 +18,20 @@ from nfd_jax.solvers.networks import network_dynamics, solve_network, train_netw
 from nfd_jax.solvers.sweep import sweep
 from nfd_jax.solvers.trajectory import ErrorBars, HeldOut, Trajectory
 from nfd_jax.task import Task
-from nfd_jax.tools.coordinate_check import Coordinate, CoordinateCheck, coordinate_check
+from nfd_jax.tools._coordinates import Coordinate, CoordinateCheck
+from nfd_jax.tools.coordinate_check import coordinate_check
 from nfd_jax.tools.scale_rates import ScaledParameter, ScaledRates, scale_rates
 from nfd_jax.tools.suggest_learning_rate import SuggestedRate, suggest_learning_rate
 from nfd_jax.training import Training
+from nfd_jax.verdict import Verdict
 
 __version__ = _version("nfd_jax")
 
 __all__ = [
     "MLP",
+    "AbstractDynamics",
+    "Autodiff",
+    "Conditioned",
     "Coordinate",
     "CoordinateCheck",
     "ErrorBars",
@@ -31,6 +40,8 @@ __all__ = [
     "Outcome",
     "Parametrization",
     "Power",
+    "Problem",
+    "Record",
     "ResNet",
     "Role",
     "ScaledParameter",
@@ -41,6 +52,7 @@ __all__ = [
     "Task",
     "Training",
     "Trajectory",
+    "Verdict",
     "__version__",
     "alpha_gamma",
     "analytic",

@@ -14,7 +14,7 @@ import nfd_jax as nfd
 from nfd_jax import analytic
 from nfd_jax._checks import Outcome
 from nfd_jax.matrices.noise import Grid, PlainNoise, gaussians
-from nfd_jax.solvers import multilevel
+from nfd_jax.solvers import estimate, multilevel
 from nfd_jax.solvers.multilevel import Estimate, Extrapolation, Term, ladder, plan_of
 
 CLOSURES = ("coupled", "decoupled")
@@ -179,7 +179,7 @@ def test_a_budget_too_small_says_so():
 
 def test_the_last_depth_ends_an_estimate(monkeypatch):
     """Where more replicates would not help, it ends long before its budget."""
-    monkeypatch.setattr(multilevel, "DEEPEST", 16)
+    monkeypatch.setattr(estimate, "DEEPEST", 16)
     run = linear("coupled", math.inf, tolerance=1e-6)
     assert run.settings["depths"] == [4, 8, 16]
     assert run.outcomes == (Outcome.TOLERANCE_NOT_MET,)
@@ -354,9 +354,9 @@ class Clock:
 def test_a_budget_is_exceeded_by_what_has_begun(monkeypatch, budget):
     """By one replicate, beyond the least that a first answer needs."""
     clock = Clock()
-    monkeypatch.setattr(multilevel, "time", clock)
-    monkeypatch.setattr(multilevel.threads, "at_once", lambda needed: 1)
-    monkeypatch.setattr(multilevel.Replicates, "_solve", lambda *arguments: clock.solve(*arguments))
+    monkeypatch.setattr(estimate, "time", clock)
+    monkeypatch.setattr(estimate.threads, "at_once", lambda needed: 1)
+    monkeypatch.setattr(estimate.Replicates, "_solve", lambda *arguments: clock.solve(*arguments))
     run = linear.__wrapped__("coupled", math.inf, tolerance=1e-6, budget=budget, steps=1)
     assert run.outcomes == (Outcome.TOLERANCE_NOT_MET,)
     least = multilevel.FEWEST * sum(term.cost for term in plan_of(512, (4, 8, 16), None)) / clock.WORK

@@ -153,7 +153,7 @@ def test_cells_in_each_others_place_are_refused(example, tmp_path):
 def test_no_flipped_bit_is_read_as_another_number(example, tmp_path):
     example = replace(example, conclude=lambda results: [])  # which takes longest
     report = studies.run(example, "smoke", folder=tmp_path)
-    path, expected = sorted(tmp_path.rglob("*.npz"))[0], report.results.found
+    path, expected = sorted(tmp_path.rglob("*.npz"))[0], report.results.cells
     content, rng = path.read_bytes(), np.random.default_rng(0)
     refused = 0
     for place in rng.integers(8 * len(content), size=200):
@@ -161,7 +161,7 @@ def test_no_flipped_bit_is_read_as_another_number(example, tmp_path):
         changed[place // 8] ^= 1 << place % 8
         path.write_bytes(changed)
         try:
-            found = studies.run(example, "smoke", folder=tmp_path).results.found
+            found = studies.run(example, "smoke", folder=tmp_path).results.cells
         except ValueError as error:
             refused += str(path) in str(error)
             continue
@@ -365,12 +365,12 @@ def test_a_study_concludes_where_everything_diverged(report, tmp_path):
     def lost(kept):
         return kept.map(lambda each: each * np.nan if each.dtype.kind == "f" else each * 0)
 
-    results = replace(report.results, found=[(cell, lost(kept)) for cell, kept in report.results.found])
+    results = replace(report.results, cells=[(cell, lost(kept)) for cell, kept in report.results.cells])
     findings = tuple(report.study.conclude(results))
     diverged = replace(report, results=results, findings=findings)
     assert {finding.verdict for finding in findings} == {Verdict.UNDECIDED}
     assert not NO_INTERVAL.search(diverged.table())
-    assert f"not finite, as something diverged, in {len(results.found)} of" in " ".join(diverged.table().split())
+    assert f"not finite, as something diverged, in {len(results.cells)} of" in " ".join(diverged.table().split())
     assert all(path.stat().st_size for path in diverged.save(tmp_path))
 
 

@@ -16,7 +16,7 @@ from nfd_jax.models import AbstractModel, check_model
 from nfd_jax.runtime import devices, ensemble
 from nfd_jax.runtime.store import Checkpoint
 from nfd_jax.seeds import check_seed, seed_sequence
-from nfd_jax.solvers import multilevel
+from nfd_jax.solvers import estimate
 from nfd_jax.solvers.networks import check_linear
 from nfd_jax.solvers.particles import System
 from nfd_jax.solvers.trajectory import Trajectory
@@ -94,7 +94,7 @@ def solve_limit(
     system = _system(task, model, training, closure, noise)
     arguments = system.problem.arguments | {"solver": "limit", "closure": closure}
     least = system.least_matched * (4 if with_errors else 1)  # n / 4 are compared with n
-    default = multilevel.default_particles(system) if with_errors else PARTICLES
+    default = estimate.default_particles(system) if with_errors else PARTICLES
     particles = default if particles is None else positive_int("particles", particles)
     gave_way = system.matched and particles < least
     if gave_way:
@@ -104,7 +104,7 @@ def solve_limit(
             stacklevel=3,
         )
     if with_errors:
-        run = multilevel.estimate(
+        run = estimate.estimate(
             system,
             task,
             model.depth,
@@ -150,8 +150,8 @@ def limit_dynamics(
 
         dynamics, problem = nfd.limit_dynamics(task, model, steps=10)
         state, step = dynamics.init(nfd.seed_key(0)), eqx.filter_jit(dynamics.step)
-        for k, rate in enumerate(problem.rates):
-            state, record = step(state, k, rate, *problem.batch(k))
+        for number, rate, inputs, targets in problem.steps():
+            state, record = step(state, number, rate, inputs, targets)
 
     Arguments are those of `solve_limit`; the depth is finite.
     """

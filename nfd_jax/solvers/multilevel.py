@@ -17,33 +17,19 @@ from __future__ import annotations
 
 import itertools
 import math
-import time
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
+from typing import NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy.stats import t as student
-from tqdm import tqdm
 
-from nfd_jax._types import Key
-from nfd_jax.dynamics.problem import Data
-from nfd_jax.runtime import devices, loop, memory, threads
-from nfd_jax.runtime.store import Checkpoint
-from nfd_jax.seeds import seed_key
-from nfd_jax.solvers.particles import System
-from nfd_jax.solvers.trajectory import ErrorBars, HeldOut, Trajectory
+from nfd_jax.solvers.trajectory import ErrorBars
 from nfd_jax.statistics import CONFIDENCE
-from nfd_jax.task import Task, loss_curvature, loss_gradient, loss_value
 
-COARSEST, FIRST, DEEPEST = 4, 16, 1024  # depths of a ladder: the least start, the first end and the last at infinity
-CAPACITY = 32  # blocks, times a power of four, of programs for infinite depth
+COARSEST, FIRST = 4, 16  # depths of a ladder: the least start, and the first end at infinity
 FEWEST = 2  # replicates, without which there is no error
 PILOT, PILOT_DIFFERENCES = 16, 8  # replicates from which more are planned; differences add little to the error
 GROWTH = 4  # at most so many times more replicates a round, as variances are only estimates
-AVERAGED = "outputs", "batch_loss", "held_out_outputs"  # of a solution
-FEWEST_PARTICLES, MOST_PARTICLES = 4096, 8192  # chosen unasked: below, a step costs the same; above, memory counts
 
 
 class Term(NamedTuple):
@@ -62,14 +48,6 @@ class Term(NamedTuple):
 Plan = dict[Term, float]  # the weight of every mean
 Counts = dict[Term, int]  # the replicates of every mean
 Parts = dict[str, np.ndarray]  # what is averaged of a solution, by name
-
-
-def default_particles(system: System) -> int:
-    """Four times the least power of two that allows matched noise, within reason."""
-    particles = FEWEST_PARTICLES // 4
-    while system.matched and not system.matches(particles) and 4 * particles < MOST_PARTICLES:
-        particles *= 2
-    return 4 * particles
 
 
 def ladder(depth: int | float) -> tuple[int, ...]:
@@ -148,119 +126,12 @@ class Estimate(NamedTuple):
         return cls(mean, ErrorBars(np.sqrt(total), left, quantile), variances, resolved)
 
 
-class Replicates:
-    """Solutions drawn on demand. Each is addressed by (seed, particles, depth, number): more of them, or deeper
-    ones, leave the others as they were."""
-
-    def __init__(self, system: System, task: Task, seed: int, particles: int, checkpoint: Checkpoint | None):
-        matched = system.matches(particles // 4)  # the same for all, so that biases extrapolate
-        self.system, self.task, self.seed, self.checkpoint = system._replace(matched=matched), task, seed, checkpoint
-        self.record = checkpoint and checkpoint.record("replicates")
-        self.found: dict[Term, list[Parts]] = {}
-        self.seconds: dict[Term, float] = {}  # of a replicate, the least measured: the first are compiled
-        self.diverged: dict[Term, int] = {}  # the number of the first that is not finite
-        self._restore((self.record and self.record.read()) or {})
-        self.written: Counts = {term: len(parts) for term, parts in self.found.items()}
-
-    def write(self) -> None:
-        """Add to the record what has been drawn since the last time."""
-        new = {term: parts[self.written.get(term, 0) :] for term, parts in self.found.items()}
-        if self.record is not None and any(new.values()):
-            named = {
-                f"{term.particles}/{term.depth}/{int(term.difference)}/{self.written.get(term, 0)}/{name}": np.stack(
-                    [part[name] for part in parts]
-                )
-                for term, parts in new.items()
-                for name in (parts[0] if parts else ())
-            }
-            self.record.append(named)
-            self.written = {term: len(parts) for term, parts in self.found.items()}
-
-    def _restore(self, arrays: Mapping[str, np.ndarray]) -> None:
-        for address, values in arrays.items():
-            particles, depth, difference, first, name = address.split("/", 4)
-            parts = self.found.setdefault(Term(int(particles), int(depth), difference == "1"), [])
-            parts.extend({} for _ in range(int(first) + len(values) - len(parts)))
-            for number, value in enumerate(values, int(first)):
-                parts[number][name] = value
-        for term in self.found:
-            self._check(term)
-
-    def draw(self, term: Term, capacity: int, count: int) -> None:
-        """So many more replicates of a mean, all at once."""
-        found, begun = self.found.setdefault(term, []), time.monotonic()
-
-        def replicate(number: int) -> Parts:
-            key = seed_key(self.seed)
-            for address in (term.particles, term.depth, number):
-                key = jax.random.fold_in(key, address)
-            parts = self._solve(key, term.particles, term.depth, 1, capacity)
-            if not term.difference:
-                return parts
-            coarse = self._solve(key, term.particles, term.depth // 2, 2, capacity)
-            return {name: part - coarse[name] for name, part in parts.items()}
-
-        found.extend(threads.each(replicate, range(len(found), len(found) + count), count))
-        self._check(term, len(found) - count)
-        self.seconds[term] = min((time.monotonic() - begun) / count, self.seconds.get(term, math.inf))
-        if self.checkpoint is not None and self.checkpoint.is_due(sum(map(len, self.found.values())), count):
-            self.write()
-
-    def _solve(self, key: Key, particles: int, depth: int, refinement: int, capacity: int) -> Parts:
-        with loop.progress_bar("", 0, False) as silent:
-            options: dict[str, Any] = {"refinement": refinement, "capacity": capacity}
-            recorded = self.system.solve(key, particles, depth, **options, progress=silent)
-        results = recorded.results(full_batch=self.system.problem.data.full_batch)
-        return {name: np.asarray(results[name], np.float64) for name in AVERAGED if name in results}
-
-    def have(self, counts: Counts) -> Counts:
-        """How many there are of every mean, at most so many."""
-        return {term: min(count, len(self.found.get(term, []))) for term, count in counts.items()}
-
-    def are_finite(self, counts: Counts) -> bool:
-        """Whether the first so many replicates of every mean are finite numbers."""
-        return all(count <= self.diverged.get(term, count) for term, count in counts.items())
-
-    def _check(self, term: Term, first: int = 0) -> None:
-        """Look at the replicates of a mean from the first on."""
-        for number, parts in enumerate(self.found[term][first:], first):
-            if not all(np.isfinite(part).all() for part in parts.values()):
-                self.diverged.setdefault(term, number)
-
-    def of(self, counts: Counts, name: str) -> dict[Term, np.ndarray]:
-        """The first so many replicates `(R, ...)` of one part, a mean."""
-        return {term: np.stack([parts[name] for parts in self.found[term][:count]]) for term, count in counts.items()}
-
-
 class Result(NamedTuple):
     """Every quantity of a trajectory with its error bars."""
 
     values: Parts
     errors: dict[str, ErrorBars]
     loss: Estimate  # linearised at its value
-
-
-def combine(replicates: Replicates, plan: Plan, counts: Counts, extrapolation: Extrapolation | None) -> Result:
-    """All quantities from the first so many replicates of every mean."""
-    task, values, errors = replicates.task, {}, {}
-    for name in replicates.found[next(iter(plan))][0]:
-        found = Estimate.of(plan, replicates.of(counts, name), extrapolation)
-        values[name], errors[name] = found.mean, found.errors
-    losses = {}
-    sets = {"outputs": ("loss", task)}
-    if task.held_out is not None:
-        sets["held_out_outputs"] = ("held_out_loss", task.held_out)
-    for name, (loss, samples) in sets.items():
-        mean, targets = (jnp.asarray(part, jnp.zeros(()).dtype) for part in (values[name], samples.targets))
-        slope = np.asarray(jax.vmap(lambda f: loss_gradient(task.loss, f, targets))(mean))  # noqa: B023
-        linear = {term: np.einsum("rsac,sac->rs", f, slope) for term, f in replicates.of(counts, name).items()}
-        found = Estimate.of(plan, linear, extrapolation)
-        bends = np.asarray(jax.lax.map(lambda f: loss_curvature(task.loss, f, targets), mean))  # noqa: B023
-        curved = 0.5 * (bends * (errors[name].standard_error ** 2).sum(axis=-1)).mean(axis=-1)
-        values[loss] = np.asarray(jax.vmap(lambda f: loss_value(task.loss, f, targets))(mean))  # noqa: B023
-        errors[loss] = found.errors._replace(standard_error=np.hypot(found.errors.standard_error, curved))
-        losses[loss] = found
-    return Result(values, errors, losses["loss"])
 
 
 class Attempt(NamedTuple):
@@ -359,106 +230,6 @@ def _pilot(plan: Plan) -> Counts:
     return {term: PILOT_DIFFERENCES if term.difference else PILOT for term in plan}
 
 
-def estimate(
-    system: System,
-    task: Task,
-    depth: int | float,
-    *,
-    particles: int,
-    seed: int,
-    tolerance: float | None,
-    budget: float,
-    arguments: dict[str, Any],
-    checkpoint: Callable[[dict[str, Any]], Checkpoint | None],
-    progress: bool | None,
-) -> Trajectory:
-    """The limit with error bars.
-
-    With a tolerance, replicates and (at infinite depth) blocks are added until the 95 % half-width of every loss is
-    at most `tolerance` times that loss, until a replicate diverges, until `budget` seconds have passed or would pass in
-    the next round, or until memory or the last depth of the ladder ends it.
-    """
-    deadline = time.monotonic() + budget
-    infinite = depth == math.inf
-    extrapolation = Extrapolation(*system.powers()) if infinite else None
-    depths = ladder(depth) if infinite or system.on_one_path else (int(depth),)
-    system.check_memory(particles, _capacity(depths[-1], infinite))  # of the largest, which is solved last
-    arguments = arguments | {
-        "solver": "limit",
-        "depth": depth,
-        "particles": particles,
-        "noise": "matched" if system.matches(particles // 4) else "plain",
-    }
-    # more replicates leave the first as they are, so that a tolerance or a budget may differ from those before
-    replicates = Replicates(system, task, seed, particles, checkpoint(arguments | {"seed": seed}))
-    deepest = depths[-1]
-    while infinite and deepest < DEEPEST:
-        if not memory.is_enough(*system.needed(particles, _capacity(2 * deepest, infinite))):
-            break
-        deepest *= 2
-    wanted, attempt, finite = first_round(particles, depths), None, True
-    with loop.progress_bar("limit with error bars", 0, progress) as bar:
-        while True:
-            capacity = _capacity(wanted.depths[-1], infinite)
-            counts = _draw(replicates, wanted.counts, capacity, deadline, bar, answered=attempt is not None)
-            if attempt is not None and min(counts.values()) < FEWEST:
-                break  # time was over before the next depth had an answer
-            finite = replicates.are_finite(counts)
-            with np.errstate(over="ignore", invalid="ignore"):  # where training diverges
-                plan = plan_of(particles, wanted.depths, extrapolation)
-                latest = Attempt.of(wanted.depths, counts, combine(replicates, plan, counts, extrapolation))
-            bar.set_postfix(half_width=f"{latest.half_width:.2g} of the loss", refresh=False)
-            left = _left(deadline)
-            if attempt is None or not finite or left > 0 or latest.half_width <= attempt.half_width:
-                attempt = latest  # otherwise time was over before the last depth had its replicates
-            seconds = {term: devices.agreed(each) for term, each in replicates.seconds.items()}
-            following = next_round(attempt, tolerance, seconds=seconds, left=left, deepest=deepest)
-            if following is None or not finite:
-                break
-            wanted = following
-    replicates.write()
-    arguments |= {
-        "depths": list(attempt.depths),
-        "replicates": {str(tuple(term)): count for term, count in attempt.counts.items()},
-        "tolerance": tolerance,
-        "budget": budget,
-    }
-    met = None if tolerance is None else finite and attempt.half_width <= tolerance
-    return _trajectory(attempt.result, system.problem.data, task, seed, arguments, met)
-
-
-def _capacity(depth: int, infinite: bool) -> int:
-    """The depth that programs have capacity for: few sizes, so that a ladder that grows seldom compiles anew."""
-    capacity = CAPACITY
-    while capacity < depth:
-        capacity = 4 * capacity
-    return capacity if infinite else depth
-
-
-def _draw(
-    replicates: Replicates, counts: Counts, capacity: int, deadline: float, bar: tqdm, *, answered: bool
-) -> Counts:
-    """Draw replicates up to these counts, or as many as `next_draw` lets: the counts there are.
-
-    Those that a checkpoint had beyond the counts wait their turn: every decision is the one of an unbroken run.
-    """
-    bar.total = sum(max(count, len(replicates.found.get(term, []))) for term, count in counts.items())
-    while True:
-        have, late = replicates.have(counts), _left(deadline) <= 0
-        term = next_draw(counts, have, answered=answered, late=late, finite=replicates.are_finite(have))
-        if term is None:
-            return have
-        goal = FEWEST if have[term] < FEWEST else counts[term]
-        count = min(threads.at_once(replicates.system.needed(term.particles, capacity)[0]), goal - have[term])
-        replicates.draw(term, capacity, count)
-        bar.update(count)
-
-
-def _left(deadline: float) -> float:
-    """Seconds, the same for all processes."""
-    return devices.agreed(deadline - time.monotonic())
-
-
 def _relative(loss: np.ndarray, half_width: np.ndarray) -> np.ndarray:
     """Half-widths of losses relative to these; 0 where a loss is known exactly, infinite where it is 0 or where either
     is not a finite number."""
@@ -472,25 +243,3 @@ def _allocate(variances: dict[Term, float], standard_error: float, counts: Count
     total = sum(value * term.cost for term, value in root.items())
     wanted = {term: math.ceil(value * total / standard_error**2) for term, value in root.items()}
     return {term: min(count, GROWTH * counts[term]) for term, count in wanted.items()}
-
-
-def _trajectory(
-    result: Result, data: Data, task: Task, seed: int, arguments: dict[str, Any], met: bool | None
-) -> Trajectory:
-    """The estimate as users see it."""
-    values, held_out = result.values, None
-    if "held_out_outputs" in values:
-        held_out = HeldOut(values["held_out_outputs"], values["held_out_loss"], np.array(data.evaluate_at))
-    steps = np.arange(data.steps + 1) if data.full_batch else np.array(data.evaluate_at)
-    return Trajectory(
-        task,
-        values["outputs"],
-        values["loss"],
-        (seed,),
-        arguments,
-        steps=steps,
-        batch_loss=values["batch_loss"],
-        held_out=held_out,
-        errors=result.errors,
-        tolerance_met=met,
-    )
