@@ -95,8 +95,8 @@ DEFECTS = [
     Defect(
         "the suggested rate at the bound of stability",
         "tools/suggest_learning_rate.py",
-        "    rate = 1 / found.mean()",
-        "    rate = 2 / found.mean()",
+        "    rate = 1 / sharpness.mean()",
+        "    rate = 2 / sharpness.mean()",
         ("test_suggest_learning_rate.py",),
     ),
     # ------------------------------------------------------------------ forward and backward passes
@@ -303,7 +303,7 @@ DEFECTS = [
     ),
     Defect(
         "replicates of one seed",
-        "solvers/multilevel.py",
+        "solvers/estimate.py",
         "for address in (term.particles, term.depth, number):",
         "for address in (term.particles, term.depth, number // 2):",
         (
@@ -314,7 +314,7 @@ DEFECTS = [
     ),
     Defect(
         "coarse and fine grids of two paths",
-        "solvers/multilevel.py",
+        "solvers/estimate.py",
         "coarse = self._solve(key, term.particles, term.depth // 2, 2, capacity)",
         "coarse = self._solve(key, term.particles, term.depth // 2, 1, capacity)",
         ("test_multilevel.py::test_infinite_depth_of_the_linear_network", "test_multilevel.py"),
@@ -358,8 +358,8 @@ DEFECTS = [
     Defect(
         "a fit weighted by errors, not by their squares",
         "statistics.py",
-        "np.abs(found.values).max() + 1e-300) ** 2",
-        "np.abs(found.values).max() + 1e-300)",
+        "np.abs(measured.values).max() + 1e-300) ** 2",
+        "np.abs(measured.values).max() + 1e-300)",
         ("test_statistics.py::test_power_with_known_errors_covers", "test_statistics.py"),
     ),
     # ------------------------------------------------------------------ studies

@@ -275,5 +275,7 @@ def test_states_are_pytrees_of_arrays(task):
     assert all(hasattr(leaf, "shape") for leaf in jax.tree.leaves(state))
     assert jax.tree.leaves(dynamics)
     with pytest.raises(ValueError, match="give initial, or call start"):
-        eqx.tree_at(lambda tree: tree, dynamics, type(dynamics)(dynamics.settings, dynamics.units)).init(nfd.seed_key(0))
+        eqx.tree_at(lambda tree: tree, dynamics, type(dynamics)(dynamics.settings, dynamics.units)).init(
+            nfd.seed_key(0)
+        )
     assert jnp.ndim(dynamics.units.blocks) == 0
