@@ -1,4 +1,4 @@
-"""init, step and evaluate as users call them: loops of their own, recipes, chunks, blocks and optimizers from outside."""
+"""Loops of one's own, recipes, chunks, ensembles of limits, and blocks and optimizers from outside."""
 
 import inspect
 
