@@ -191,8 +191,8 @@ def test_padding_decides_nothing(example):
 
 @pytest.mark.parametrize("row", interaction.NAMES)
 def test_interaction_does_not_depend_on_capacity(row):
-    """Matrices past the last block take no part, so that `capacity` is no part of an address. In float64, sums in another
-    order differ by rounding."""
+    """Matrices past the last block take no part, so that `capacity` is no part of an address. In float64, sums in
+    another order differ by rounding."""
     own, larger = (interaction.measure(row, 2, 16, 2, 2, 2, 1.0, capacity) for capacity in (2, 5))
     for name, (_, values) in own.items():
         np.testing.assert_allclose(larger[name][1], values, rtol=1e-10)
