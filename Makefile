@@ -1,36 +1,51 @@
-# One environment, .venv, made from pyproject.toml: the one place that states versions.
+# One environment, made from pyproject.toml: the one place that states versions. Another with VENV=FOLDER PYTHON=...
 PYTHON ?= python3
-BIN := .venv/bin
+VENV ?= .venv
+BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint benchmarks clean
+.PHONY: demo test test-all lint wheel newest release-check benchmarks clean
 
-demo: .venv/installed
+demo: $(VENV)/installed
 	$(BIN)/nfd-jax compare
 
-test: .venv/tested
-	$(BIN)/pytest -n 2 --dist loadfile -m "not slow" --nbmake tests notebooks
+test: $(VENV)/tested
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" --nbmake tests notebooks
 
-test-all: .venv/tested
-	$(BIN)/pytest -n 2 --dist loadfile --nbmake tests notebooks
+test-all: $(VENV)/tested
+	$(BIN)/pytest -n 2 --dist worksteal --nbmake tests notebooks
 
-lint: .venv/tested
+lint: $(VENV)/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 
-benchmarks: .venv/installed
+# The wheel, installed into an empty environment and used there
+wheel: $(VENV)/installed
+	.ci/wheel $(BIN)/python
+
+# The fast tests on the newest Python that is here, with the newest packages that it can have
+newest:
+	.ci/newest test
+
+# Everything, compiled as users have it, at both ends of what pyproject.toml allows: an hour or more
+release-check: lint wheel
+	OPTIMISED=1 $(MAKE) test-all
+	OPTIMISED=1 .ci/newest test-all
+	OPTIMISED=1 .ci/oldest test-all
+
+benchmarks: $(VENV)/installed
 	$(BIN)/python benchmarks/revealed_against_dense.py
 
-.venv/bin/python:
+$(BIN)/python:
 	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'Python 3.11 or newer is needed: make PYTHON=...'"
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 
-.venv/installed: pyproject.toml | .venv/bin/python
+$(VENV)/installed: pyproject.toml | $(BIN)/python
 	$(BIN)/python -m pip install --quiet --editable .
 	touch $@
 
-.venv/tested: pyproject.toml | .venv/installed
+$(VENV)/tested: pyproject.toml | $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 

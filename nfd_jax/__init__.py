@@ -18,10 +18,12 @@ from nfd_jax.solvers.networks import network_dynamics, solve_network, train_netw
 from nfd_jax.solvers.sweep import sweep
 from nfd_jax.solvers.trajectory import ErrorBars, HeldOut, Trajectory
 from nfd_jax.task import Task
-from nfd_jax.tools.coordinate_check import Coordinate, CoordinateCheck, coordinate_check
+from nfd_jax.tools._coordinates import Coordinate, CoordinateCheck
+from nfd_jax.tools.coordinate_check import coordinate_check
 from nfd_jax.tools.scale_rates import ScaledParameter, ScaledRates, scale_rates
 from nfd_jax.tools.suggest_learning_rate import SuggestedRate, suggest_learning_rate
 from nfd_jax.training import Training
+from nfd_jax.verdict import Verdict
 
 __version__ = _version("nfd_jax")
 
@@ -50,6 +52,7 @@ __all__ = [
     "Task",
     "Training",
     "Trajectory",
+    "Verdict",
     "__version__",
     "alpha_gamma",
     "analytic",

@@ -97,17 +97,17 @@ def folder_path(name: str, value: Any) -> Path:
 def finite_array(name: str, value: Any, ndims: tuple[int, ...]) -> np.ndarray:
     """`value` as a finite float64 numpy array of one of the ranks `ndims`, not empty."""
     try:
-        found = np.asarray(value)
+        given = np.asarray(value)
     except (TypeError, ValueError) as error:
         raise TypeError(f"{name} must be an array of real numbers, got {type(value).__name__} ({error})") from error
-    if not any(jnp.issubdtype(found.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
+    if not any(jnp.issubdtype(given.dtype, kind) for kind in (jnp.floating, jnp.integer, jnp.bool_)):
         raise TypeError(
-            f"{name} must be an array of real numbers, got {type(value).__name__} of dtype {found.dtype}; convert it"
+            f"{name} must be an array of real numbers, got {type(value).__name__} of dtype {given.dtype}; convert it"
         )
     if np.ma.is_masked(value):
         raise ValueError(f"{name} must be an array without masked entries; fill them or leave their samples out")
     with np.errstate(over="ignore"):
-        array = found.astype(np.float64, copy=False)
+        array = given.astype(np.float64, copy=False)
     if array.ndim not in ndims or array.size == 0:
         wanted = " or ".join(str(ndim) for ndim in ndims)
         raise ValueError(f"{name} must be a non-empty array with {wanted} axes, got shape {array.shape}")
@@ -121,14 +121,14 @@ def in_precision(name: str, values: Any, *, positive: bool = False, power: int =
     """ValueError where a finite number, or a `power` of it, overflows in the precision of the run, or, where it has to
     be `positive`, is too small to be told from 0. Below the smallest normal number is 0, as on most devices."""
     dtype = np.dtype(jnp.result_type(float))
-    found, limits = np.asarray(values, dtype=np.float64), jnp.finfo(dtype)
+    numbers, limits = np.asarray(values, dtype=np.float64), jnp.finfo(dtype)
     way_out = "rescale" if dtype == np.float64 else "rescale, or set jax_enable_x64 for float64"
     most, least = (float(limit) ** (1 / power) for limit in (limits.max, limits.tiny))
-    large, small = np.abs(found) > most, (found != 0) & (np.abs(found) < least)
+    large, small = np.abs(numbers) > most, (numbers != 0) & (np.abs(numbers) < least)
     if large.any():
-        raise ValueError(f"{name} must be finite in {dtype}, got {found[large][0]:g}, which overflows; {way_out}")
+        raise ValueError(f"{name} must be finite in {dtype}, got {numbers[large][0]:g}, which overflows; {way_out}")
     if positive and small.any():
-        raise ValueError(f"{name} must not be lost in {dtype}, got {found[small][0]:g}, which is 0 there; {way_out}")
+        raise ValueError(f"{name} must not be lost in {dtype}, got {numbers[small][0]:g}, which is 0 there; {way_out}")
 
 
 def of_machine() -> int | None:

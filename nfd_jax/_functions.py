@@ -24,11 +24,11 @@ LIBRARIES = tuple({Path(sysconfig.get_path(name)).resolve() for name in ("stdlib
 
 
 @contextmanager
-def blamed(what: str, way_out: str = "") -> Iterator[None]:
-    """Whatever a function of a user's raises within, as a TypeError that begins with `what` it is and has to do."""
+def blamed(what: str, way_out: str = "", kinds: tuple[type[Exception], ...] = (Exception,)) -> Iterator[None]:
+    """Whatever a function of a user's raises within, of some kinds, as a TypeError that begins with `what` it is."""
     try:
         yield
-    except Exception as error:
+    except kinds as error:
         message = str(error).partition("\n")[0]  # jax's go on for pages
         raise TypeError(f"{what} raises {type(error).__name__}: {message}{way_out}") from error
 
@@ -119,9 +119,9 @@ def _of_function(function: FunctionType) -> list[Any]:
 
 def _global_names(code: CodeType) -> list[str]:
     """Of the globals that code reads, that of functions within it included."""
-    own = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
+    names = {step.argval for step in dis.get_instructions(code) if step.opname in ("LOAD_GLOBAL", "LOAD_NAME")}
     inner = [_global_names(part) for part in code.co_consts if isinstance(part, CodeType)]
-    return sorted(own.union(*inner))
+    return sorted(names.union(*inner))
 
 
 def _global(function: FunctionType, name: str) -> Any:
@@ -152,8 +152,8 @@ def _of_array(array: Any) -> list[Any]:
     return [repr((array.shape, array.dtype)).encode(), array.tobytes()]
 
 
-def _of_set(found: Any) -> list[Any]:
-    return sorted(repr(part).encode() for part in found)
+def _of_set(values: Any) -> list[Any]:
+    return sorted(repr(part).encode() for part in values)
 
 
 CONTENTS: tuple[tuple[type, Callable[[Any], list[Any]]], ...] = (

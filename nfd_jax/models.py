@@ -31,6 +31,7 @@ import jax.numpy as jnp
 
 from nfd_jax import activations
 from nfd_jax._checks import boolean, finite_float, one_of, positive_int
+from nfd_jax._functions import check_hashable, check_traced
 from nfd_jax._types import ScalarFunction, Vectors
 from nfd_jax.parametrization import Parametrization
 
@@ -133,20 +134,10 @@ def _check_map(stages: Any) -> Map:
         if not callable(stage):
             one_of("stage of a block", stage, (PHI, *STAGES, *activations.ACTIVATIONS))
             continue
-        hash(stage)
-        rows = jax.ShapeDtypeStruct((2, 3), jnp.zeros(()).dtype)
-        try:
-            made = jax.eval_shape(lambda x, stage=stage: jax.jvp(stage, (x,), (x,))[1], rows)
-        except Exception as error:  # whatever a function of a user's raises
-            raise TypeError(
-                f"a stage of a block must map rows (B, n) to rows of this shape by jax, got {stage!r}, which raises "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        if (made.shape, made.dtype) != (rows.shape, rows.dtype):
-            raise TypeError(
-                f"a stage of a block must keep the shape and dtype of rows (B, n), got {stage!r}, which makes "
-                f"{made.shape}, {made.dtype} from {rows.shape}, {rows.dtype}"
-            )
+        check_hashable("stage of a block", stage)
+        what = "a stage of a block must map rows (B, n) to rows of this shape by jax"
+        program = partial(lambda stage, x: jax.jvp(stage, (x,), (x,))[1], stage)
+        check_traced(what, "write it with jax.numpy", stage, program, [(2, 3)], (2, 3))
     return tuple(listed)
 
 

@@ -14,6 +14,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from nfd_jax._checks import finite_float, one_of
+from nfd_jax._text import in_columns
 
 FAMILIES = {"sgd": "sgd", "adam": "adam", "adamw": "adam"}  # of an optimizer: whose rates it takes
 
@@ -144,10 +145,8 @@ class Parametrization:
             scaling = self[role]
             powers = scaling.std, scaling.multiplier, scaling.sgd, scaling.adam, scaling.epsilon
             rows.append([role.value, *map(str, powers)])
-        widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-        lines = ["  ".join(map(str.ljust, row, widths)).rstrip() for row in rows]
         branch = f"sqrt(T) {L**-self.alpha}" if self.alpha else "sqrt(T)"
-        return "\n".join([f"{self.name}: branches times {branch}, rates times eta", *lines])
+        return "\n".join([f"{self.name}: branches times {branch}, rates times eta", in_columns(rows)])
 
     def __getitem__(self, role: Role) -> Scaling:
         return getattr(self, role.value)
@@ -196,9 +195,9 @@ class Parametrization:
         readout, with which they are aligned, and the readout's own."""
         trained = tuple(roles)
         readout = self.update(Role.READOUT, optimizer)
-        own = (readout,) if Role.READOUT in trained and readout != ZERO else ()
+        direct = (readout,) if Role.READOUT in trained and readout != ZERO else ()
         through = self.readout.multiplier * self.readout.std * N
-        return own + tuple(through * power for power in self.stream_updates(optimizer, trained))
+        return direct + tuple(through * power for power in self.stream_updates(optimizer, trained))
 
 
 def alpha_gamma(

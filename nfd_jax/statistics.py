@@ -6,7 +6,7 @@ seeds is fitted against that of the size by least squares. The error comes from 
 the spread changes with size.
 
 `bootstrap` takes any function of groups of seeds, drawn anew with replacement, and `fit_power` the exponent of what it
-found, weighted by its errors: quantities that may be zero or negative, differences from a limit that is itself
+gave, weighted by its errors: quantities that may be zero or negative, differences from a limit that is itself
 uncertain, sizes with different numbers of seeds.
 
 A slope over finite sizes also has corrections that no seed shows; compare with theory within the interval plus an
@@ -210,17 +210,9 @@ def normal(
     return Sampled(values, values + errors * noise, freedom)
 
 
-def stacked(parts: Sequence[Sampled]) -> Sampled:
-    """Independent numbers along a new first axis. Resamples of each are put in another order, so that those made with
-    one seed do not move together."""
-    count = min(len(part.draws) for part in parts)
-    orders = [np.random.default_rng(place).permutation(len(part.draws))[:count] for place, part in enumerate(parts)]
-    draws = np.stack([part.draws[order] for part, order in zip(parts, orders, strict=True)], axis=1)
-    return Sampled(np.stack([part.values for part in parts]), draws, min(part.freedom for part in parts))
-
-
 def combined(function: Callable[..., Any], *parts: Sampled) -> Sampled:
-    """A function of independent numbers, such as a difference."""
+    """A function of independent numbers, such as a difference. Resamples of each are put in another order, so that
+    those made with one seed do not move together."""
     count = min(len(part.draws) for part in parts)
     orders = [np.random.default_rng(place).permutation(len(part.draws))[:count] for place, part in enumerate(parts)]
     rows = zip(*(part.draws[order] for part, order in zip(parts, orders, strict=True)), strict=True)
@@ -230,10 +222,15 @@ def combined(function: Callable[..., Any], *parts: Sampled) -> Sampled:
     return Sampled(values, draws, min(part.freedom for part in parts))
 
 
+def stacked(parts: Sequence[Sampled]) -> Sampled:
+    """Independent numbers along a new first axis."""
+    return combined(lambda *each: np.stack(each), *parts)
+
+
 STEEPEST = 6.0  # exponents are searched between minus and plus this
 
 
-def fit_power(sizes: Sequence[float | int] | np.ndarray, found: Sampled, *, confidence: float = CONFIDENCE) -> Slope:
+def fit_power(sizes: Sequence[float | int] | np.ndarray, measured: Sampled, *, confidence: float = CONFIDENCE) -> Slope:
     """The exponent p of `a * size ** p`, least squares weighted by the errors of the values `(sizes,)`.
 
     Values may be of either sign: one that is zero within its error tells no more than that. The error is that of the
@@ -244,18 +241,18 @@ def fit_power(sizes: Sequence[float | int] | np.ndarray, found: Sampled, *, conf
     at = finite_array("sizes", sizes, (1,))
     if np.any(at <= 0) or len(set(at.tolist())) < 2:
         raise ValueError(f"sizes must be at least two different positive numbers, got {sizes!r}")
-    if found.values.shape != at.shape:
-        raise ValueError(f"values must have the shape {at.shape} of sizes, got {found.values.shape}")
-    if not (np.isfinite(found.values).all() and np.isfinite(found.draws).all()):
-        return Slope(math.nan, math.nan, found.freedom, confidence, math.nan)
-    weights = 1 / np.maximum(found.errors, 1e-12 * np.abs(found.values).max() + 1e-300) ** 2
-    middle = math.exp(float(np.average(np.log(at), weights=weights * found.values**2 + 1e-300)))
+    if measured.values.shape != at.shape:
+        raise ValueError(f"values must have the shape {at.shape} of sizes, got {measured.values.shape}")
+    if not (np.isfinite(measured.values).all() and np.isfinite(measured.draws).all()):
+        return Slope(math.nan, math.nan, measured.freedom, confidence, math.nan)
+    weights = 1 / np.maximum(measured.errors, 1e-12 * np.abs(measured.values).max() + 1e-300) ** 2
+    middle = math.exp(float(np.average(np.log(at), weights=weights * measured.values**2 + 1e-300)))
     powers = np.linspace(-STEEPEST, STEEPEST, 2401)
     basis = (at / middle) ** powers[:, None]
     norm = basis**2 @ weights
 
-    def best(values: np.ndarray) -> tuple[float, float]:
-        along = basis @ (weights * values)
+    def best(drawn: np.ndarray) -> tuple[float, float]:
+        along = basis @ (weights * drawn)
         gain = along**2 / norm  # what the best amplitude at every power takes off the squares
         top = int(np.argmax(gain))
         power = powers[top]
@@ -265,10 +262,10 @@ def fit_power(sizes: Sequence[float | int] | np.ndarray, found: Sampled, *, conf
             power += 0.0 if curvature == 0 else 0.5 * (low - high) / curvature * (powers[1] - powers[0])
         return float(power), float(along[top] / norm[top])
 
-    power, amplitude = best(found.values)
-    resampled = np.array([best(draw)[0] for draw in found.draws])
+    power, amplitude = best(measured.values)
+    resampled = np.array([best(draw)[0] for draw in measured.draws])
     error = float(np.std(resampled, ddof=1))
     if abs(power) >= STEEPEST or np.mean(np.abs(resampled) >= STEEPEST) > 1 / 40:  # at the end of the search
         error = math.inf
     intercept = math.log(max(abs(amplitude), 1e-300)) - power * math.log(middle)
-    return Slope(power, error, found.freedom, confidence, intercept, -1 if amplitude < 0 else 1)
+    return Slope(power, error, measured.freedom, confidence, intercept, -1 if amplitude < 0 else 1)

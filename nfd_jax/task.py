@@ -155,8 +155,8 @@ class Task:
         if self.outputs == 1:
             right = outputs[..., 0] * labels > 0
         else:
-            own = labels[:, None] == np.arange(self.outputs)
-            right = np.where(own, outputs, -np.inf).max(axis=-1) > np.where(own, -np.inf, outputs).max(axis=-1)
+            correct = labels[:, None] == np.arange(self.outputs)
+            right = np.where(correct, outputs, -np.inf).max(axis=-1) > np.where(correct, -np.inf, outputs).max(axis=-1)
         return np.where(np.isfinite(outputs).all(axis=(-1, -2)), right.mean(axis=-1), np.nan)
 
     @property

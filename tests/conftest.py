@@ -2,7 +2,8 @@
 
 Most tests run programs of a few milliseconds that take seconds to compile, so that compilation is kept short: programs
 are not optimised, but in modules marked `optimised`, which take longer to run or are about programs themselves, and a
-program is compiled once for all workers and child processes. `OPTIMISED=1 pytest` compiles everything as users do.
+program is compiled once for all workers and child processes. `OPTIMISED=1 pytest` compiles everything as users do, as
+`.ci/wheel` does.
 """
 
 import os
@@ -11,11 +12,9 @@ import sys
 import tempfile
 
 OPTIMISED = os.environ.get("OPTIMISED", "") not in ("", "0")
-if not OPTIMISED:  # read when jax starts; test_users.py runs what users run, without them
+if not OPTIMISED:  # read when jax starts
     os.environ["XLA_FLAGS"] = "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1"
-if (
-    MADE_HERE := "JAX_COMPILATION_CACHE_DIR" not in os.environ
-):  # in the first process, whose environment the others have
+if MADE_HERE := "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # by the first process; the others inherit it
     os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="nfd_jax_programs_")
 os.environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it warns of every program that is read

@@ -15,16 +15,9 @@ import nfd_jax as nfd
 from nfd_jax.dynamics import autodiff
 from nfd_jax.parametrization import ONE, ZERO, L, N, Role, alpha_gamma, resolve
 from nfd_jax.statistics import Slope
-from nfd_jax.tools.coordinate_check import (
-    CHANGE,
-    SIZE,
-    UPDATE,
-    Coordinate,
-    CoordinateCheck,
-    Experiment,
-    expectations,
-    squared_loss,
-)
+from nfd_jax.tools._coordinates import CHANGE, SIZE, UPDATE, Coordinate, CoordinateCheck
+from nfd_jax.tools._experiment import Experiment, expectations
+from nfd_jax.tools.coordinate_check import squared_loss
 from nfd_jax.verdict import Verdict
 
 KINDS = {"up": "inner", "stream": "stream", "outputs": "output"}

@@ -75,11 +75,12 @@ def test_no_step_reveals_nothing_new(matched):
     layers = Initial(DEPTH, 4 * WIDTH, 2, 1, STEPS, 4, matched=matched).layers(jax.random.key(0))
     outputs, hidden = hand_made(layers, task, learning_rate=0.0)
     np.testing.assert_allclose(outputs, np.broadcast_to(outputs[0], outputs.shape), atol=4000 * EPS)
-    for direction, revealed in enumerate(hidden.revealed):
-        ranks = np.asarray(hidden.ranks[direction])
-        np.testing.assert_array_equal(revealed.counts.values, ranks)
-        np.testing.assert_array_equal(revealed.steps, np.where(np.arange(STEPS * 4) < ranks[:, None], 0, -1))
-        assert np.all((ranks > 0) & (ranks <= 2))  # of two equal samples, a zero one and another
+    # of two equal samples, a zero one and another; backward, g of the zero sample is its own but for V itself
+    ranks = np.array([[2, 2, 2], [3, 3, 1]])
+    np.testing.assert_array_equal(hidden.ranks, ranks)
+    for rank, revealed in zip(ranks, hidden.revealed, strict=True):
+        np.testing.assert_array_equal(revealed.counts.values, rank)
+        np.testing.assert_array_equal(revealed.steps, np.where(np.arange(STEPS * 4) < rank[:, None], 0, -1))
 
 
 def test_equal_readout_columns():

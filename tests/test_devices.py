@@ -66,7 +66,7 @@ def start(code, *arguments, devices=1, **environment):
         "JAX_PLATFORMS": "cpu",
         "JAX_ENABLE_X64": "true",
         "JAX_DISABLE_MOST_OPTIMIZATIONS": "true",
-        "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+        "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}",
     }
     return subprocess.Popen(
         [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],

@@ -8,6 +8,7 @@ import textwrap
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -48,6 +49,29 @@ def test_an_activation(task):
     variance = np.diag(start.features[-1]) / 64  # of outputs at the start
     ratio = (run.outputs[:, 0, :, 0] ** 2).mean(axis=0) / variance  # chi^2 of 8 over 8, but for O(1/n)
     assert np.all((ratio > 0.03) & (ratio < 5))
+
+
+def test_a_block(task):
+    def gated(x):
+        return x * jax.nn.sigmoid(x)
+
+    deep = nfd.ResNet(depth=4, block=("rms_norm", gated, ()))  # h + b W2 gated(W1 norm(h))
+    run = nfd.solve_network(task, deep, width=64, steps=3)
+    assert run.loss[:, -1].mean() < run.loss[:, 0].mean()
+    rows = nfd.Task(np.arange(1, 4)[:, None] * task.inputs[:1], np.ones(3))  # branches don't see the size of h
+    outputs = nfd.train_networks(rows, dataclasses.replace(deep, depth=1), width=64, steps=1).outputs[:, 0, :, 0]
+    np.testing.assert_allclose(np.diff(outputs, 2), 0, atol=1e-12)
+    assert np.abs(np.diff(outputs)).max() > 0.01
+
+
+def test_an_optimizer(task, model):
+    lion = nfd.Optimizer.of(optax.scale_by_lion(), family="adam")  # every entry moves by about its rate
+    run = nfd.train_networks(task, model, width=64, steps=3, learning_rate=0.01, optimizer=lion)
+    heavy = nfd.Optimizer.of(optax.trace(0.9), family="sgd", linear=True)  # for revealed matrices too
+    limit = nfd.solve_limit(task, model, steps=3, optimizer=heavy)
+    assert np.all(run.mean("loss")[-1] < run.mean("loss")[0])
+    named = nfd.solve_limit(task, model, steps=3, momentum=0.9)
+    np.testing.assert_allclose(limit.outputs, named.outputs, rtol=1e-9, atol=1e-12)
 
 
 def test_a_row_of_the_table(task, model):

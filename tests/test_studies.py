@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields, replace
 from functools import wraps
 
 import jax
+import laws
 import numpy as np
 import pytest
 import xarray as xr
@@ -150,8 +151,9 @@ def test_cells_in_each_others_place_are_refused(example, tmp_path):
 
 
 def test_no_flipped_bit_is_read_as_another_number(example, tmp_path):
+    example = replace(example, conclude=lambda results: [])  # which takes longest
     report = studies.run(example, "smoke", folder=tmp_path)
-    path, expected = sorted(tmp_path.rglob("*.npz"))[0], report.results.found
+    path, expected = sorted(tmp_path.rglob("*.npz"))[0], report.results.cells
     content, rng = path.read_bytes(), np.random.default_rng(0)
     refused = 0
     for place in rng.integers(8 * len(content), size=200):
@@ -159,7 +161,7 @@ def test_no_flipped_bit_is_read_as_another_number(example, tmp_path):
         changed[place // 8] ^= 1 << place % 8
         path.write_bytes(changed)
         try:
-            found = studies.run(example, "smoke", folder=tmp_path).results.found
+            found = studies.run(example, "smoke", folder=tmp_path).results.cells
         except ValueError as error:
             refused += str(path) in str(error)
             continue
@@ -290,53 +292,47 @@ def test_names_and_numbers():
 
 @contextmanager
 def as_users():
-    """Single precision, as users run studies: in double, rates are stable that are not for them. Programs are compiled
-    as they are written: no numbers are compared here, and compilation is most of a smoke run."""
-    options = {"jax_enable_x64": False, "jax_disable_most_optimizations": True}
-    before = {name: jax.config.read(name) for name in options}
-    for name, value in options.items():
-        jax.config.update(name, value)
-    try:
+    """Single precision, as users run studies: in double, rates are stable that are not for them."""
+    with jax.enable_x64(False):
         yield
-    finally:
-        for name, value in before.items():
-            jax.config.update(name, value)
-        jax.clear_caches()
 
 
-@pytest.fixture(scope="module", params=studies.STUDIES)
-def smoke(request, tmp_path_factory):
-    """The report of a study at the smallest scale, and its folder."""
-    folder = tmp_path_factory.mktemp(request.param)
-    with as_users():
-        return studies.run(studies.STUDIES[request.param], "smoke", folder=folder, progress=False), folder
+LONG = ("width", "depth", "reuse", "scaling", "collapse", "transfer")  # over eight seconds, of several limits each
 
 
-def test_every_study_runs_and_resumes(smoke):
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in studies.STUDIES]
+)
+def test_every_study_runs_and_resumes(name, tmp_path):
     """From nothing to a written report; a second run measures nothing, and finds the same."""
-    report, folder = smoke
-    study = report.study
-    assert report.findings
-    assert all(isinstance(finding.verdict, Verdict) for finding in report.findings)
-    decided = [finding for finding in report.findings if finding.verdict is not Verdict.UNDECIDED]
-    assert all(np.isfinite(finding.measured.value) for finding in decided)
+    study = studies.STUDIES[name]
 
     @wraps(study.measure)
     def measured(**_):
         pytest.fail("measured again")
 
     with as_users():
-        again = studies.run(replace(study, measure=measured), "smoke", folder=folder, progress=False)
+        report = studies.run(study, "smoke", folder=tmp_path, progress=False)
+        again = studies.run(replace(study, measure=measured), "smoke", folder=tmp_path, progress=False)
+    assert report.findings
+    assert all(isinstance(finding.verdict, Verdict) for finding in report.findings)
+    decided = [finding for finding in report.findings if finding.verdict is not Verdict.UNDECIDED]
+    assert all(np.isfinite(finding.measured.value) for finding in decided)
     assert repr(again.findings) == repr(report.findings)  # where some are not a number
-    assert all(path.stat().st_size for path in report.save(folder))
+    assert all(path.stat().st_size for path in report.save(tmp_path))
+
+
+@pytest.fixture(scope="module", params=studies.STUDIES)
+def report(request):
+    """Of a study at the smallest scale, of records by law."""
+    return laws.report(request.param, scale="smoke")
 
 
 NO_INTERVAL = re.compile(r"± (inf|nan)|\b(inf|nan) ±")
 
 
-def test_a_smoke_run_says_that_it_is_one(smoke):
+def test_a_smoke_run_says_that_it_is_one(report):
     """Wherever verdicts are read, which a few tiny points decide, and in the figure."""
-    report, _ = smoke
     for text in (report.table(), studies.summary([report])):
         assert module.SMOKE in " ".join(text.split())
         assert not NO_INTERVAL.search(text)
@@ -345,9 +341,8 @@ def test_a_smoke_run_says_that_it_is_one(smoke):
     assert module.SMOKE not in " ".join(replace(report, scale="laptop").table().split())
 
 
-def test_bars_and_bands_are_intervals(smoke, monkeypatch):
+def test_bars_and_bands_are_intervals(report, monkeypatch):
     """All of them go through one quantile: a planted `2 *` is not Student's, and would stay as it is."""
-    report, _ = smoke
     before = _bars(report)
     monkeypatch.setattr(statistics, "quantile", lambda *arguments: 10 * quantile(*arguments))
     after = _bars(report)
@@ -364,20 +359,19 @@ def _bars(report):
     return [np.asarray(bars, float) for bars in (*lines, *levels)]
 
 
-def test_a_study_concludes_where_everything_diverged(smoke):
+def test_a_study_concludes_where_everything_diverged(report, tmp_path):
     """Undecided, and said so: in the line of what can't be known, and above all lines."""
-    report, folder = smoke
 
     def lost(kept):
         return kept.map(lambda each: each * np.nan if each.dtype.kind == "f" else each * 0)
 
-    results = replace(report.results, found=[(cell, lost(kept)) for cell, kept in report.results.found])
+    results = replace(report.results, cells=[(cell, lost(kept)) for cell, kept in report.results.cells])
     findings = tuple(report.study.conclude(results))
     diverged = replace(report, results=results, findings=findings)
     assert {finding.verdict for finding in findings} == {Verdict.UNDECIDED}
     assert not NO_INTERVAL.search(diverged.table())
-    assert f"not finite, as something diverged, in {len(results.found)} of" in " ".join(diverged.table().split())
-    assert all(path.stat().st_size for path in diverged.save(folder))
+    assert f"not finite, as something diverged, in {len(results.cells)} of" in " ".join(diverged.table().split())
+    assert all(path.stat().st_size for path in diverged.save(tmp_path))
 
 
 RATES = ("learning_rate", "learning_rates", "rates", "lowest")
@@ -461,18 +455,18 @@ def _fails(**cell):
 
 
 def test_command_line(tmp_path, capsys, monkeypatch):
-    arguments = ["claims", "degeneracy", "--scale", "smoke", "--output", str(tmp_path)]
+    arguments = ["claims", "interaction", "--scale", "smoke", "--output", str(tmp_path)]
     monkeypatch.setattr("sys.argv", ["nfd-jax", *arguments])
     cli.main()
     printed = capsys.readouterr().out
-    assert "5 degeneracy" in printed
+    assert "12 interaction" in printed
     assert printed.count("undecided") > 1  # in a line, and in the count of them
     assert (tmp_path / "claims.txt").read_text().splitlines()[0].startswith("quantity")
     monkeypatch.setitem(studies.STUDIES, "plane", replace(studies.STUDIES["plane"], measure=_fails))
     monkeypatch.setattr("sys.argv", ["nfd-jax", "claims", "plane", *arguments[1:]])
     with pytest.raises(SystemExit, match="study 'plane': too large"):
         cli.main()
-    assert "5 degeneracy" in capsys.readouterr().out  # the rest has run all the same
-    monkeypatch.setattr("sys.argv", ["nfd-jax", "study", "degeneracy", "--sizes", "{", "--output", str(tmp_path)])
+    assert "12 interaction" in capsys.readouterr().out  # the rest has run all the same
+    monkeypatch.setattr("sys.argv", ["nfd-jax", "study", "interaction", "--sizes", "{", "--output", str(tmp_path)])
     with pytest.raises(SystemExit, match="--sizes must be JSON"):
         cli.main()

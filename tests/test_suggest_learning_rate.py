@@ -136,6 +136,10 @@ def test_training_is_stable_below_the_bound_and_not_above(loss):
             r"there is no learning rate to suggest: .* \[0.0, 0.0\]",
         ),
         ({"model": nfd.ResNet(2, lambda x: x / 0)}, "there is no learning rate to suggest: .* nan"),
+        (
+            {"task": nfd.Task(np.eye(2), np.ones(2), loss=lambda f, y: jnp.abs(f - y)[:, 0])},
+            "no learning rate to suggest: .* or the loss is linear",
+        ),
     ],
 )
 def test_what_has_no_rate(monkeypatch, arguments, message):

@@ -2,7 +2,6 @@
 
 import dataclasses
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -11,7 +10,7 @@ from scipy.special import log_softmax, softmax
 
 import nfd_jax as nfd
 from nfd_jax._functions import described
-from nfd_jax.dynamics import module
+from nfd_jax.solvers import estimate, multilevel
 from nfd_jax.task import loss_curvature, loss_gradient, loss_value
 
 INPUTS = np.arange(6.0).reshape(3, 2)
@@ -97,33 +96,33 @@ def test_a_known_loss_given_as_a_function(solver):
 
 
 @pytest.mark.parametrize("outputs", [1, 3])
-def test_explicit_sweeps_and_autodiff_agree_on_a_loss(outputs):
+def test_explicit_passes_and_autodiff_agree_on_a_loss(outputs):
     generator = np.random.default_rng(1)
     task = nfd.Task(generator.normal(size=(4, 5)), 2 * generator.normal(size=(4, outputs)), loss=rounded)
     model = nfd.ResNet(3, "tanh")
-    problem = prepare(task, model, width=12, train_input=True, train_readout=True)
-    shape = module.Shape(12, 5, outputs)
-    network = module.create_network(jax.random.key(0), model, problem.settings.row, shape, 1.0)
-    sweeps, autodiff = run_both(problem, network, task)
-    np.testing.assert_allclose(sweeps.outputs, autodiff.outputs, rtol=0, atol=1e-11)
-    by_hand = (1 + np.arange(outputs)) * (np.sqrt(1 + (sweeps.outputs - task.targets) ** 2) - 1)
-    np.testing.assert_allclose(sweeps.loss, by_hand.sum(-1).mean(-1), rtol=1e-12)
-    assert np.ptp(sweeps.loss) > 0.1
+    prepared = prepare(task, model, width=12, train_input=True, train_readout=True)
+    passes, autodiff = run_both(prepared, prepared.network(0), task)
+    np.testing.assert_allclose(passes.outputs, autodiff.outputs, rtol=0, atol=1e-11)
+    by_hand = (1 + np.arange(outputs)) * (np.sqrt(1 + (passes.outputs - task.targets) ** 2) - 1)
+    np.testing.assert_allclose(passes.loss, by_hand.sum(-1).mean(-1), rtol=1e-12)
+    assert np.ptp(passes.loss) > 0.1
 
 
 def test_errors_of_estimates_are_those_of_the_loss():
-    """A hundred times the squared loss at a hundredth of the rate trains alike, and has a hundred times the bars: of
-    those of second order too, which are all there is where outputs fit their targets."""
-    task = nfd.datasets.digits(2)
-    options = {"steps": 2, "tolerance": 0.3, "particles": 256}
-    plain = nfd.solve_limit(task, nfd.ResNet(2), learning_rate=1.0, **options)
-    scaled = nfd.Task(task.inputs, task.targets, loss=lambda f, y: 100 * squared(f, y))
-    run = nfd.solve_limit(scaled, nfd.ResNet(2), learning_rate=0.01, **options)
-    np.testing.assert_allclose(run.outputs, plain.outputs, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(run.loss, 100 * plain.loss, rtol=1e-9)
-    for bars in ("standard_error", "discretisation_error", "half_width"):
-        theirs, ours = (getattr(each.errors["loss"], bars) for each in (plain, run))
-        np.testing.assert_allclose(ours, 100 * theirs, rtol=1e-7, atol=1e-12)
+    """A hundred times the squared loss has a hundred times the bars; where outputs fit their targets, all that is left
+    is of second order, half the variance of the mean by hand."""
+    drawn = np.random.default_rng(2).normal(size=(6, 2, 3, 2))  # replicates, steps, samples, outputs
+    targets = drawn[:, 1].mean(axis=0)
+    bars = {}
+    for scale, loss in ((1, "mse"), (100, lambda f, y: 100 * squared(f, y))):
+        replicates = object.__new__(estimate.Replicates)
+        replicates.task = nfd.Task(np.eye(3), targets, loss=loss)
+        term = multilevel.Term(64, 2, False)
+        replicates.found = {term: [{"outputs": outputs} for outputs in drawn]}
+        bars[scale] = estimate.combine(replicates, {term: 1.0}, {term: 6}, None).errors["loss"].standard_error
+    np.testing.assert_allclose(bars[100], 100 * bars[1], rtol=1e-12)
+    by_hand = 0.5 * (drawn[:, 1].var(axis=0, ddof=1) / 6).sum(axis=-1).mean()
+    assert bars[1][1] == pytest.approx(by_hand, rel=1e-12)
 
 
 def test_a_loss_is_part_of_a_record(tmp_path):

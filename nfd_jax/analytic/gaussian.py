@@ -99,10 +99,10 @@ def _smooth(activation: str | Pointwise, slope: Pointwise | None, spread: Real) 
 
 def _elementwise(name: str, function: Pointwise) -> Pointwise:
     def checked(x: Array) -> Array:
-        found = np.asarray(function(x), float)
-        if found.shape != x.shape:
-            raise ValueError(f"{name} must act elementwise: shape {x.shape} in, {found.shape} out")
-        return found
+        values = np.asarray(function(x), float)
+        if values.shape != x.shape:
+            raise ValueError(f"{name} must act elementwise: shape {x.shape} in, {values.shape} out")
+        return values
 
     return checked
 
@@ -133,8 +133,8 @@ def _quadrature_kernels(phi: Pointwise, slope: Pointwise, gram: Array) -> tuple[
     for a, b in zip(*np.triu_indices(len(gram)), strict=True):
         spread = math.sqrt(gram[a, a])
         shared = gram[a, b] / spread if spread > 0 else 0.0
-        own = math.sqrt(max(gram[b, b] - shared**2, 0.0))
-        u, v = spread * nodes, shared * nodes[:, None] + own * nodes
+        rest = math.sqrt(max(gram[b, b] - shared**2, 0.0))
+        u, v = spread * nodes, shared * nodes[:, None] + rest * nodes
         values[a, b] = values[b, a] = (weights * phi(u)) @ phi(v) @ weights
         slopes[a, b] = slopes[b, a] = (weights * slope(u)) @ slope(v) @ weights
     return values, slopes

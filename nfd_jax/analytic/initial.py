@@ -78,12 +78,12 @@ class _Branch:
     ) -> tuple[Array, dict[str, Array]]:
         """From the overlap of two backward fields above the branch: what the branch adds to it, and its products with
         the forward kernels, by role. `keep`: the share of an overlap that a matrix hands down, 1 or 0."""
-        found = {}
+        products = {}
         for place in reversed(range(1, len(slopes))):
             overlap = slopes[place] * overlap
-            found["hidden" if place == len(slopes) - 1 else "inner"] = kernels[place - 1] * overlap
+            products["hidden" if place == len(slopes) - 1 else "inner"] = kernels[place - 1] * overlap
             overlap = keep * overlap
-        return slopes[0] * overlap, found
+        return slopes[0] * overlap, products
 
 
 def initial_kernels(
@@ -142,9 +142,9 @@ def initial_kernels(
     overlap, hidden = np.ones_like(start), {"inner": np.zeros_like(start), "hidden": np.zeros_like(start)}
     for kernels, slopes in reversed(passed):
         gradients.insert(0, gradients[0] + step * branch.backward(kernels, slopes, gradients[0], 1.0)[0])
-        more, found = branch.backward(kernels, slopes, overlap, keep)
+        more, products = branch.backward(kernels, slopes, overlap, keep)
         overlap = overlap + step * more
-        hidden |= {role: hidden[role] + step * kernel for role, kernel in found.items()}
+        hidden |= {role: hidden[role] + step * kernel for role, kernel in products.items()}
     tangents = {"input": start * overlap, **hidden, "readout": features[-1]}
     times = np.linspace(0, 1, blocks + 1)
     return InitialKernels(times, np.stack(features), np.stack(activations), np.stack(gradients), tangents)

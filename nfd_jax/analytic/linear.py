@@ -22,7 +22,7 @@ from nfd_jax.analytic._arguments import CLOSURES, Array, Real, choice, one_each,
 # sums over earlier training steps only, chi_j h^j also over the samples of step j; A = B = 0 in the
 # decoupled closure. All coefficients are deterministic. Cut the network at level l: the blocks below it
 # turn g_l into h_l = rho g_l + noise, those above turn h_l into g_l = sigma h_l + noise, and the two
-# noises share no generator. Joining the sides gives every inner product at the cut,
+# noises share no generator. Joining the halves gives every inner product at the cut,
 # A = (1 - rho sigma)^-1 rho there and B = (1 - sigma rho)^-1 sigma; moving the cut by a block updates
 # rho or sigma. No pair of levels is ever needed, which is where this differs from the two-time Gamma
 # and C of TP6, Prop. 4.4 and Lemma C.1.
@@ -46,7 +46,7 @@ class LinearDynamics:
 
 @dataclass(frozen=True)
 class _Half:
-    """One side of a cut as seen from it, x = reflection @ y + noise.
+    """The blocks below or above a cut as seen from it, x = reflection @ y + noise.
 
     Below the cut x are the forward queries h_l and y the backward ones g_l; above it the reverse.
     """
@@ -55,7 +55,7 @@ class _Half:
     noise: Array  # covariance
 
     def meet(self, other: "_Half") -> tuple[Array, Array]:
-        """Join both sides: covariance of x, and response of x to a source added to y."""
+        """Join both halves: covariance of x, and response of x to a source added to y."""
         loop = _geometric(self.reflection @ other.reflection)
         response = loop @ self.reflection
         return loop @ self.noise @ loop.T + response @ other.noise @ response.T, response

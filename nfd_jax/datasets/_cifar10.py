@@ -92,12 +92,12 @@ def _read_pickle(path: Path) -> tuple[np.ndarray, np.ndarray]:
     batch = _unpickled(path)
     missing = {"data", "labels"} - batch.keys()
     if missing:
-        found = ", ".join(map(repr, batch)) or "nothing"
-        raise ValueError(f"{str(path)!r} must hold 'data' and 'labels', got {found[:200]}; {_AGAIN}")
+        listed = ", ".join(map(repr, batch)) or "nothing"
+        raise ValueError(f"{str(path)!r} must hold 'data' and 'labels', got {listed[:200]}; {_AGAIN}")
     images, labels = _image_array(path, batch["data"]), batch["labels"]
     if not isinstance(labels, list) or len(labels) != len(images):
-        found = f"{len(labels)} labels" if isinstance(labels, list) else type(labels).__name__
-        raise ValueError(f"{str(path)!r} must hold a list of {len(images)} labels, one an image, got {found}; {_AGAIN}")
+        given = f"{len(labels)} labels" if isinstance(labels, list) else type(labels).__name__
+        raise ValueError(f"{str(path)!r} must hold a list of {len(images)} labels, one an image, got {given}; {_AGAIN}")
     return images, _labels(path, labels)
 
 

@@ -112,6 +112,11 @@ class Problem(NamedTuple):
         inputs, targets = (jnp.asarray(part[chosen], jnp.zeros(()).dtype) for part in self.data.train)
         return inputs, targets
 
+    def steps(self) -> Iterator[tuple[Array, Array, Array, Array]]:
+        """The number, rate, inputs and targets of every training step in order, as `dynamics.step` takes them."""
+        for step, rate in enumerate(self.rates):
+            yield jnp.int32(step), jnp.asarray(rate, jnp.zeros(()).dtype), *self.batch(step)
+
     def in_coordinates(self) -> Problem:
         """The same problem with inputs times 1/sqrt(d), in an orthonormal basis of the span of all of them, training
         and held out: rank coordinates a sample, at most min(samples, d).

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from nfd_jax._functions import blamed
 from nfd_jax._types import Array, Float, Index
 from nfd_jax.matrices.base import AbstractMatrices
 from nfd_jax.models import Structure
@@ -100,13 +101,14 @@ def _check_axes(axes: Mapping[str, tuple[str, ...]], found: Mapping[str, Array],
 
 def observation(observe: Observe, snapshot: Snapshot) -> dict[str, Array]:
     """What an observe function makes of a snapshot; refused while tracing, before anything is trained."""
+    kinds = jax.errors.JAXTypeError, jax.errors.JAXIndexError
+    what = (
+        "observe is traced by jax, so it can't turn arrays into numpy or Python numbers, nor branch on their values: "
+        "write it with jax.numpy. It"
+    )
     try:
-        found = observe(snapshot)
-    except (jax.errors.JAXTypeError, jax.errors.JAXIndexError) as error:
-        raise TypeError(
-            f"observe is traced by jax, so it can't turn arrays into numpy or Python numbers, nor branch on their "
-            f"values: write it with jax.numpy. It raises {type(error).__name__}: {str(error).splitlines()[0]}"
-        ) from error
+        with blamed(what, kinds=kinds):
+            found = observe(snapshot)
     except Exception as error:
         error.add_note("raised by observe, which jax calls once, with arrays that have no values yet")
         raise

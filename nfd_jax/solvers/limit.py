@@ -151,8 +151,8 @@ def limit_dynamics(
 
         dynamics, problem = nfd.limit_dynamics(task, model, steps=10)
         state, step = dynamics.init(nfd.seed_key(0)), eqx.filter_jit(dynamics.step)
-        for k, rate in enumerate(problem.rates):
-            state, record = step(state, k, rate, *problem.batch(k))
+        for number, rate, inputs, targets in problem.steps():
+            state, record = step(state, number, rate, inputs, targets)
 
     Arguments are those of `solve_limit`; the depth is finite.
     """

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import numpy as np
 import xarray as xr
 
+from nfd_jax._text import in_columns
 from nfd_jax.statistics import Estimate, Slope, shown
-from nfd_jax.tools.scale_rates import in_columns
 from nfd_jax.verdict import Verdict
 
 

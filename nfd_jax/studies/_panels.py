@@ -33,12 +33,12 @@ class Line:
         cls,
         label: str,
         x: Sequence[float] | np.ndarray,
-        found: Sampled,
+        y: Sampled,
         slope: Slope | None = None,
         predicted: float | None = None,
     ) -> Line:
         """From resampled numbers."""
-        return cls(label, x, found.values, found.half_widths, slope, predicted)
+        return cls(label, x, y.values, y.half_widths, slope, predicted)
 
 
 @dataclass(frozen=True, eq=False)

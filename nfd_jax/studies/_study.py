@@ -92,16 +92,16 @@ class Results:
     """The cells of a run with their records, in the order of the grid."""
 
     sizes: Any
-    found: Sequence[tuple[Cell, xr.Dataset]]
+    cells: Sequence[tuple[Cell, xr.Dataset]]
 
     def where(self, **arguments: Any) -> Results:
         """The cells with these arguments."""
-        chosen = [(cell, kept) for cell, kept in self.found if arguments.items() <= dict(cell).items()]
+        chosen = [(cell, record) for cell, record in self.cells if arguments.items() <= dict(cell).items()]
         return Results(self.sizes, chosen)
 
     def one(self, **arguments: Any) -> xr.Dataset:
         """The record of the only cell with these arguments."""
-        chosen = self.where(**arguments).found
+        chosen = self.where(**arguments).cells
         if len(chosen) != 1:
             raise LookupError(f"{len(chosen)} cells have the arguments {arguments}")
         return chosen[0][1]
@@ -109,21 +109,21 @@ class Results:
     def diverged(self) -> list[Cell]:
         """The cells in whose record some number is not finite, each by the arguments that differ from cell to cell."""
         shared = {
-            name for name, value in self.found[0][0].items() if all(cell.get(name) == value for cell, _ in self.found)
+            name for name, value in self.cells[0][0].items() if all(cell.get(name) == value for cell, _ in self.cells)
         }
         return [
             {name: value for name, value in cell.items() if name not in {*shared, *PADDING}}
-            for cell, kept in self.found
-            if any(not np.isfinite(each.values).all() for each in kept.values() if each.dtype.kind == "f")
+            for cell, record in self.cells
+            if any(not np.isfinite(each.values).all() for each in record.values() if each.dtype.kind == "f")
         ]
 
     def along(self, argument: str) -> Iterator[tuple[Any, xr.Dataset]]:
         """Every value of an argument with its record, in the order of the grid."""
-        return ((cell[argument], kept) for cell, kept in self.found)
+        return ((cell[argument], record) for cell, record in self.cells)
 
     def curve(self, argument: str, measure: Callable[[xr.Dataset], Sampled]) -> Curve:
         """What `measure` makes of the records along an argument, of those that have it."""
-        found = [(value, measure(kept)) for value, kept in self.along(argument) if value is not None]
+        found = [(value, measure(record)) for value, record in self.along(argument) if value is not None]
         return Curve.of([value for value, _ in found], [sampled for _, sampled in found])
 
 
@@ -154,7 +154,7 @@ class Report:
         cells = self.results.diverged()
         where = "; ".join(", ".join(f"{key} {value}" for key, value in cell.items()) for cell in cells[:MANY])
         rest = f"; and {len(cells) - MANY} more" if len(cells) > MANY else ""
-        lost = f"not finite, as something diverged, in {len(cells)} of {len(self.results.found)} cells: {where}{rest}"
+        lost = f"not finite, as something diverged, in {len(cells)} of {len(self.results.cells)} cells: {where}{rest}"
         return [*([SMOKE] if self.scale == "smoke" else []), *([lost] if cells else [])]
 
     def figure(self) -> Figure:

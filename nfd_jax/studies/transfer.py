@@ -116,7 +116,7 @@ def _logs(losses: np.ndarray) -> np.ndarray:
 def _losses(results: Results, block: str, row: str, depth: int, *, limit: bool = False) -> np.ndarray:
     """Final losses of networks or of the limit, `(seeds, rates)`."""
     chosen = results.where(block=block, parametrization=row, depth=depth)
-    kept = next(kept for cell, kept in chosen.found if (cell["width"] is None) == limit)
+    kept = next(kept for cell, kept in chosen.cells if (cell["width"] is None) == limit)
     return kept.loss.values.T.astype(np.float64)
 
 
@@ -177,7 +177,7 @@ def _drift(results: Results, block: str, row: str) -> tuple[Slope | Estimate, st
 
 
 def _diverged(results: Results, block: str, row: str) -> int:
-    kept = [kept for cell, kept in results.where(block=block, parametrization=row).found if cell["width"] is not None]
+    kept = [kept for cell, kept in results.where(block=block, parametrization=row).cells if cell["width"] is not None]
     return sum(int(np.sum(~np.isfinite(each.loss.values))) for each in kept)
 
 

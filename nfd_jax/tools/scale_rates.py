@@ -7,9 +7,7 @@ three factors a parameter: of its initial values, of its rate, and of Adam's eps
 
 from __future__ import annotations
 
-import math
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -18,14 +16,21 @@ import jax
 import optax
 
 from nfd_jax._checks import one_of, positive_int
+from nfd_jax._text import in_columns
 from nfd_jax._types import PyTree
-from nfd_jax.parametrization import FAMILIES, IN_BRANCH, ONE, Parametrization, Power, Role, Scaling, resolve
+from nfd_jax.parametrization import FAMILIES, ONE, Parametrization, Power, Scaling, resolve
+from nfd_jax.tools._roles import (
+    UNSCALED,
+    Roles,
+    assign_roles,
+    by_role,
+    check_shapes,
+    check_transformation,
+    input_dimensions,
+    path_name,
+)
 
-UNSCALED = "unscaled"  # the role of a parameter to which the table does nothing
 UNCHANGED = Scaling(ONE, ONE, ONE, ONE)
-NAMES = (*(role.value for role in Role), UNSCALED)
-
-Roles = Mapping[str, Role | str] | Callable[[str, Any], Role | str | None]
 
 
 def scale_rates(
@@ -92,20 +97,17 @@ def scale_rates(
     family = FAMILIES[one_of("optimizer", optimizer, FAMILIES)]
     width, depth = positive_int("width", width), positive_int("depth", depth)
     base = _check_base(base)
-    check_mapping("dimensions", dimensions, "patterns to sizes, such as {'.embed.weight': 1}")
-    for name, powers in (("multipliers", multipliers), ("stds", stds)):
-        check_mapping(name, powers, "roles to powers, such as {'hidden': nfd.parametrization.N**-0.5}")
-    own_multipliers, own_stds = _by_role("multipliers", multipliers), _by_role("stds", stds)
+    multiplied, drawn = by_role("multipliers", multipliers), by_role("stds", stds)
     assigned = assign_roles(model, roles)
     check_shapes(assigned, width, depth, absolute=base is None)
-    sizes = _dimensions(assigned, width, dimensions or {})
+    sizes = input_dimensions(assigned, width, dimensions)
     parameters = {}
     for path, (role, array) in assigned.items():
         scaling, std = UNCHANGED, ONE
         if role is not None:
-            multiplier = own_multipliers.get(role, ONE)
+            multiplier = multiplied.get(role, ONE)
             scaling = row[role].shifted(multiplier * row[role].multiplier ** -1)
-            std = own_stds.get(role, USUAL[role].std)
+            std = drawn.get(role, USUAL[role].std)
         powers = scaling.std * std**-1, scaling.rate(family), scaling.epsilon if family == "adam" else ONE
         at = {"width": width, "depth": depth, "dimension": sizes.get(path, 1)}
         if base:  # d is the same there
@@ -115,7 +117,7 @@ def scale_rates(
         parameters[path] = ScaledParameter(tuple(array.shape), role.value if role else UNSCALED, powers, *factors)
 
     def rescaled(path: Any, leaf: Any) -> Any:
-        return leaf * parameters[_name(path)].initial if eqx.is_inexact_array(leaf) else leaf
+        return leaf * parameters[path_name(path)].initial if eqx.is_inexact_array(leaf) else leaf
 
     scaled = jax.tree_util.tree_map_with_path(rescaled, model)
     return ScaledRates(row, optimizer, width, depth, base, parameters, scaled)
@@ -167,7 +169,7 @@ class ScaledRates:
 
     def _scaled(self, updates: PyTree, factor: Callable[[ScaledParameter], float]) -> PyTree:
         def scale(path: Any, update: Any) -> Any:
-            name = _name(path)
+            name = path_name(path)
             if name not in self.parameters:
                 raise ValueError(
                     f"the updates have a parameter {name} that the model given to scale_rates does not have; call "
@@ -193,77 +195,6 @@ class ScaledRates:
         return self.table()
 
 
-def check_transformation(what: str, value: Any) -> None:
-    """TypeError unless `value` is an optax transformation."""
-    if not callable(getattr(value, "init", None)) or not callable(getattr(value, "update", None)):
-        raise TypeError(f"{what} an optax transformation, such as optax.scale_by_adam(), got {value!r}")
-
-
-def check_mapping(name: str, value: Any, what: str) -> None:
-    """TypeError unless `value` is a mapping or None."""
-    if value is not None and not isinstance(value, Mapping):
-        raise TypeError(f"{name} must map {what}, got {value!r}")
-
-
-def in_columns(lines: Sequence[Sequence[str]]) -> str:
-    """Lines of cells as text, with a column for each."""
-    sizes = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    return "\n".join("  ".join(map(str.ljust, line, sizes)).rstrip() for line in lines)
-
-
-def assign_roles(model: PyTree, roles: Roles) -> dict[str, tuple[Role | None, Any]]:
-    """Role (None: unscaled) and array of every parameter of the model, by path."""
-    leaves = jax.tree_util.tree_leaves_with_path(eqx.filter(model, eqx.is_inexact_array))
-    arrays = {_name(path): leaf for path, leaf in leaves}
-    if not arrays:
-        raise ValueError(f"model must hold arrays of inexact dtype to train, got {type(model).__name__} without any")
-    if isinstance(roles, Mapping):
-        found = _by_pattern("roles", roles, arrays)
-    elif callable(roles):
-        found = {path: roles(path, array) for path, array in arrays.items()}
-    else:
-        raise TypeError(f"roles must map patterns to roles, or be a function, got {type(roles).__name__}")
-    lost = [f"{path} {tuple(array.shape)}" for path, array in arrays.items() if found.get(path) is None]
-    if lost:
-        raise ValueError(f"roles must give every parameter a role, one of {', '.join(NAMES)}; none for: {_some(lost)}")
-    return {path: (_role("roles", found[path], unscaled=True), array) for path, array in arrays.items()}
-
-
-def _by_pattern(argument: str, patterns: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
-    """The value of the first pattern that fits a path."""
-    found, used = {}, set()
-    for path in arrays:
-        for pattern, value in patterns.items():
-            if re.fullmatch(".*".join(map(re.escape, str(pattern).split("*"))), path):
-                found[path] = value
-                used.add(pattern)
-                break
-    idle = [repr(pattern) for pattern in patterns if pattern not in used]
-    if idle:
-        raise ValueError(
-            f"{argument}: no parameter takes {_some(idle)}, or all that fit were taken by patterns before; parameters: "
-            f"{_some(list(arrays))}"
-        )
-    return found
-
-
-def _role(argument: str, value: Any, *, unscaled: bool = False) -> Role | None:
-    if isinstance(value, Role):
-        return value
-    name = one_of(f"role in {argument}", value, NAMES if unscaled else NAMES[:-1])
-    return None if name == UNSCALED else Role(name)
-
-
-def _by_role(argument: str, powers: Mapping[Any, Power] | None) -> dict[Role, Power]:
-    by_role = {}
-    for name, power in (powers or {}).items():
-        role = _role(argument, name)
-        if not isinstance(power, Power):
-            raise TypeError(f"{argument}[{name!r}] must be an nfd.parametrization.Power, got {power!r}; write N**-0.5")
-        by_role[role] = power
-    return by_role
-
-
 def _check_base(base: tuple[int, int] | None) -> tuple[int, int] | None:
     if base is None:
         return None
@@ -272,90 +203,5 @@ def _check_base(base: tuple[int, int] | None) -> tuple[int, int] | None:
     return positive_int("base[0], a width,", base[0]), positive_int("base[1], a depth,", base[1])
 
 
-MATRICES = (Role.INNER, Role.HIDDEN)
-GROWTH = {role: 2 if role in MATRICES else 1 for role in Role}  # the power of n as which entries grow in number
-
-
-def check_shapes(
-    assigned: Mapping[str, tuple[Role | None, Any]], width: int, depth: int, *, absolute: bool = False
-) -> None:
-    """What is certain about a shape: how many axes may be wide, and that `width` is the narrowest of what grows.
-
-    Axes may be split, fused or padded, so no one of them tells; what grows as n^k has at least n^k entries. Where
-    factors are powers of n itself (`absolute`), n must be the size of an axis, inside a branch where there is any.
-    """
-    scaled = {path: (role, tuple(array.shape)) for path, (role, array) in assigned.items() if role is not None}
-    for path, (role, shape) in scaled.items():
-        found, size = f"{path} of shape {shape} can't have the role {role.value!r}: ", math.prod(shape)
-        of_block = shape[1:] if len(shape) > 1 and shape[0] == depth else shape
-        if role is Role.BIAS and sum(axis > 1 and axis % width == 0 for axis in of_block) > 1:
-            raise ValueError(
-                f"{found}it has two axes that are multiples of width={width}, and a bias acts on every coordinate by "
-                "itself (a vector, a depthwise convolution); say 'inner' or 'hidden' for a matrix"
-            )
-        if role in MATRICES and sum(axis > 1 for axis in shape) < 2:
-            raise ValueError(f"{found}it takes a matrix; a vector inside a branch is a 'bias', outside an 'input'")
-        if size < width ** GROWTH[role]:
-            fixed = "'input' or 'readout' where one axis" if role in MATRICES else "'unscaled' where every axis"
-            raise ValueError(
-                f"{found}it has {size} entries, fewer than n^{GROWTH[role]} at width={width}; "
-                f"say {fixed} is fixed, or give as width the narrowest of the sizes that grow"
-            )
-        if role is not Role.BIAS and size % width:
-            raise ValueError(f"{found}its size is no multiple of width={width}; say 'unscaled', or correct width")
-    inside = [shape for role, shape in scaled.values() if role in IN_BRANCH]
-    shapes = dict.fromkeys(inside or [shape for _, shape in scaled.values()])
-    if absolute and shapes and not any(width in shape for shape in shapes):
-        raise ValueError(
-            f"width={width} is the size of no axis of {_some(list(map(str, shapes)))}; correct it, or give "
-            "base=(width, depth), with which only ratios of widths count"
-        )
-
-
-def check_growth(small: Mapping[str, Any], large: Mapping[str, Any], widths: tuple[int, int]) -> None:
-    """Shapes of roles at two widths, `(role, array)` by path: of matrices between wide layers both axes grow."""
-    for path, (role, array) in small.items():
-        if role is None or path not in large:
-            continue
-        shapes = tuple(array.shape), tuple(large[path][1].shape)
-        power = math.log(math.prod(shapes[1]) / math.prod(shapes[0])) / math.log(widths[1] / widths[0])
-        if abs(power - GROWTH[role]) > 0.5:  # sizes may be rounded
-            raise ValueError(
-                f"{path} can't have the role {role.value!r}, whose number of entries grows as n^{GROWTH[role]}: its "
-                f"shape is {shapes[0]} at width {widths[0]} and {shapes[1]} at width {widths[1]}"
-            )
-
-
-def _dimensions(
-    assigned: Mapping[str, tuple[Role | None, Any]], width: int, given: Mapping[str, int]
-) -> dict[str, int]:
-    """d of every input parameter: as given, or the size of what is left of it without its wide axis."""
-    inputs = {path: array for path, (role, array) in assigned.items() if role is Role.INPUT}
-    listed = _by_pattern("dimensions", given, inputs)
-    sizes = {}
-    for path, array in inputs.items():
-        if path in listed:
-            sizes[path] = positive_int(f"dimensions of {path}", listed[path])
-            continue
-        multiples = {size for size in array.shape if size % width == 0}
-        wide = multiples & {width} or multiples or {width}
-        if len(wide) > 1:
-            raise ValueError(
-                f"{path} of shape {tuple(array.shape)} has {len(wide)} axes that are multiples of width={width}, so "
-                f"which is the input dimension? Give it: dimensions={{{path!r}: d}}"
-            )
-        sizes[path] = array.size // wide.pop()
-    return sizes
-
-
-def _name(path: Any) -> str:
-    return jax.tree_util.keystr(path)
-
-
 def _cell(power: Power, value: float) -> str:
     return "1" if power == ONE else f"{power} = {value:.3g}"
-
-
-def _some(names: list[str], most: int = 12) -> str:
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

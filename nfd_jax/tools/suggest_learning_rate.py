@@ -57,7 +57,7 @@ def suggest_learning_rate(
     2 / sharpness of linear stability.
 
     The sharpness is the largest eigenvalue of J D J^T H, the Gauss-Newton curvature of the loss of all training samples
-    by the trained weights, in the metric of their SGD rates, so that its inverse is in units of eta. It is found by
+    by the trained weights, in the metric of their SGD rates, so that its inverse is in units of eta. It comes from
     power iteration on `(P, c)` arrays, in networks of finite width, and averaged over `seeds`. Where the
     parametrization has a limit as n grows, this converges to its own, and the rate serves `solve_limit` as well.
 
@@ -76,16 +76,16 @@ def suggest_learning_rate(
     dynamics = Networks.of(task, model, recipe, width, "tied", "dense").dynamics  # refuses what does not fit
     dtype = jnp.zeros(()).dtype
     inputs, targets = jnp.asarray(task.inputs, dtype), jnp.asarray(task.targets, dtype)
-    found = np.array([_sharpness(dynamics, seed_key(seed), inputs, targets) for seed in members], float)
-    if not np.all(np.isfinite(found) & (found > 0)):
+    sharpness = np.array([_sharpness(dynamics, seed_key(seed), inputs, targets) for seed in members], float)
+    if not np.all(np.isfinite(sharpness) & (sharpness > 0)):
         raise ValueError(
-            f"there is no learning rate to suggest: the sharpness is {found.tolist()} for seeds {list(members)}, 0 "
+            f"there is no learning rate to suggest: the sharpness is {sharpness.tolist()} for seeds {list(members)}, 0 "
             "where no trained weight moves the outputs and not finite where features overflow or the loss is linear; "
             "try another activation, depth, parametrization, loss or scale of inputs"
         )
-    rate = 1 / found.mean()
-    error = found.std(ddof=1) / len(found) ** 0.5 if len(found) > 1 else np.nan
-    return SuggestedRate(float(rate), float(error * rate**2), found)
+    rate = 1 / sharpness.mean()
+    error = sharpness.std(ddof=1) / len(sharpness) ** 0.5 if len(sharpness) > 1 else np.nan
+    return SuggestedRate(float(rate), float(error * rate**2), sharpness)
 
 
 @jax.jit
@@ -108,9 +108,9 @@ def _sharpness(
         bent = curved(vector)
         (gradients,) = pull_back(bent)
         (moved,) = push_forward((optimizer.update(gradients, memory, weights)[0],))
-        found = jnp.vdot(bent, moved) / jnp.vdot(bent, vector)  # of Rayleigh, in the inner product of H
+        rayleigh = jnp.vdot(bent, moved) / jnp.vdot(bent, vector)  # in the inner product of H
         length = jnp.linalg.norm(moved)
-        return moved / jnp.where(length > 0, length, 1), found, value, count + 1
+        return moved / jnp.where(length > 0, length, 1), rayleigh, value, count + 1
 
     def goes_on(state: tuple) -> Array:
         _, value, before, count = state

@@ -1,0 +1,468 @@
+"""Small defects, one at a time, and the first test that each one fails: `python tests/defects.py [WORD ...]`.
+
+Every defect replaces one text of one file in a temporary copy of the package. The likeliest tests run first, then, with
+`--all`, the rest of the fast ones, until one fails. The table is in `tests/defects.md`; given words, only the lines of
+the defects whose names have one of them are made anew.
+"""
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+HERE = Path(__file__).parent
+TABLE = HERE / "defects.md"
+IGNORED = (".*", "__pycache__", "results", "*.egg-info")
+
+
+class Defect(NamedTuple):
+    """What is wrong, where, and what would be likeliest to say so (files of `tests/`, `file::test`)."""
+
+    name: str
+    file: str
+    old: str
+    new: str
+    tests: tuple[str, ...]
+
+
+NETWORK, LIMIT, CLAIMS = "test_network.py", "test_limit.py", "test_claims.py"
+
+DEFECTS = [
+    # ------------------------------------------------------------------ optimizers and rates
+    Defect(
+        "momentum ignored",
+        "optimizers.py",
+        "optax.trace(self.momentum)",
+        "optax.trace(0.0)",
+        ("test_models.py::test_every_option_changes_the_run", "test_matrices.py", "test_models.py"),
+    ),
+    Defect(
+        "weight decay times the rate of its role",
+        "optimizers.py",
+        "            optax.scale(rate) if rate != 1 else optax.identity(),\n"
+        "            optax.add_decayed_weights(self.weight_decay) if self.weight_decay else optax.identity(),\n",
+        "            optax.add_decayed_weights(self.weight_decay) if self.weight_decay else optax.identity(),\n"
+        "            optax.scale(rate) if rate != 1 else optax.identity(),\n",
+        ("test_models.py::test_sweeps_equal_autodiff", "test_parametrization.py"),
+    ),
+    Defect(
+        "eps of Adam not scaled",
+        "optimizers.py",
+        "eps=self.epsilon * epsilon",
+        "eps=self.epsilon",
+        ("test_parametrization.py::test_eps_has_to_move", "test_parametrization.py"),
+    ),
+    Defect(
+        "a schedule shifted by a step",
+        "optimizers.py",
+        "_scheduled(learning_rate, k, name) for",
+        "_scheduled(learning_rate, k + 1, name) for",
+        ("test_networks.py::test_schedule_is_evaluated_at_every_step", "test_networks.py"),
+    ),
+    Defect(
+        "a rate exponent of Adam in branches",
+        "parametrization.py",
+        "adam=N**-0.5 * L**-gamma, epsilon",
+        "adam=N**-0.5 * L**-alpha, epsilon",
+        ("test_parametrization.py::test_rows_by_hand", "test_parametrization.py"),
+    ),
+    Defect(
+        "the rate of SGD of the readout without its width",
+        "parametrization.py",
+        "readout=Scaling(ONE, N**-1, sgd=N, adam=ONE",
+        "readout=Scaling(ONE, N**-1, sgd=ONE, adam=ONE",
+        ("test_coordinate_check.py::test_first_updates_of_the_table", "test_parametrization.py"),
+    ),
+    Defect(
+        "an abc shift that leaves the rate of SGD at one power",
+        "parametrization.py",
+        "self.sgd * factor**-2,",
+        "self.sgd * factor**-1,",
+        ("test_coordinate_check.py::test_first_updates_do_not_depend_on_the_convention",),
+    ),
+    Defect(
+        "scale_rates multiplies gradients by eps",
+        "tools/scale_rates.py",
+        "lambda parameter: 1 / parameter.epsilon",
+        "lambda parameter: parameter.epsilon",
+        ("test_scale_rates.py",),
+    ),
+    Defect(
+        "the suggested rate at the bound of stability",
+        "tools/suggest_learning_rate.py",
+        "    rate = 1 / sharpness.mean()",
+        "    rate = 2 / sharpness.mean()",
+        ("test_suggest_learning_rate.py",),
+    ),
+    # ------------------------------------------------------------------ forward and backward passes
+    Defect(
+        "gradients of hidden matrices without the branch multiplier",
+        "dynamics/propagate.py",
+        'rate = units.branch * units.rates["hidden"',
+        'rate = units.rates["hidden"',
+        ("test_models.py::test_sweeps_equal_autodiff", "test_models.py", "test_matrices.py"),
+    ),
+    Defect(
+        "the rates of inner and outer matrices exchanged",
+        "dynamics/propagate.py",
+        '"hidden" if place == count - 1 else "inner"',
+        '"inner" if place == count - 1 else "hidden"',
+        ("test_models.py::test_sweeps_equal_autodiff", "test_models.py", "test_matrices.py"),
+    ),
+    Defect(
+        "phi' at the features above a block",
+        "dynamics/propagate.py",
+        "below_block = lax.dynamic_index_in_dim(passed.features, index, keepdims=False)",
+        "below_block = lax.dynamic_index_in_dim(passed.features, index + 1, keepdims=False)",
+        ("test_models.py::test_sweeps_equal_autodiff", "test_models.py", "test_matrices.py"),
+    ),
+    Defect(
+        "the mean over samples for that over coordinates",
+        "models.py",
+        "return vectors - jnp.mean(vectors, axis=-1, keepdims=True)",
+        "return vectors - jnp.mean(vectors, axis=0, keepdims=True)",
+        ("test_models.py::test_first_outputs_by_hand", "test_models.py"),
+    ),
+    Defect(
+        "chi without its batch mean",
+        "dynamics/units.py",
+        "chi = loss_gradient(loss, outputs, targets) / self.output",
+        "chi = len(outputs) * loss_gradient(loss, outputs, targets) / self.output",
+        ("test_models.py::test_sweeps_equal_autodiff", "test_models.py", "test_matrices.py"),
+    ),
+    Defect(
+        "an untied copy tied, revealed",
+        "solvers/networks.py",
+        'tied, grid = backward == "tied", Grid(1, count)',
+        "tied, grid = True, Grid(1, count)",
+        (f"{NETWORK}::test_law_of_networks", NETWORK),
+    ),
+    Defect(
+        "an untied copy tied, dense",
+        "dynamics/module.py",
+        "product = tied_product(x, matrix) if copy is None else untied_product(x, matrix, copy)",
+        "product = tied_product(x, matrix)",
+        ("test_models.py::test_every_option_changes_the_run", "test_models.py::test_sweeps_equal_autodiff", NETWORK),
+    ),
+    # ------------------------------------------------------------------ Gaussian conditioning and noise
+    Defect(
+        "a missing projection of fresh parts",
+        "matrices/revealed.py",
+        "reuse = bases.inner(images.rows, x.rows) - bases.inner(queries.rows, fresh)",
+        "reuse = bases.inner(images.rows, x.rows)",
+        ("test_matrices.py::test_one_matrix_in_both_directions", "test_matrices.py", NETWORK),
+    ),
+    Defect(
+        "the response dropped",
+        "matrices/revealed.py",
+        "reuse = bases.inner(images.rows, x.rows) - bases.inner(queries.rows, fresh)",
+        "reuse = -bases.inner(queries.rows, fresh)",
+        ("test_matrices.py::test_one_matrix_in_both_directions", NETWORK),
+    ),
+    Defect(
+        "the response of remainders dropped",
+        "matrices/revealed.py",
+        "bases.product(x.along_remainders.T, images)",
+        "0 * bases.product(x.along_remainders.T, images)",
+        ("test_matrices.py::test_short_remainders_have_the_image_of_their_response", "test_degenerate.py"),
+    ),
+    Defect(
+        "a step's own backward queries before its forward ones",
+        "matrices/revealed.py",
+        "asked_first = steps >= asked_at if direction == FORWARD else steps > asked_at",
+        "asked_first = steps >= asked_at",
+        ("test_observables.py::test_reuse", "test_observables.py"),
+    ),
+    Defect(
+        "noise of one step at all steps",
+        "matrices/noise.py",
+        "for part in (direction, layer, step)])",
+        "for part in (direction, layer, 0)])",
+        ("test_noise.py::test_plain_noise_is_normal_and_addressed",),
+    ),
+    Defect(
+        "noise of finer blocks of another variance",
+        "matrices/noise.py",
+        "return total / grid.refinement**0.5",
+        "return total / grid.refinement",
+        ("test_multilevel.py::test_a_coarse_block_has_the_noise_of_its_fine_ones",),
+    ),
+    Defect(
+        "plain noise where matched is asked",
+        "solvers/particles.py",
+        "return self.matched and particles >= self.least_matched",
+        "return self.matched and particles >= 64 * self.least_matched",
+        (f"{LIMIT}::test_untrained_output_is_zero_to_rounding", LIMIT),
+    ),
+    Defect(
+        "matched noise along its query",
+        "matrices/matched.py",
+        "constraints = same.append(layer, query.directions, query.active)",
+        "constraints = same",
+        ("test_noise.py::test_fresh_parts_are_orthogonal_to_what_is_known",),
+    ),
+    Defect(
+        "Sobol points unshifted",
+        "matrices/sobol.py",
+        "lax.bitwise_xor, (1,)), bits[-1]",
+        "lax.bitwise_xor, (1,)), 0 * bits[-1]",
+        ("test_sobol.py::test_a_particle_over_keys_is_a_standard_normal",),
+    ),
+    # ------------------------------------------------------------------ the loop, tasks and data
+    Defect(
+        "the rate of the next step",
+        "runtime/loop.py",
+        "rates[..., np.minimum(places, data.steps - 1)]",
+        "rates[..., np.minimum(places + 1, data.steps - 1)]",
+        ("test_networks.py::test_schedule_is_evaluated_at_every_step", "test_networks.py"),
+    ),
+    Defect(
+        "all steps of a chunk at the address of its first",
+        "runtime/loop.py",
+        "chunk.first + place, rate, train",
+        "chunk.first, rate, train",
+        (
+            "test_matrices.py::test_members_with_ranks_of_their_own",
+            f"{NETWORK}::test_same_seed_same_numbers",
+            "test_identity.py",
+            NETWORK,
+        ),
+    ),
+    Defect(
+        "a resumed run one step off",
+        "runtime/loop.py",
+        'return int(arrays["done"]), state, Recorded.of(arrays)',
+        'return max(0, int(arrays["done"]) - 1), state, Recorded.of(arrays)',
+        ("test_store.py",),
+    ),
+    Defect(
+        "trained on the held-out samples",
+        "runtime/loop.py",
+        "train, rates, batches = jax.device_put(every[0]), ",
+        "train, rates, batches = jax.device_put(every[-1]), ",
+        (
+            "test_store.py::test_resumed_runs_end_with_the_same_bits",
+            "test_sweep.py",
+            f"{NETWORK}::test_law_of_minibatches",
+        ),
+    ),
+    Defect(
+        "evaluations a step late",
+        "dynamics/problem.py",
+        "due, last = step in self.evaluate_at, step == self.steps",
+        "due, last = step - 1 in self.evaluate_at, step == self.steps",
+        ("test_sweep.py::test_cells_are_the_trainers_own_numbers", "test_trajectory.py"),
+    ),
+    Defect(
+        "one permutation for all epochs",
+        "task.py",
+        "epochs = [generator.permutation(self.samples)[: each * size] for _ in range(-(-steps // each))]",
+        "epochs = [generator.permutation(self.samples)[: each * size]] * -(-steps // each)",
+        ("test_task.py::test_every_epoch_is_a_permutation_without_replacement",),
+    ),
+    Defect(
+        "inputs of norm 1",
+        "task.py",
+        "return inputs * (inputs.shape[1] ** 0.5 / ",
+        "return inputs * (1.0 / ",
+        ("test_task.py::test_normalised_inputs_have_squared_length_d",),
+    ),
+    Defect(
+        "one noise of targets for both splits",
+        "datasets/_gaussian.py",
+        'streams[1:3] if one_of("split", split, SPLITS) == "train" else streams[3:]',
+        'streams[1:3] if one_of("split", split, SPLITS) == "train" else (streams[3], streams[2])',
+        ("test_datasets.py::test_splits_and_noise_are_independent",),
+    ),
+    Defect(
+        "diversity of the worst start",
+        "observables.py",
+        "jnp.sqrt(jnp.mean((vectors[lag:] - vectors[:-lag]) ** 2)) for lag in lags",
+        "jnp.sqrt(jnp.mean((vectors[lag:] - vectors[:-lag]) ** 2, axis=1).max()) for lag in lags",
+        ("test_observables.py::test_sizes_and_diversity",),
+    ),
+    # ------------------------------------------------------------------ estimates
+    Defect(
+        "weights of the two numbers of particles",
+        "solvers/multilevel.py",
+        "Term(particles, depths[0], False): 4 / 3, Term(particles // 4, depths[0], False): -1 / 3",
+        "Term(particles, depths[0], False): 5 / 4, Term(particles // 4, depths[0], False): -1 / 4",
+        ("test_multilevel.py::test_first_orders_are_extrapolated_away",),
+    ),
+    Defect(
+        "the second power of an extrapolation",
+        "solvers/multilevel.py",
+        "return -1 / ((x - 1) * (y - 1))",
+        "return -1 / ((x - 1) * (x - 1))",
+        ("test_multilevel.py::test_first_orders_are_extrapolated_away",),
+    ),
+    Defect(
+        "replicates of one seed",
+        "solvers/estimate.py",
+        "for address in (term.particles, term.depth, number):",
+        "for address in (term.particles, term.depth, number // 2):",
+        (
+            "test_multilevel.py::test_a_budget_too_small_says_so",
+            "test_multilevel.py::test_every_quantity_has_error_bars",
+            "test_multilevel.py",
+        ),
+    ),
+    Defect(
+        "coarse and fine grids of two paths",
+        "solvers/estimate.py",
+        "coarse = self._solve(key, term.particles, term.depth // 2, 2, capacity)",
+        "coarse = self._solve(key, term.particles, term.depth // 2, 1, capacity)",
+        ("test_multilevel.py::test_infinite_depth_of_the_linear_network", "test_multilevel.py"),
+    ),
+    Defect(
+        "error of the last difference alone",
+        "solvers/multilevel.py",
+        "variances = {term: plan[term] ** 2 * found.var",
+        "variances = {term: plan[term] * found.var",
+        ("test_multilevel.py::test_intervals_of_unequal_means_cover",),
+    ),
+    # ------------------------------------------------------------------ statistics
+    Defect(
+        "a normal quantile for Student's",
+        "statistics.py",
+        "return float(student.isf((1 - confidence) / 2, freedom))",
+        "return float(student.isf((1 - confidence) / 2, math.inf))",
+        ("test_statistics.py::test_intervals_are_students", "test_statistics.py"),
+    ),
+    Defect(
+        "an interval of one side",
+        "statistics.py",
+        "return float(student.isf((1 - confidence) / 2, freedom))",
+        "return float(student.isf(1 - confidence, freedom))",
+        ("test_statistics.py::test_intervals_are_students", "test_statistics.py"),
+    ),
+    Defect(
+        "the bootstrap without its factor",
+        "statistics.py",
+        "* math.sqrt(smallest / (smallest - 1))",
+        "* math.sqrt(smallest / smallest)",
+        ("test_statistics.py::test_bootstrap_covers", "test_statistics.py"),
+    ),
+    Defect(
+        "the variance of the jackknife over the seeds",
+        "statistics.py",
+        "math.sqrt((seeds - 1) / seeds * np.sum(",
+        "math.sqrt(1 / seeds * np.sum(",
+        ("test_statistics.py::test_the_jackknife_of_a_mean_is_the_mean", "test_statistics.py"),
+    ),
+    Defect(
+        "a fit weighted by errors, not by their squares",
+        "statistics.py",
+        "np.abs(measured.values).max() + 1e-300) ** 2",
+        "np.abs(measured.values).max() + 1e-300)",
+        ("test_statistics.py::test_power_with_known_errors_covers", "test_statistics.py"),
+    ),
+    # ------------------------------------------------------------------ studies
+    Defect(
+        "study scaling: the gain of doubling turned",
+        "studies/scaling.py",
+        "(values[past[0]] - values[past[0] + 1]) / values[past[0]]",
+        "(values[past[0] + 1] - values[past[0]]) / values[past[0]]",
+        (CLAIMS,),
+    ),
+    Defect(
+        "study transfer: the gain of depth turned",
+        "studies/transfer.py",
+        "deep[0] - shallow[0]",
+        "shallow[0] - deep[0]",
+        (CLAIMS,),
+    ),
+    Defect(
+        "study nonlinearity: the ratio of losses turned",
+        "studies/nonlinearity.py",
+        "x[place] - x[first]",
+        "x[first] - x[place]",
+        (CLAIMS,),
+    ),
+    Defect(
+        "study independence: tied less untied",
+        "studies/independence.py",
+        "bootstrap(np.mean, untied - tied)",
+        "bootstrap(np.mean, tied - untied)",
+        (CLAIMS,),
+    ),
+    Defect(
+        "study degeneracy: the first step for the lowest",
+        "studies/degeneracy.py",
+        "x.mean(axis=0).min() / x.mean(axis=0)[0]",
+        "x.mean(axis=0).max() / x.mean(axis=0)[0]",
+        (CLAIMS,),
+    ),
+    Defect(
+        "study interaction: the share turned",
+        "studies/interaction.py",
+        "mean[0] / mean[1]",
+        "mean[1] / mean[0]",
+        (CLAIMS,),
+    ),
+]
+
+
+def copied(folder: Path) -> None:
+    """The repository without what is made."""
+    shutil.copytree(HERE.parent, folder, ignore=shutil.ignore_patterns(*IGNORED), dirs_exist_ok=True)
+
+
+def first_failure(folder: Path, targets: list[str], cache: str) -> str | None:
+    """The first test that fails; None where all pass."""
+    environment = os.environ | {"PYTHONPATH": str(folder), "JAX_COMPILATION_CACHE_DIR": cache}
+    command = [sys.executable, "-m", "pytest", "-x", "-q", "-m", "not slow", "-p", "no:xdist", "--tb=no", *targets]
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
+    failed = re.search(r"^(?:FAILED|ERROR) (\S.*?)(?: - .*)?$", done.stdout, re.MULTILINE)
+    if failed:
+        return failed[1]
+    if done.returncode:
+        raise RuntimeError(
+            f"{' '.join(command)} ended with {done.returncode}: {done.stdout[-500:]}{done.stderr[-500:]}"
+        )
+    return None
+
+
+def caught(defect: Defect, cache: str, *, everything: bool) -> str:
+    """The test that fails first, or that none does."""
+    with tempfile.TemporaryDirectory() as place:
+        folder = Path(place)
+        copied(folder)
+        path = folder / "nfd_jax" / defect.file
+        text = path.read_text()
+        if text.count(defect.old) != 1:
+            raise ValueError(f"{defect.name}: {defect.file} has {text.count(defect.old)} times {defect.old!r}")
+        path.write_text(text.replace(defect.old, defect.new))
+        targets = [[f"tests/{test}"] for test in defect.tests] + ([["tests"]] if everything else [])
+        return next(filter(None, (first_failure(folder, each, cache) for each in targets)), "none")
+
+
+def lines() -> dict[str, str]:
+    """Those of the table so far, by the name of the defect."""
+    written = TABLE.read_text().splitlines() if TABLE.exists() else []
+    return {line.split(" | ")[0].removeprefix("| "): line for line in written if line.startswith("| ")}
+
+
+def main(words: list[str]) -> None:
+    """Make the lines of the defects that have one of these words, or of all."""
+    everything, words = "--all" in words, [word for word in words if word != "--all"]
+    chosen = [defect for defect in DEFECTS if not words or any(word in defect.name for word in words)]
+    with tempfile.TemporaryDirectory() as cache:  # programs that a defect leaves alone are compiled once
+        for defect in chosen:
+            began = time.monotonic()
+            test = caught(defect, cache, everything=everything)
+            print(f"{defect.name}: {test} ({time.monotonic() - began:.0f} s)", flush=True)
+            known = lines() | {defect.name: f"| {defect.name} | {defect.file} | {test.removeprefix('tests/')} |"}
+            rows = [known[each.name] for each in DEFECTS if each.name in known]
+            head = ["# Small defects and the first test that each one fails", "", "By `python tests/defects.py`.", ""]
+            table = ["| defect | file | caught by |", "|---|---|---|", *rows]
+            TABLE.write_text("\n".join([*head, *table]) + "\n")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
