@@ -188,14 +188,14 @@ def test_a_broken_cell_is_named_and_the_next_study_runs(content, example, tmp_pa
 
 def test_padding_decides_nothing(example):
     cell = {"width": 2, "seeds": 4}
-    assert module.depends_on(example, cell | {"room": 8}) == module.depends_on(example, cell)
+    assert module.depends_on(example, cell | {"capacity": 8}) == module.depends_on(example, cell)
 
 
 @pytest.mark.parametrize("row", interaction.NAMES)
-def test_interaction_does_not_depend_on_room(row):
-    """Matrices past the last block take no part, so that `room` is no part of an address. In float64, sums in another
-    order differ by rounding."""
-    own, larger = (interaction.measure(row, 2, 16, 2, 2, 2, 1.0, room) for room in (2, 5))
+def test_interaction_does_not_depend_on_capacity(row):
+    """Matrices past the last block take no part, so that `capacity` is no part of an address. In float64, sums in
+    another order differ by rounding."""
+    own, larger = (interaction.measure(row, 2, 16, 2, 2, 2, 1.0, capacity) for capacity in (2, 5))
     for name, (_, values) in own.items():
         np.testing.assert_allclose(larger[name][1], values, rtol=1e-10)
 
