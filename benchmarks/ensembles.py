@@ -34,10 +34,8 @@ from timing import save
 import nfd_jax as nfd
 from nfd_jax.dynamics.module import Shape, create_network
 from nfd_jax.models import AbstractModel
-from nfd_jax.optimizers import Optimizer
 from nfd_jax.parametrization import Role
-from nfd_jax.runtime import loop as engine
-from nfd_jax.solvers import networks as training
+from nfd_jax.solvers.networks import Networks
 
 try:
     import torch  # pyright: ignore[reportMissingImports]
@@ -89,36 +87,26 @@ class Work:
         self.members = every[: max(2, int(room))]
         self.seeds = tuple(seed for seed, _ in self.members)
         self.rates = np.array([rate for _, rate in self.members])
-        problem = engine.prepare(
-            self.task,
-            model,
-            steps=sizes.steps,
-            learning_rate=1.0,
-            optimizer=Optimizer(),
-            train_input=True,
-            train_readout=True,
-            evaluate_at=(sizes.steps,),
-            richness=1.0,
-        )
-        self.problem = problem._replace(rates=self.rates[:, None] * problem.rates)
+        recipe = nfd.Training(sizes.steps, 1.0, train_input=True, train_readout=True, evaluate_at=(sizes.steps,))
+        self.networks = Networks.of(self.task, model, recipe, width, "tied", "dense")
+        self.problem = self.networks.problem
         self.member_steps = len(self.members) * sizes.steps
 
     def train(self) -> np.ndarray:
         """Our side: the members' losses on all samples after training."""
-        kept = training.train_members(
-            self.problem, self.task, self.model, self.width, self.seeds, backward="tied", progress=False
-        )
-        return np.asarray(kept.train[-1].loss)
+        rates = self.rates[:, None] * self.problem.rates
+        recorded = self.networks.train(self.seeds, rates=rates, progress=False)
+        return np.asarray(recorded.train[-1]["loss"][-1])
 
 
 class Torch:
     """PyTorch on the same work: plain modules, plain SGD, a rate for every role."""
 
     def __init__(self, work: Work) -> None:
-        self.work, model, settings = work, work.model, work.problem.settings
+        self.work, model = work, work.model
         self.shape = Shape(work.width, work.task.dimension, work.task.outputs)
         sizes = {"width": work.width, "depth": int(model.depth), "dimension": work.task.dimension}
-        row, roles = settings.row, (Role.INPUT, Role.HIDDEN, Role.READOUT)
+        row, roles = work.problem.row, (Role.INPUT, Role.HIDDEN, Role.READOUT)
         self.scales = [row[role].multiplier(**sizes) for role in roles]
         self.role_rates = [row[role].sgd(**sizes) for role in roles]
         self.branch, self.skip = model.branch(row), model.structure.skip

@@ -8,7 +8,7 @@ from unittest import mock
 
 import jax
 
-from nfd_jax.runtime import loop as engine
+from nfd_jax.runtime import loop
 
 
 class _Captured(Exception):  # noqa: N818
@@ -17,12 +17,12 @@ class _Captured(Exception):  # noqa: N818
 
 def compiled_step(solve: Callable[[], object]) -> jax.stages.Compiled:
     """The program of the first training step of this call of a solver, which ends there."""
-    step: Any = engine._jitted_step
+    chunk: Any = loop.run_chunk
 
     def capture(*args: Any, **kwargs: Any) -> None:
-        raise _Captured(step.lower(*args, **kwargs).compile())
+        raise _Captured(chunk.lower(*args, **kwargs).compile())
 
-    with mock.patch.object(engine, "_jitted_step", capture):
+    with mock.patch.object(loop, "run_chunk", capture):
         try:
             solve()
         except _Captured as captured:

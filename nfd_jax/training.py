@@ -151,6 +151,8 @@ def takes_training(solver: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(solver)
     def taking(task: Any, model: Any, training: Training | None = None, **keywords: Any) -> Any:
         changes = {name: keywords.pop(name) for name in NAMES if name in keywords}
+        if keywords.get("progress") is not None:
+            boolean("progress", keywords["progress"])
         return solver(task, model, Training.create(training, changes), **keywords)
 
     given = list(signature.parameters.values())

@@ -132,7 +132,7 @@ def test_networks_of_this_package(name, model, optimizer):
         parametrization=row,
         roles={f".{role}*": role for role in ("input", *inner, "hidden", "readout")},
         kinds={"stream": "stream", "outputs": "output"} | inner,
-        images=images | ({".inner[0][0]": "inner"} if inner else {}),
+        images=images | ({".inner[0][0][0]": "inner"} if inner else {}),
         optimizer=optimizer,
         loss=lambda outputs, labels: optax.softmax_cross_entropy(outputs, labels).mean(),
         widths=(64, 256),

@@ -31,7 +31,7 @@ def lowers(dynamics, state, inputs, targets):
 def test_steps_of_revealed_matrices(noise):
     with jax.enable_x64(False):
         task = nfd.datasets.digits(3)
-        dynamics, problem = nfd.limit_dynamics(task, MODEL, particles=64, noise=noise, momentum=0.5, **RECIPE)
+        dynamics, problem = nfd.limit_dynamics(task, MODEL, particles=160, noise=noise, momentum=0.5, **RECIPE)
         assert dynamics.initial.matched == (noise == "matched")
         assert lowers(dynamics, dynamics.init(nfd.seed_key(0)), *problem.batch(0))
 
