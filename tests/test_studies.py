@@ -188,7 +188,7 @@ def test_a_broken_cell_is_named_and_the_next_study_runs(content, example, tmp_pa
 
 def test_padding_decides_nothing(example):
     cell = {"width": 2, "seeds": 4}
-    assert module.depends_on(example, cell | {"room": 8}) == module.depends_on(example, cell)
+    assert module.depends_on(example, cell | {"capacity": 8}) == module.depends_on(example, cell)
 
 
 @pytest.mark.parametrize("row", interaction.NAMES)
