@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from nfd_jax._types import Array, Float, Key
+from nfd_jax.dynamics.problem import Problem
 from nfd_jax.dynamics.propagate import Layers
 from nfd_jax.matrices import basis as bases
 from nfd_jax.matrices.matched import MatchedNoise
@@ -40,6 +41,21 @@ class Initial:
     matched: bool = False
     grid: Grid = FINEST
     members: str | None = None
+
+    @classmethod
+    def of(
+        cls, problem: Problem, matrices: int, width: int, coupled: bool, matched: bool = False, refinement: int = 1
+    ) -> Initial:
+        """That of a problem in coordinates, with capacity for so many matrices and all queries of the run."""
+        data = problem.data
+        (steps, batch), (_, rank) = data.batches.shape, data.train.inputs.shape
+        outputs, grid = data.train.targets.shape[1], Grid(refinement, problem.settings.structure.matrices)
+        return cls(max(1, matrices), width, rank, outputs, steps, batch, coupled, matched, grid)
+
+    @property
+    def least_bytes(self) -> int:
+        """Memory of a run but for what the noise keeps."""
+        return self.basis_bytes + self.pass_bytes
 
     @property
     def basis_bytes(self) -> int:

@@ -62,7 +62,6 @@ def of_run(dynamics: Conditioned, layout: Layout | None) -> tuple[int, int]:
     initial, count = dynamics.initial, layout.devices if layout else 1
     if initial is None:
         raise ValueError("these dynamics have no law of initial weights to be measured")
-    least = initial.basis_bytes + initial.pass_bytes
-    if not is_enough(least, count):
-        return least, count
+    if not is_enough(initial.least_bytes, count):
+        return initial.least_bytes, count
     return size_of(dynamics.init, jax.random.key(0)) + initial.pass_bytes, count

@@ -121,12 +121,12 @@ def solve_limit(
         arguments |= {"particles": particles, "noise": "matched" if system.matches(particles) else "plain"}
         arguments |= {"refinement": refinement} if refinement != 1 else {}
         identity = arguments | ({"seed": seed} if seeds is None else {"seeds": members})
-        dynamics = _solution(system, model, particles, capacity, refinement)
+        dynamics, needed = _solution(system, model, particles, capacity, refinement)
         recorded = ensemble.train(
             dynamics,
             system.problem,
             members,
-            system.needed(particles, capacity or int(model.depth))[0],
+            needed,
             description=f"{closure} limit",
             progress=progress,
             layout=devices.particles("particles", particles),
@@ -158,7 +158,7 @@ def limit_dynamics(
     """
     check_model(model, finite=True)
     system = _system(task, model, training, closure, noise)
-    return _solution(system, model, positive_int("particles", particles), None, 1), system.problem
+    return _solution(system, model, positive_int("particles", particles), None, 1)[0], system.problem
 
 
 def _system(task: Task, model: AbstractModel, training: Training, closure: str, noise: str) -> System:
@@ -176,12 +176,13 @@ def _system(task: Task, model: AbstractModel, training: Training, closure: str, 
 
 def _solution(
     system: System, model: AbstractModel, particles: int, capacity: int | None, refinement: int
-) -> Conditioned:
-    """The dynamics of a solution; ValueError where the devices lack its memory."""
+) -> tuple[Conditioned, int]:
+    """The dynamics of a solution and its bytes; ValueError where the devices lack them."""
     depth = int(model.depth)
     blocks = depth if capacity is None else positive_int("capacity (in blocks, at least the depth)", capacity, depth)
-    system.check_memory(particles, blocks)
-    return system.dynamics(particles, depth, refinement=positive_int("refinement", refinement), capacity=blocks)
+    needed = system.check_memory(particles, blocks)
+    refinement = positive_int("refinement", refinement)
+    return system.dynamics(particles, depth, refinement=refinement, capacity=blocks), needed
 
 
 def _check_estimate(

@@ -21,7 +21,6 @@ from nfd_jax.dynamics.initial import Initial
 from nfd_jax.dynamics.module import Shape
 from nfd_jax.dynamics.problem import Problem
 from nfd_jax.dynamics.units import Units
-from nfd_jax.matrices.noise import Grid
 from nfd_jax.models import AbstractModel, check_model
 from nfd_jax.optimizers import Optimizer
 from nfd_jax.runtime import devices, ensemble, memory
@@ -228,13 +227,11 @@ def _revealed(
     blocks = model.blocks
     if capacity is not None:
         blocks = positive_int("capacity (in blocks, at least those of the model)", capacity, max(1, blocks))
-    (steps, batch), (_, rank) = problem.data.batches.shape, problem.data.train.inputs.shape
-    tied, grid = backward == "tied", Grid(1, count)
-    initial = Initial(max(1, blocks * count), width, rank, task.outputs, steps, batch, tied, grid=grid)
+    initial = Initial.of(problem, blocks * count, width, backward == "tied")
     dynamics = Conditioned(problem.settings, units, initial)
     ways_out = f"use a smaller width than {width} or a smaller depth, fewer steps or a smaller batch, or more devices"
     memory.check(*memory.of_run(dynamics, layout), ways_out)
-    return dynamics, problem, initial.basis_bytes + initial.pass_bytes, layout
+    return dynamics, problem, initial.least_bytes, layout
 
 
 def _dense(

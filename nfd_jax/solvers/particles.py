@@ -16,7 +16,6 @@ from nfd_jax.dynamics.initial import Initial
 from nfd_jax.dynamics.problem import Problem
 from nfd_jax.dynamics.units import Units
 from nfd_jax.matrices.matched import least_width
-from nfd_jax.matrices.noise import Grid
 from nfd_jax.models import AbstractModel
 from nfd_jax.runtime import devices, ensemble, loop, memory
 from nfd_jax.runtime.loop import Recorded
@@ -46,30 +45,21 @@ class System(NamedTuple):
     def dynamics(self, particles: int, depth: int, *, refinement: int = 1, capacity: int | None = None) -> Conditioned:
         """Those of a solution on `depth` blocks, driven by the noise of a grid `refinement` times finer. With the same
         `capacity`, in blocks (by default `depth`), they share a compiled program."""
-        data, count = self.problem.data, self.model.structure.matrices
         matrices = replace(self.model, depth=capacity or depth).matrices
-        (steps, batch), (_, rank) = data.batches.shape, data.train.inputs.shape
-        initial = Initial(
-            max(1, matrices),
-            particles,
-            rank,
-            data.train.targets.shape[1],
-            steps,
-            batch,
-            self.coupled,
-            self.matches(particles),
-            Grid(refinement, count),
-        )
+        matched = self.matches(particles)
+        initial = Initial.of(self.problem, matrices, particles, self.coupled, matched, refinement)
         return Conditioned(self.problem.settings, self.units(depth), initial)
 
     def needed(self, particles: int, capacity: int) -> tuple[int, int]:
         """Bytes of a solution with capacity for this depth, and the devices that share them."""
         return memory.of_run(self.dynamics(particles, capacity), devices.particles("particles", particles))
 
-    def check_memory(self, particles: int, capacity: int) -> None:
-        """ValueError where the devices lack the memory of a solution with capacity for this depth."""
+    def check_memory(self, particles: int, capacity: int) -> int:
+        """Bytes of a solution with capacity for this depth; ValueError where the devices lack them."""
         ways_out = f"use fewer particles than {particles}, a smaller depth, fewer steps or smaller batches"
-        memory.check(*self.needed(particles, capacity), ways_out)
+        needed, count = self.needed(particles, capacity)
+        memory.check(needed, count, ways_out)
+        return needed
 
     def units(self, depth: int) -> Units:
         """Those of a network of this depth as its width goes to infinity."""
