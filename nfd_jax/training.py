@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import wraps
+from functools import cached_property, wraps
 from typing import Any
 
 import numpy as np
@@ -92,17 +92,17 @@ class Training:
         given = {name: getattr(self, name) for name in OPTIMIZER_ARGUMENTS}
         if not isinstance(self.optimizer, Optimizer):
             return Optimizer.create(self.optimizer, **given)
-        for field in fields(Training):
-            if field.name in given and given[field.name] != field.default:
-                raise ValueError(
-                    f"{field.name}={given[field.name]!r} is of an optimizer by name; give it to the Optimizer itself"
-                )
+        for name, value in given.items():
+            if value != getattr(Training, name):  # the default
+                raise ValueError(f"{name}={value!r} is of an optimizer by name; give it to the Optimizer itself")
         return self.optimizer
 
-    @property
+    @cached_property  # a schedule is asked once
     def rates(self) -> np.ndarray:
-        """Of every step, `(steps,)`."""
-        return optimizers.rates(self.learning_rate, positive_int("steps", self.steps, maximum=MOST))
+        """Of every step, `(steps,)`; can't be written."""
+        rates = optimizers.rates(self.learning_rate, positive_int("steps", self.steps, maximum=MOST))
+        rates.flags.writeable = False
+        return rates
 
     @property
     def trained(self) -> tuple[str, ...]:
@@ -151,7 +151,7 @@ def takes_training(solver: Callable[..., Any]) -> Callable[..., Any]:
     @wraps(solver)
     def taking(task: Any, model: Any, training: Training | None = None, **keywords: Any) -> Any:
         changes = {name: keywords.pop(name) for name in NAMES if name in keywords}
-        if keywords.get("progress") is not None:
+        if keywords.get("progress") is not None:  # what all of them take, checked before anything else
             boolean("progress", keywords["progress"])
         return solver(task, model, Training.create(training, changes), **keywords)
 

@@ -218,7 +218,7 @@ def _until(data: Any, checkpoint: Checkpoint | None, step: int, length: int) -> 
 
 def _longest(dynamics: AbstractDynamics, state: PyTree, train: Samples, chunk: Chunk, *, members: bool) -> int:
     """The steps of the longest chunk, as what it records is to fit into little memory."""
-    rate, chosen = (jax.eval_shape(lambda part=part: chunk.step(0)[part]) for part in range(2))
+    rate, chosen = jax.eval_shape(lambda: chunk.step(0))
     _, record = jax.eval_shape(partial(_step, members=members), dynamics, state, chunk.first, rate, train, chosen)
     needed = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(record))
     return max(1, min(LONGEST, RECORDED // max(1, needed)))
