@@ -1,7 +1,7 @@
 """Optimizers without their rate, as optax transformations, and the rate of every step.
 
 The linear SGD family acts on the coordinates of a low-rank update as it does on the matrix itself, so revealed
-matrices, dense sweeps and the autodiff trainer all use the same transformation.
+matrices, dense passes and autodiff all use the same transformation.
 """
 
 from __future__ import annotations

@@ -90,11 +90,11 @@ def measure(
     return {"loss": (axes[:2], np.where(diverged, np.inf, runs.loss.values[..., -1])), **found}
 
 
-def _diversity(sweep: Snapshot) -> dict[str, Array]:
+def _diversity(snapshot: Snapshot) -> dict[str, Array]:
     """D(LAG) and D(2 LAG), and the root mean square, of features and of gradients, `(3,)`."""
-    depth = len(sweep.features) - 1
+    depth = len(snapshot.features) - 1
     place = max(1, int(depth * LAG)).bit_length() - 1
-    moved, size = observables.diversity(sweep), observables.sizes(sweep)
+    moved, size = observables.diversity(snapshot), observables.sizes(snapshot)
     return {
         name: jnp.append(moved[f"{name}_diversity"][place : place + 2], jnp.sqrt(jnp.mean(size[f"{name}_size"] ** 2)))
         for name in FIELDS

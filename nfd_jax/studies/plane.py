@@ -80,8 +80,8 @@ def measure(
     return {name: (axes, values) for name, values in zip(("initial", "features", "outputs"), found, strict=True)}
 
 
-def _last_features(sweep: Snapshot) -> dict[str, Array]:
-    return {"last": sweep.features[-1]}
+def _last_features(snapshot: Snapshot) -> dict[str, Array]:
+    return {"last": snapshot.features[-1]}
 
 
 def _values(results: Results, name: str) -> np.ndarray:

@@ -124,9 +124,9 @@ def _networks(
     return record
 
 
-def _observe(sweep: Snapshot) -> dict[str, Array]:
-    found = observables.signed_response(sweep) | observables.response_gradient(sweep)
-    return found | {"features": sweep.features}
+def _observe(snapshot: Snapshot) -> dict[str, Array]:
+    found = observables.signed_response(snapshot) | observables.response_gradient(snapshot)
+    return found | {"features": snapshot.features}
 
 
 def _responses(observed: Mapping[str, np.ndarray], steps: list[int], branch: float, model: nfd.ResNet) -> Arrays:
