@@ -25,8 +25,8 @@ from nfd_jax.analytic import (
     tangent_kernel,
     tangent_kernels,
 )
+from nfd_jax.dynamics.autodiff import with_weights
 from nfd_jax.dynamics.module import Shape, create_network
-from nfd_jax.solvers import networks as training
 
 ACTIVATIONS = {
     "identity": (lambda x: x, lambda x: np.ones_like(x)),
@@ -313,16 +313,18 @@ def autodiff_kernels(block, activation, centred, width, members):
 
         def rows(weights):
             """Derivatives of the outputs, (P, numbers) by role, of the matrices in the forward pass."""
-            found = jax.jacrev(lambda own: training.with_weights(network, own)(inputs)[:, 0])(weights)
-            arrays = {role: [each[0] for each in found[role] or ()] for role in ("inner", "hidden")}
+            found = jax.jacrev(lambda own: with_weights(network, own)(inputs)[:, 0])(weights)
+            places = {"inner": itertools.chain(*found["inner"]), "hidden": found["hidden"]}
+            arrays = {role: [forward for forward, _ in pairs] for role, pairs in places.items()}
             arrays |= {role: [found[role]] for role in ("input", "readout")}
             return {
                 r: jnp.concatenate([p.reshape(2, -1) for p in parts], axis=1) for r, parts in arrays.items() if parts
             }
 
-        single = {
-            role: weights[role] and tuple((own, None) for own, _ in weights[role]) for role in ("inner", "hidden")
-        }
+        def tied(pairs):
+            return tuple((forward, None) for forward, _ in pairs)
+
+        single = {"inner": tuple(map(tied, network.inner)), "hidden": tied(network.hidden)}
         slopes, updates = rows(weights | single), rows(weights)
         return {role: [width * slope @ way[role].T for way in (slopes, updates)] for role, slope in slopes.items()}
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 import nfd_jax as nfd
+from nfd_jax.dynamics.snapshot import RESERVED
 from nfd_jax.parametrization import resolve
-from nfd_jax.runtime import loop as engine
 from nfd_jax.runtime import store
 from nfd_jax.runtime.claims import claim
 from nfd_jax.solvers import sweep as sweeps
@@ -175,7 +175,7 @@ def test_no_result_is_overwritten_by_what_is_observed(task):
     options = {"widths": (4,), "depths": (2,), "observe": None}
     single = nfd.train_networks(held, nfd.ResNet(1), width=4, steps=2, seeds=2).to_dataset()
     names = {*run(held, **options).variables, *single.variables, *single.dims}
-    assert names <= engine.RESERVED
+    assert names <= RESERVED
     for name in ("loss", "seed"):
         for engine_name in ("dense", "revealed"):
             with pytest.raises(ValueError, match=f"observe must return names that no result has already, got {name}"):
