@@ -70,6 +70,14 @@ class Autodiff(AbstractDynamics):
         parameters = optimizers.descend(parameters, updates, rate)
         return State(with_weights(state.network, parameters), memory, initial), Record(outputs, loss, observed)
 
+    def fits(self, state: PyTree, batch: int) -> bool:
+        del state, batch
+        return True
+
+    def grown(self, state: PyTree, batch: int) -> Autodiff:
+        del state, batch
+        return self
+
     def evaluate(self, state: State, step: Index, inputs: Array) -> Float[Array, "samples outputs"]:
         del step
         return state.network(inputs)

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 
-from nfd_jax._types import Array, Float, Index, Key, PyTree, Scalar
+from nfd_jax._types import Array, Bool, Float, Index, Key, PyTree, Scalar
 from nfd_jax.dynamics.snapshot import Observe
 from nfd_jax.models import Structure
 from nfd_jax.optimizers import Optimizer
@@ -58,6 +58,14 @@ class AbstractDynamics(eqx.Module):
     def step(self, state: PyTree, step: Index, rate: Scalar, inputs: Array, targets: Array) -> tuple[PyTree, Record]:
         """The state after the training step of this number on a batch, `(B, d)` and `(B, c)`, at rate eta, and what was
         seen before it. Steps are taken in order."""
+
+    @abstractmethod
+    def fits(self, state: PyTree, batch: int) -> Bool[Array, ""] | bool:
+        """Whether the state has room for one more step of so many samples."""
+
+    @abstractmethod
+    def grown(self, state: PyTree, batch: int) -> AbstractDynamics:
+        """Those with room for it: not traced. `padded` gives the state their arrays."""
 
     @abstractmethod
     def evaluate(self, state: PyTree, step: Index, inputs: Array) -> Float[Array, "samples outputs"]:

@@ -7,12 +7,15 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from nfd_jax._types import Array, Float, Key
+from nfd_jax._types import Array, Float, Key, Scalar
 from nfd_jax.dynamics.problem import Problem
 from nfd_jax.dynamics.propagate import Layers
 from nfd_jax.matrices import basis as bases
+from nfd_jax.matrices.base import AbstractMatrices
+from nfd_jax.matrices.compressed import CompressedMatrices
 from nfd_jax.matrices.matched import MatchedNoise
 from nfd_jax.matrices.noise import FINEST, AbstractNoise, Grid, PlainNoise
+from nfd_jax.matrices.resolution import Capacity
 from nfd_jax.matrices.revealed import RevealedMatrices
 from nfd_jax.matrices.sobol import QuasiNormals
 
@@ -28,6 +31,7 @@ class Initial:
     - `coupled`: whether the backward pass sees the same matrices; otherwise independent copies.
     - `matched`: matched noise instead of the exact law of width n (theory section 4), for limits only.
     - `grid`: how layers lie on the finest grid of one Brownian path.
+    - `capacity`: of compressed matrices; None for the exact law, which has room for all queries.
     - `members`: the axis of several networks side by side under vmap, which share the offsets of their bases.
     """
 
@@ -41,6 +45,7 @@ class Initial:
     matched: bool = False
     grid: Grid = FINEST
     members: str | None = None
+    capacity: Capacity | None = None
 
     @classmethod
     def of(
@@ -59,24 +64,30 @@ class Initial:
 
     @property
     def basis_bytes(self) -> int:
-        """Memory of the four bases."""
-        return 4 * self.matrices * self.steps * self.batch * self.width * jnp.zeros(()).dtype.itemsize
+        """Memory of the bases."""
+        images, updates = self.capacity or (self.directions, 0)
+        return (4 * images + 2 * updates) * self.matrices * self.width * jnp.zeros(()).dtype.itemsize
+
+    @property
+    def directions(self) -> int:
+        """That a basis has room for."""
+        return self.steps * self.batch if self.capacity is None else self.capacity.images
 
     @property
     def pass_bytes(self) -> int:
         """Memory of the features and images of one batch at all layers, and of as many temporaries."""
         return 3 * (self.matrices + 1) * self.batch * self.width * jnp.zeros(()).dtype.itemsize
 
-    def layers(self, key: Key) -> Layers:
-        """The network of a key."""
-        return self._matched(key) if self.matched else self._plain(key)
+    def layers(self, key: Key, resolution: Scalar | None = None) -> Layers:
+        """The network of a key. With a capacity, matrices are compressed to the resolution."""
+        return (self._matched if self.matched else self._plain)(key, resolution)
 
-    def _plain(self, key: Key) -> Layers:
+    def _plain(self, key: Key, resolution: Scalar | None) -> Layers:
         source = PlainNoise(jax.random.fold_in(key, HIDDEN_ADDRESS), self.grid)
         first, readout = self._rows(key, INPUT_ADDRESS, self.rank), self._rows(key, READOUT_ADDRESS, self.outputs)
-        return Layers(first, self._revealed(source), readout)
+        return Layers(first, self._hidden(source, resolution), readout)
 
-    def _matched(self, key: Key) -> Layers:
+    def _matched(self, key: Key, resolution: Scalar | None) -> Layers:
         """The rows of U and V orthonormal too, so that <h_0, h_0> is exact and <V, h_0> = 0.
 
         What is random before training is spread evenly, U before V before the images of the first step.
@@ -92,20 +103,23 @@ class Initial:
         readout, first = rows[: self.outputs], rows[self.outputs :]
         address = jax.random.fold_in(key, HIDDEN_ADDRESS)
         source = MatchedNoise.create(
-            address, readout, self.matrices, self.steps * self.batch, self.grid, spread[ends:], self.members
+            address, readout, self.matrices, self.directions, self.grid, spread[ends:], self.members
         )
-        return Layers(first, self._revealed(source), readout)
+        return Layers(first, self._hidden(source, resolution), readout)
 
     def _rows(self, key: Key, address: int, count: int) -> Float[Array, "rows width"]:
         return jax.random.normal(jax.random.fold_in(key, address), (count, self.width), jnp.zeros(()).dtype)
 
-    def _revealed(self, noise: AbstractNoise) -> RevealedMatrices:
-        return RevealedMatrices.create(
-            noise,
-            depth=self.matrices,
-            width=self.width,
-            capacity=self.steps * self.batch,
-            coupled=self.coupled,
-            dtype=jnp.zeros(()).dtype,
-            members=self.members,
-        )
+    def _hidden(self, noise: AbstractNoise, resolution: Scalar | None) -> AbstractMatrices:
+        options = {
+            "depth": self.matrices,
+            "width": self.width,
+            "coupled": self.coupled,
+            "dtype": jnp.zeros(()).dtype,
+            "members": self.members,
+        }
+        if self.capacity is None:
+            return RevealedMatrices.create(noise, capacity=self.directions, **options)
+        if resolution is None:
+            raise ValueError("compressed matrices need a resolution")
+        return CompressedMatrices.create(noise, resolution, capacity=self.capacity, **options)

@@ -128,7 +128,7 @@ def backward(
             x, along, hidden = hidden.query(BACKWARD, layer, step, x, keep=True)
             queried = lax.dynamic_index_in_dim(passed.coordinates, layer, keepdims=False)
             rate = units.branch * units.rates["hidden" if place == count - 1 else "inner"]
-            gradients = hidden.add_gradient(gradients, layer, rate * along * weights[None, :], queried)
+            gradients, hidden = hidden.add_gradient(gradients, layer, rate * along * weights[None, :], queried)
         below_block = lax.dynamic_index_in_dim(passed.features, index, keepdims=False)
         x = structure.pull_back(structure.maps[0], below_block, x)
         g = g + units.branch * x if structure.skip else units.branch * x

@@ -11,7 +11,7 @@ from abc import abstractmethod
 
 import equinox as eqx
 
-from nfd_jax._types import Array, Float, Index, PyTree, Vectors
+from nfd_jax._types import Array, Bool, Float, Index, PyTree, Vectors
 
 Coordinates = Array  # of a query block in what a matrix stores of it, (rows, batch): all that an update needs
 
@@ -39,6 +39,10 @@ class AbstractMatrices(eqx.Module):
         """What training has added to the images of the queries with these coordinates, `(depth, rows, batch)`: those of
         W_l^k - a_k W_l^0, of which weight decay has left a_k."""
 
+    @abstractmethod
+    def fits(self, batch: int) -> Bool[Array, ""] | bool:
+        """Whether there is room for the queries of one more step, forward and backward, of so many samples."""
+
     @property
     @abstractmethod
     def parameters(self) -> PyTree:
@@ -49,6 +53,9 @@ class AbstractMatrices(eqx.Module):
         """The same matrices after an update."""
 
     @abstractmethod
-    def add_gradient(self, gradients: PyTree, layer: Index, backward: Coordinates, forward: Coordinates) -> PyTree:
+    def add_gradient(
+        self, gradients: PyTree, layer: Index, backward: Coordinates, forward: Coordinates
+    ) -> tuple[PyTree, AbstractMatrices]:
         """`gradients` (of the form of `parameters`) with that of one layer set to n sum_a g_a x_a^T / n^(3/2): the
-        part of n dloss/dW_l that does not depend on the branch scale."""
+        part of n dloss/dW_l that does not depend on the branch scale. And the matrices, with room for such an update.
+        """

@@ -38,6 +38,10 @@ class DenseMatrices(AbstractMatrices):
         images = bases.product(self.forward - self.initial, coordinates) / self.forward.shape[-1] ** 0.5
         return images.swapaxes(1, 2)
 
+    def fits(self, batch: int) -> bool:
+        del batch
+        return True
+
     @property
     def parameters(self) -> PyTree:
         return (self.forward, self.backward, self.initial)
@@ -45,7 +49,9 @@ class DenseMatrices(AbstractMatrices):
     def with_parameters(self, parameters: PyTree) -> DenseMatrices:
         return DenseMatrices(*parameters)
 
-    def add_gradient(self, gradients: PyTree, layer: Index, backward: Coordinates, forward: Coordinates) -> PyTree:
+    def add_gradient(
+        self, gradients: PyTree, layer: Index, backward: Coordinates, forward: Coordinates
+    ) -> tuple[PyTree, DenseMatrices]:
         gradient = bases.product(backward, forward.T) / backward.shape[0] ** 0.5
         stacked = lax.dynamic_update_index_in_dim(gradients[0], gradient, layer, axis=0)
-        return (stacked, None if self.backward is None else stacked, gradients[2])
+        return (stacked, None if self.backward is None else stacked, gradients[2]), self

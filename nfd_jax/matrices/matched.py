@@ -11,8 +11,21 @@ from jax import lax
 
 from nfd_jax._types import Array, Bool, Float, Index, Key, Vectors
 from nfd_jax.matrices import basis as bases
-from nfd_jax.matrices.noise import FINEST, FORWARD, AbstractNoise, Grid, gaussians, over_finer_blocks
+from nfd_jax.matrices.noise import (
+    FINEST,
+    FORWARD,
+    AbstractNoise,
+    Grid,
+    PlainNoise,
+    Rotation,
+    gaussians,
+    over_finer_blocks,
+    rotated,
+)
 from nfd_jax.matrices.sobol import QuasiNormals
+
+
+MOST = 0.25  # constraints and a block together, of the particles
 
 
 def least_width(batch: int, steps: int, outputs: int, evaluated: int = 0) -> int:
@@ -94,12 +107,21 @@ class MatchedNoise(AbstractNoise):
 
         return over_finer_blocks(draw, layer, self.grid)
 
+    def lasts(self, layer: Index, batch: int) -> Bool[Array, ""]:
+        width, each = self.known[0].rows.shape[-1], [known.counts[layer] for known in self.known]
+        return jnp.maximum(*each) + 2 * batch <= MOST * width
+
+    @property
+    def plain(self) -> PlainNoise:
+        return PlainNoise(self.key, self.grid)
+
     def draw(
-        self, direction: int, layer: Index, step: Index, directions: Vectors, *, keep: bool
+        self, direction: int, layer: Index, step: Index, directions: Vectors, *, keep: bool, rotation: Rotation = None
     ) -> tuple[Vectors, MatchedNoise]:
         same, opposite = self.known[direction], self.known[1 - direction]
         asked = bases.norms(directions) > 0  # the other rows add nothing, and their normals constrain nothing
-        fresh = jnp.where(asked[:, None], self._normals(direction, layer, step, directions), 0)
+        normals = rotated(self._normals(direction, layer, step, directions), rotation)
+        fresh = jnp.where(asked[:, None], normals, 0)
         query = same.split(layer, directions)  # with care
         if not keep:
             fresh = same.without(layer, fresh)

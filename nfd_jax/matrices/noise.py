@@ -21,9 +21,11 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nfd_jax._types import Index, Key, Vectors
+from nfd_jax._types import Array, Bool, Float, Index, Key, Vectors
+from nfd_jax.matrices.basis import product
 
 FORWARD, BACKWARD = 0, 1
+Rotation = Float[Array, "batch batch"] | None
 
 
 class Grid(NamedTuple):
@@ -49,10 +51,20 @@ class AbstractNoise(eqx.Module):
 
     @abstractmethod
     def draw(
-        self, direction: int, layer: Index, step: Index, directions: Vectors, *, keep: bool
+        self, direction: int, layer: Index, step: Index, directions: Vectors, *, keep: bool, rotation: Rotation = None
     ) -> tuple[Vectors, AbstractNoise]:
         """The fresh part for new query `directions`, zero rows of which need none, and the noise source that remembers
-        it (`keep=False`: the same source). Every row has the normals of its query, however many others are zero."""
+        it (`keep=False`: the same source). Every row has the normals of its query, however many others are zero; with
+        a `rotation` those of the queries that the directions are made of."""
+
+    @abstractmethod
+    def lasts(self, layer: Index, batch: int) -> Bool[Array, ""]:
+        """Whether there is room for one more block of so many directions."""
+
+    @property
+    @abstractmethod
+    def plain(self) -> PlainNoise:
+        """Independent normals of the same addresses, which always last."""
 
 
 class PlainNoise(AbstractNoise):
@@ -62,14 +74,27 @@ class PlainNoise(AbstractNoise):
     grid: Grid = eqx.field(static=True, default=FINEST)
 
     def draw(
-        self, direction: int, layer: Index, step: Index, directions: Vectors, *, keep: bool
+        self, direction: int, layer: Index, step: Index, directions: Vectors, *, keep: bool, rotation: Rotation = None
     ) -> tuple[Vectors, PlainNoise]:
         del keep
 
         def draw(fine: Index) -> Vectors:
             return gaussians(self.key, direction, fine, step, directions)
 
-        return over_finer_blocks(draw, layer, self.grid), self
+        return rotated(over_finer_blocks(draw, layer, self.grid), rotation), self
+
+    def lasts(self, layer: Index, batch: int) -> Bool[Array, ""]:
+        del layer, batch
+        return jnp.array(True)
+
+    @property
+    def plain(self) -> PlainNoise:
+        return self
+
+
+def rotated(normals: Vectors, rotation: Rotation) -> Vectors:
+    """The normals of rotated queries."""
+    return normals if rotation is None else product(rotation, normals)
 
 
 def gaussians(key: Key, direction: int, layer: Index, step: Index, like: Vectors) -> Vectors:

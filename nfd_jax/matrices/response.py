@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from nfd_jax._types import Array, Float, Vectors
+import jax.numpy as jnp
+from jax import lax
+
+from nfd_jax._types import Array, Float, Index, Vectors
 from nfd_jax.matrices import basis as bases
+from nfd_jax.matrices.noise import FORWARD
+
+if TYPE_CHECKING:
+    from nfd_jax.matrices.revealed import Revealed
 
 
 class Response(NamedTuple):
@@ -21,6 +28,37 @@ class Response(NamedTuple):
     asked: Float[Array, "capacity width"]  # directions of the queries x themselves
     known: Float[Array, "capacity capacity"]  # <images, asked> where x came first, which is no response
     scale: Float[Array, "capacity 1"]  # what is left of the initial matrix, 0 for opposite queries that came later
+
+    @classmethod
+    def of(
+        cls,
+        revealed: tuple[Revealed, Revealed],
+        initial: Float[Array, " depth"],
+        direction: int,
+        layer: Index | int,
+        step: Index | int,
+    ) -> Response:
+        """What weight reuse adds to the images of the queries of a step under one initial matrix (theory section 3):
+        `FORWARD` (0), to W_l^0 phi(h_{l-1}^i) / sqrt(n), sqrt(T/L) sum_j A^{ij} g_l^j over the backward queries j of
+        earlier steps, and `BACKWARD` (1), to W_l^0T g_l^i / sqrt(n), sqrt(T/L) sum_j B^{ij} phi(h_{l-1}^j) over the
+        forward queries j up to this step. A and B have the units of theory, free of width and depth as both grow.
+
+        `layer` counts hidden matrices from 0, and `step` the updates so far: in an observe function that of the
+        snapshot, as the queries of this step have been asked then. Of an untied network, whose backward pass has a
+        matrix of its own, what `FORWARD` gives is what tying would add. The A and B of theory are those of
+        `ResNet(block="pre")`; other blocks have such responses for each of their matrices.
+        """
+        asked, opposite = revealed[direction], revealed[1 - direction]
+        rows = asked.queries, asked.steps, opposite.queries, opposite.images, opposite.steps
+        queries, asked_at, directions, images, steps = (
+            lax.dynamic_index_in_dim(part, jnp.asarray(layer, jnp.int32), keepdims=False) for part in rows
+        )
+        # a step's forward queries come before its backward ones
+        steps, asked_at = steps[:, None], asked_at[None, :]
+        asked_first = steps >= asked_at if direction == FORWARD else steps > asked_at
+        known = jnp.where(asked_first, bases.inner(images, queries), 0)
+        scale = jnp.where(steps < step + direction, initial[layer], 0)
+        return cls(directions, images, queries, known, scale)
 
     def coordinates(self, vectors: Vectors) -> Float[Array, "capacity batch"]:
         """Of the response to queries `(batch, width)`, along `directions`.

@@ -8,10 +8,12 @@ import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
 
-from nfd_jax._types import Array, Float, Index, Int, PyTree, Vectors
+from nfd_jax._types import Array, Float, Index, Int, PyTree, Scalar, Vectors
 from nfd_jax.matrices import basis as bases
+from nfd_jax.matrices import resolution as resolutions
 from nfd_jax.matrices.base import AbstractMatrices, Coordinates
 from nfd_jax.matrices.noise import BACKWARD, FORWARD, AbstractNoise
+from nfd_jax.matrices.resolution import Resolved
 from nfd_jax.matrices.response import Response
 
 NEVER = -1  # the step of a row that holds nothing
@@ -37,11 +39,16 @@ class Revealed(eqx.Module):
         """A query block taken apart into what is known of it and what is new."""
         return bases.split(self.queries, layer, self.counts[layer], query)
 
+    def resolve(self, layer: Index, query: Vectors, resolution: Scalar | None) -> Resolved:
+        """The same up to a resolution, and with all that is new where there is none."""
+        arguments = self.queries, layer, self.counts, query
+        return resolutions.exact(*arguments) if resolution is None else resolutions.resolve(*arguments, resolution)
+
     def combine(self, layer: Index, coordinates: bases.Coordinates) -> Vectors:
         """The images of queries with these coordinates."""
         return bases.combine(self.images, layer, self.counts[layer], coordinates)
 
-    def append(self, layer: Index, step: Index, new: bases.Split, images: Vectors) -> tuple[Revealed, Array]:
+    def append(self, layer: Index, step: Index, new: bases.Split | Resolved, images: Vectors) -> tuple[Revealed, Array]:
         """With the active directions of a block and their images, and all coordinates of the block, as columns.
 
         All rows of the block are written, those without a direction as zero rows past the count. They fit as long as
@@ -58,7 +65,7 @@ class Revealed(eqx.Module):
             lax.dynamic_update_slice(self.steps, steps[None], bases.corner(layer, offset)),
             self.counts.add(layer, active),
         )
-        return after, lax.dynamic_update_slice_in_dim(new.coordinates.columns, along, offset, axis=0)
+        return after, lax.dynamic_update_slice_in_dim(new.columns, along, offset, axis=0)
 
 
 class Learned(NamedTuple):
@@ -155,27 +162,8 @@ class RevealedMatrices(AbstractMatrices):
         return (total[:batch], total[batch:]) if self.coupled else (fresh, total)
 
     def response(self, direction: int, layer: Index | int, step: Index | int) -> Response:
-        """What weight reuse adds to the images of the queries of a step under one initial matrix (theory section 3):
-        `FORWARD` (0), to W_l^0 phi(h_{l-1}^i) / sqrt(n), sqrt(T/L) sum_j A^{ij} g_l^j over the backward queries j of
-        earlier steps, and `BACKWARD` (1), to W_l^0T g_l^i / sqrt(n), sqrt(T/L) sum_j B^{ij} phi(h_{l-1}^j) over the
-        forward queries j up to this step. A and B have the units of theory, free of width and depth as both grow.
-
-        `layer` counts hidden matrices from 0, and `step` the updates so far: in an observe function that of the
-        snapshot, as the queries of this step have been asked then. Of an untied network, whose backward pass has a
-        matrix of its own, what `FORWARD` gives is what tying would add. The A and B of theory are those of
-        `ResNet(block="pre")`; other blocks have such responses for each of their matrices.
-        """
-        asked, opposite = self.revealed[direction], self.revealed[1 - direction]
-        rows = asked.queries, asked.steps, opposite.queries, opposite.images, opposite.steps
-        queries, asked_at, directions, images, steps = (
-            lax.dynamic_index_in_dim(part, jnp.asarray(layer, jnp.int32), keepdims=False) for part in rows
-        )
-        # a step's forward queries come before its backward ones
-        steps, asked_at = steps[:, None], asked_at[None, :]
-        asked_first = steps >= asked_at if direction == FORWARD else steps > asked_at
-        known = jnp.where(asked_first, bases.inner(images, queries), 0)
-        scale = jnp.where(steps < step + direction, self.trained.initial[layer], 0)
-        return Response(directions, images, queries, known, scale)
+        """See `Response.of`."""
+        return Response.of(self.revealed, self.trained.initial, direction, layer, step)
 
     def no_coordinates(self, batch: int) -> Coordinates:
         depth, capacity, _ = self.trained.learned.shape
@@ -193,6 +181,10 @@ class RevealedMatrices(AbstractMatrices):
 
         return lax.map(one_matrix, jnp.arange(len(queries), dtype=jnp.int32))
 
+    def fits(self, batch: int) -> bool:
+        del batch  # the capacity is that of all queries of a run
+        return True
+
     @property
     def parameters(self) -> PyTree:
         return self.trained
@@ -200,6 +192,9 @@ class RevealedMatrices(AbstractMatrices):
     def with_parameters(self, parameters: PyTree) -> RevealedMatrices:
         return RevealedMatrices(self.revealed, parameters, self.noise, self.coupled)
 
-    def add_gradient(self, gradients: PyTree, layer: Index, backward: Coordinates, forward: Coordinates) -> PyTree:
+    def add_gradient(
+        self, gradients: PyTree, layer: Index, backward: Coordinates, forward: Coordinates
+    ) -> tuple[PyTree, RevealedMatrices]:
         gradient = bases.product(backward, forward.T)
-        return Learned(gradients.initial, lax.dynamic_update_index_in_dim(gradients.learned, gradient, layer, axis=0))
+        learned = lax.dynamic_update_index_in_dim(gradients.learned, gradient, layer, axis=0)
+        return Learned(gradients.initial, learned), self

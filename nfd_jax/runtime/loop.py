@@ -22,6 +22,7 @@ from nfd_jax._types import Array, PyTree
 from nfd_jax.dynamics.base import AbstractDynamics, Record
 from nfd_jax.dynamics.problem import Evaluated, Problem, Samples, evaluated
 from nfd_jax.matrices.basis import MEMBERS
+from nfd_jax.matrices.revealed import NEVER
 from nfd_jax.runtime import devices, store
 from nfd_jax.runtime.devices import Layout
 from nfd_jax.runtime.store import Checkpoint, arrays_of, with_arrays
@@ -58,23 +59,29 @@ class Chunk(NamedTuple):
 @partial(jax.jit, static_argnames=("members", "layout"), donate_argnames="state")
 def run_chunk(
     dynamics: AbstractDynamics, state: PyTree, train: Samples, chunk: Chunk, *, members: bool, layout: Layout | None
-) -> tuple[PyTree, Record]:
-    """The state after the steps of a chunk, and their records, with a leading axis of steps."""
+) -> tuple[PyTree, Record, Array]:
+    """The state after the steps of a chunk, as many as it has room for, their records, with a leading axis of steps,
+    and their number."""
 
     def one(place: Array | int, state: PyTree) -> tuple[PyTree, Record]:
         rate, chosen = chunk.step(place)
         state, record = _step(dynamics, state, chunk.first + place, rate, train, chosen, members=members)
         return devices.place(layout, state), record
 
-    def step(place: Array, carry: tuple[PyTree, Record]) -> tuple[PyTree, Record]:
-        state, record = one(place, carry[0])
+    def step(carry: tuple[Array, PyTree, Record]) -> tuple[Array, PyTree, Record]:
+        place, state, records = carry
+        state, record = one(place, state)
         put = partial(lax.dynamic_update_index_in_dim, index=place, axis=0)
-        return state, jax.tree.map(put, carry[1], record)
+        return place + 1, state, jax.tree.map(put, records, record)
+
+    def more(carry: tuple[Array, PyTree, Record]) -> Array:
+        place, state, _ = carry
+        return (place < chunk.steps) & dynamics.fits(state, chunk.batches.shape[1])
 
     _, shapes = jax.eval_shape(one, 0, state)
     records = jax.tree.map(lambda like: jnp.zeros((len(chunk.batches), *like.shape), like.dtype), shapes)
-    state, records = lax.fori_loop(np.int32(0), chunk.steps, step, (state, records))
-    return devices.place(layout, state), devices.replicate(layout, records)
+    done, state, records = lax.while_loop(more, step, (jnp.int32(0), state, records))
+    return devices.place(layout, state), *devices.replicate(layout, (records, done))
 
 
 @partial(jax.jit, static_argnames=("members", "layout"))
@@ -183,7 +190,10 @@ def run(
         count, began = _until(data, checkpoint, step, length), time.monotonic()
         if step < len(batches):  # the one after the last is observed and given up
             chunk = chunk_of(step, count, longest)
-            state, seen = run_chunk(dynamics, state, train, chunk, members=members, layout=layout)
+            state, seen, done = run_chunk(dynamics, state, train, chunk, members=members, layout=layout)
+            count = int(done)
+            if not dynamics.fits(state, batches.shape[1]):
+                dynamics, state = _grown(dynamics, state, batches.shape[1], layout)
             observed = {name: np.array(array[:count]) for name, array in seen.observed.items()}
             recorded.observed.extend([observed] if observed else [])
             if step < data.steps:
@@ -199,6 +209,28 @@ def run(
         if checkpoint is not None and record is not None and (over or checkpoint.is_due(step, count)):
             written = _write(record, step, recorded, written, None if over else state)
     return recorded
+
+
+def _grown(
+    dynamics: AbstractDynamics, state: PyTree, batch: int, layout: Layout | None
+) -> tuple[AbstractDynamics, PyTree]:
+    """The dynamics with room for one more step, and the state with arrays of their size."""
+    dynamics = dynamics.grown(state, batch)
+    shapes = jax.eval_shape(dynamics.init, jax.random.key(0))
+    return dynamics, _padded(state, tuple(leaf.shape for leaf in jax.tree.leaves(shapes)), layout)
+
+
+@partial(jax.jit, static_argnames=("shapes", "layout"))
+def _padded(state: PyTree, shapes: tuple[tuple[int, ...], ...], layout: Layout | None) -> PyTree:
+    """The state with its arrays at the beginning of larger ones, behind the axis of members if there is one."""
+    leaves, structure = jax.tree.flatten(state)
+    for index, (leaf, shape) in enumerate(zip(leaves, shapes, strict=True)):
+        before = leaf.ndim - len(shape)
+        more = [(0, 0)] * before + [(0, wanted - has) for wanted, has in zip(shape, leaf.shape[before:], strict=True)]
+        if any(after for _, after in more):
+            unused = NEVER if jnp.issubdtype(leaf.dtype, jnp.integer) else 0
+            leaves[index] = jnp.pad(leaf, more, constant_values=unused)
+    return devices.place(layout, jax.tree.unflatten(structure, leaves))
 
 
 def _piece(answer: Evaluated) -> dict[str, np.ndarray]:

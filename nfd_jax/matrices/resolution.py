@@ -1,0 +1,84 @@
+"""What is new in a query block up to a resolution, and what of it is dropped (theory section 4b)."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax.numpy as jnp
+from jax import lax
+
+from nfd_jax._types import Array, Bool, Float, Index, Scalar, Vectors
+from nfd_jax.matrices import basis as bases
+
+
+class Capacity(NamedTuple):
+    """Rows that there is room for in the bases of a matrix: revealed directions, and those of updates."""
+
+    images: int
+    updates: int
+
+
+class Resolved(NamedTuple):
+    """A query block taken apart, `query = coordinates^T basis + triangular^T rows`, as `basis.Split` does exactly: new
+    orthonormal directions where a row is active, and remainders, orthogonal to them and each other.
+
+    `rotation`: what takes the normals of the queries to those of the rows.
+    """
+
+    coordinates: bases.Coordinates
+    rows: Vectors
+    triangular: Float[Array, "batch batch"]
+    active: Bool[Array, " batch"]
+    rotation: Float[Array, "batch batch"]
+
+    @property
+    def columns(self) -> bases.Coordinates:
+        """The coordinates in the basis."""
+        return self.coordinates
+
+    @property
+    def directions(self) -> Vectors:
+        """The new directions, zero rows for remainders."""
+        return jnp.where(self.active[:, None], self.rows, 0)
+
+    @property
+    def along_directions(self) -> Array:
+        """The coordinates along the new directions, zero rows for the others."""
+        return jnp.where(self.active[:, None], self.triangular, 0)
+
+    @property
+    def along_remainders(self) -> Array:
+        """The coordinates along the remainders, zero rows for directions."""
+        return jnp.where(self.active[:, None], 0, self.triangular)
+
+
+def resolve(basis: bases.Basis, layer: Index, counts: bases.Counts, queries: Vectors, resolution: Scalar) -> Resolved:
+    """A query block taken apart, where only singular directions of what the basis lacks of it count as new that are
+    longer than `resolution` times the root mean square of the queries' lengths."""
+    coordinates, rest = bases.project(basis, layer, counts[layer], queries)
+    squares, vectors = jnp.linalg.eigh(bases.inner(rest, rest))
+    least = resolution**2 * jnp.mean(bases.norms(queries) ** 2)
+    active, identity = squares > least, jnp.eye(len(rest), dtype=rest.dtype)
+
+    def some() -> tuple[Array, ...]:
+        rows = bases.product(vectors.T, rest)
+        unit = rows / jnp.sqrt(jnp.where(active, squares, 1))[:, None]
+        again = bases.project(basis, layer, counts[layer], unit)[1]
+        new = bases.orthonormalise(again, jnp.full_like(squares, 1e-2), 2, active)
+        remainders = rows - bases.product(bases.inner(rows, new.directions), new.directions)
+        is_new = new.active[:, None]
+        rows = jnp.where(is_new, new.directions, remainders)
+        return rows, jnp.where(is_new, bases.inner(new.directions, rest), vectors.T), new.active
+
+    def none() -> tuple[Array, ...]:
+        return rest, identity, jnp.zeros_like(active)
+
+    rows, triangular, active = lax.cond(counts.any(active), some, none)
+    return Resolved(coordinates, rows, triangular, active, vectors.T)
+
+
+def exact(basis: bases.Basis, layer: Index, counts: bases.Counts, queries: Vectors) -> Resolved:
+    """The same where all that the basis lacks is new, in the rows of `basis.split`."""
+    x = bases.split(basis, layer, counts[layer], queries)
+    identity = jnp.eye(len(queries), dtype=queries.dtype)
+    return Resolved(x.coordinates.high, x.rows, x.triangular.high, x.active, identity)
