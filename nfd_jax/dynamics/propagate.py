@@ -125,7 +125,7 @@ def backward(
                 number = index * len(places) + places[place]
                 at = lax.dynamic_index_in_dim(passed.images, number, keepdims=False)
             x = structure.pull_back(after, at, x)
-            x, along, hidden = hidden.query(BACKWARD, layer, step, x, keep=True)
+            x, along, hidden = hidden.query(BACKWARD, layer, step, x, keep=True, weights=weights)
             queried = lax.dynamic_index_in_dim(passed.coordinates, layer, keepdims=False)
             rate = units.branch * units.rates["hidden" if place == count - 1 else "inner"]
             gradients, hidden = hidden.add_gradient(gradients, layer, rate * along * weights[None, :], queried)

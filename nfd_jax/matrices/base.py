@@ -21,13 +21,21 @@ class AbstractMatrices(eqx.Module):
 
     @abstractmethod
     def query(
-        self, direction: int, layer: Index, step: Index, vectors: Vectors, *, keep: bool
+        self,
+        direction: int,
+        layer: Index,
+        step: Index,
+        vectors: Vectors,
+        *,
+        keep: bool,
+        weights: Float[Array, " batch"] | None = None,
     ) -> tuple[Vectors, Coordinates, AbstractMatrices]:
         """Images of a block of queries, its coordinates, and the matrices that remember it.
 
         `direction`: FORWARD for W_l x / sqrt(n), BACKWARD for W_l^T g / sqrt(n). `step` numbers the training step,
         and every layer is queried at most once a step and direction, forward before backward. `keep=False`: the images
-        of this one query, and nothing remembered of it.
+        of this one query, and nothing remembered of it. `weights`: those of the queries in the gradients, where it
+        matters how much each of them counts.
         """
 
     @abstractmethod

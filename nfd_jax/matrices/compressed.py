@@ -8,10 +8,11 @@ has added to it are therefore two matrices of low rank, each in bases of its own
   which is the response to earlier queries of the other direction. Between two revelations this is an ordinary network,
   with the matrix Wbar in place of W, so that gradients stay gradients. What is missing, of the order of the resolution
   and independent of all that is known, changes averages over neurons by its square.
-- An update U = sum_a w_a g_a x_a^T is kept but for a part of at most `resolution` of its norm: P_s U P_x, for the
-  projections on two bases that grow by the leading singular directions of what is left. As the loss falls at a rate of
-  |U|^2, it then falls at 1 - resolution^2 of that rate or more, whatever cancels within the sum and however long it
-  takes. A threshold on g and x themselves would not do: late in training U is small against its terms.
+- The learned part is M^T Fx, of directions Fx of x and their images M: an update U = sum_a w_a g_a x_a^T adds U Fx^T to
+  M, without a basis of g, whose directions are far more. It is kept but for a part U (1 - P_x) of at most `resolution`
+  of its norm, for which Fx takes up leading singular directions of that part. As the loss falls at a rate of |U|^2, it
+  then falls at 1 - resolution^2 of that rate or more, whatever cancels within the sum and however long it takes. A
+  threshold on x itself would not do: late in training U is small against its terms.
 """
 
 from __future__ import annotations
@@ -31,11 +32,12 @@ from nfd_jax.matrices.response import Response
 from nfd_jax.matrices.revealed import Learned, Revealed
 
 LEAST = 30  # roundings of the terms of an update, below which what is left of it is noise
+COARSEST = 0.3  # resolution of backward queries that count for little
 KEPT = 0.5  # of the resolution: what an update that has passed it is brought down to, so that not every step adds to it
 
 
 class Factor(NamedTuple):
-    """Orthonormal rows `(depth, capacity, width)` that span one side of all updates so far, and how many are in use."""
+    """Rows `(depth, capacity, width)`, and how many are in use: orthonormal ones that span x in all updates so far."""
 
     rows: bases.Basis
     counts: bases.Counts
@@ -75,10 +77,11 @@ class CompressedMatrices(AbstractMatrices):
     """
 
     revealed: tuple[Revealed, Revealed]  # forward (Qx, Y), backward (Qs, Z)
-    factors: tuple[Factor, Factor]  # of x, of g
-    trained: Learned  # W_l = initial_l W_l^0 + Fs^T learned_l Fx / sqrt(n)
+    factor: Factor  # Fx
+    trained: Learned  # W_l = initial_l W_l^0 + learned_l^T Fx / sqrt(n), learned `(depth, capacity, width)`
     noise: AbstractNoise
     resolution: Scalar
+    largest: Float[Array, " depth"]  # size of what weights and backward queries have been together
     coupled: bool = eqx.field(static=True)
 
     @classmethod
@@ -96,19 +99,26 @@ class CompressedMatrices(AbstractMatrices):
     ) -> CompressedMatrices:
         """Nothing revealed yet, nothing learned."""
         forward, backward = (Revealed.nothing(depth, capacity.images, width, dtype, members) for _ in range(2))
-        of_x, of_g = (Factor.nothing(depth, capacity.updates, width, dtype, members) for _ in range(2))
-        learned = jnp.zeros((depth, capacity.updates, capacity.updates), dtype)
-        trained = Learned(jnp.ones((depth,), dtype), learned)
-        return cls((forward, backward), (of_x, of_g), trained, noise, jnp.asarray(resolution, dtype), coupled)
+        factor = Factor.nothing(depth, capacity.updates, width, dtype, members)
+        trained = Learned(jnp.ones((depth,), dtype), jnp.zeros_like(factor.rows))
+        return cls((forward, backward), factor, trained, noise, jnp.asarray(resolution, dtype), jnp.zeros(depth, dtype), coupled)
 
     def query(
-        self, direction: int, layer: Index, step: Index, vectors: Vectors, *, keep: bool
+        self,
+        direction: int,
+        layer: Index,
+        step: Index,
+        vectors: Vectors,
+        *,
+        keep: bool,
+        weights: Float[Array, " batch"] | None = None,
     ) -> tuple[Vectors, Coordinates, CompressedMatrices]:
         asked, opposite, initial = self.revealed[direction], self.revealed[1 - direction], self.trained.initial[layer]
         size = bases.magnitudes(vectors)[:, None]
         queries = jnp.where(jnp.isnan(size), 0, vectors / size)
         # x = Qx c + R q, and remainders d
-        x = asked.resolve(layer, queries, self.resolution if keep else None)
+        resolution, largest = self._resolution(layer, vectors, weights)
+        x = asked.resolve(layer, queries, resolution if keep else None)
         # Wbar q / sqrt(n) = Qs <Z, q>, of a direction + (xi - Qs <Qs, xi>)
         fresh, noise = self._fresh(direction, layer, step, x, keep=keep)
         images = fresh + _response(opposite, layer, x.rows) if self.coupled else fresh
@@ -117,14 +127,33 @@ class CompressedMatrices(AbstractMatrices):
             known = asked.combine(layer, coordinates) + bases.product(x.along_remainders.T, images)
         else:
             known = asked.combine(layer, x.coordinates) + bases.product(x.triangular.T, images)
-        # learned part Fs C <Fx, x>
-        learned = lax.dynamic_index_in_dim(self.trained.learned, layer, keepdims=False)
-        moved = bases.product(learned if direction == FORWARD else learned.T, self.factors[direction].along(layer, queries))
-        result = size * (initial * known + self.factors[1 - direction].combine(layer, moved))
+        # learned part M^T <Fx, x>, or Fx^T <M, g>
+        of_x, learned = self.factor, self.factor._replace(rows=self.trained.learned)
+        into, out = (of_x, learned) if direction == FORWARD else (learned, of_x)
+        result = size * (initial * known + out.combine(layer, into.along(layer, queries)))
         if not keep:
             return result, vectors.T, self
         revealed = (asked, opposite) if direction == FORWARD else (opposite, asked)
-        return result, vectors.T, eqx.tree_at(lambda tree: (tree.revealed, tree.noise), self, (revealed, noise))
+        after = revealed, noise, largest
+        return result, vectors.T, eqx.tree_at(lambda tree: (tree.revealed, tree.noise, tree.largest), self, after)
+
+    def _resolution(
+        self, layer: Index, vectors: Vectors, weights: Float[Array, " batch"] | None
+    ) -> tuple[Scalar, Float[Array, " depth"]]:
+        """The resolution of a query block, and the largest size of w_a g_a so far.
+
+        Backward queries count by w_a g_a, which vanish as the loss does, while g_a goes on to change: of ReLU networks
+        at every unit that flips. Their resolution grows with the square root of what they count for less.
+        """
+        if weights is None:
+            return self.resolution, self.largest
+        unit = jnp.max(jnp.abs(weights)) * jnp.max(bases.magnitudes(vectors))
+        unit = jnp.where(unit > 0, unit, 1)  # what they are squared in
+        size = unit * bases.norms((vectors * (weights / unit)[:, None]).reshape(1, -1))[0]
+        largest = jnp.maximum(self.largest[layer], size)
+        less = jnp.where(size > 0, largest / size, 1)
+        resolution = jnp.maximum(self.resolution, jnp.minimum(COARSEST, self.resolution * jnp.sqrt(less)))
+        return resolution, lax.dynamic_update_index_in_dim(self.largest, largest, layer, axis=0)
 
     def _fresh(
         self, direction: int, layer: Index, step: Index, x: Resolved, *, keep: bool
@@ -156,23 +185,20 @@ class CompressedMatrices(AbstractMatrices):
     def add_gradient(
         self, gradients: PyTree, layer: Index, backward: Coordinates, forward: Coordinates
     ) -> tuple[PyTree, CompressedMatrices]:
-        """The gradient in the bases of the updates, which take up what they lack of it first."""
-        of_x, of_g = self.factors
-        sizes = [jnp.max(bases.magnitudes(vectors)) for vectors in (forward.T, backward.T)]
+        """The gradient along the directions of updates, which take up what they lack of it first."""
+        of_x, sizes = self.factor, [jnp.max(bases.magnitudes(vectors)) for vectors in (forward.T, backward.T)]
         x, g = forward.T / sizes[0], backward.T / sizes[1]
-        # what a basis lacks of U = g^T x, |U (1 - P_x)|^2 and |(1 - P_s) U|^2
-        gram_x, gram_g = bases.inner(x, x), bases.inner(g, g)
-        (along_x, rest_x), (along_g, rest_g) = of_x.split(layer, x), of_g.split(layer, g)
-        whole = jnp.sum(gram_x * gram_g)
-        least = LEAST * float(jnp.finfo(x.dtype).eps) * jnp.trace(gram_x) * jnp.trace(gram_g)
+        # U = g^T x lacks |U (1 - P_x)|^2
+        gram, weights = bases.inner(x, x), bases.inner(g, g)
+        along, rest = of_x.split(layer, x)
+        whole, lacking = (jnp.sum(weights * each) for each in (gram, bases.inner(rest, rest)))
+        least = LEAST * float(jnp.finfo(x.dtype).eps) * jnp.trace(gram) * jnp.trace(weights)
         most = jnp.maximum(self.resolution**2 * whole, least)
-        lacking = jnp.sum(bases.inner(rest_x, rest_x) * gram_g) + jnp.sum(bases.inner(rest_g, rest_g) * gram_x)
-        most = jnp.where(lacking > most, KEPT**2 * most / 2, jnp.inf)
-        of_x, along_x = _extended(of_x, layer, x, along_x, gram_g, most)
-        of_g, along_g = _extended(of_g, layer, g, along_g, gram_x, most)
-        gradient = (sizes[0] * sizes[1]) * bases.product(along_g, along_x.T)
+        most = jnp.where(lacking > most, KEPT**2 * most, jnp.inf)
+        of_x, along = _extended(of_x, layer, x, along, weights, most)
+        gradient = (sizes[0] * sizes[1]) * bases.product(along, g)
         learned = lax.dynamic_update_index_in_dim(gradients.learned, gradient, layer, axis=0)
-        return Learned(gradients.initial, learned), eqx.tree_at(lambda tree: tree.factors, self, (of_x, of_g))
+        return Learned(gradients.initial, learned), eqx.tree_at(lambda tree: tree.factor, self, of_x)
 
     def response(self, direction: int, layer: Index | int, step: Index | int) -> Response:
         """See `Response.of`."""
@@ -180,8 +206,8 @@ class CompressedMatrices(AbstractMatrices):
 
     @property
     def ranks(self) -> Int[Array, "kinds depth"]:
-        """Directions of every matrix: revealed forward and backward, and of updates, of x and of g."""
-        return jnp.stack([each.counts.values for each in (*self.revealed, *self.factors)])
+        """Directions of every matrix: revealed forward and backward, and of updates."""
+        return jnp.stack([each.counts.values for each in (*self.revealed, self.factor)])
 
     def no_coordinates(self, batch: int) -> Coordinates:
         depth, _, width = self.revealed[0].queries.shape
@@ -189,25 +215,23 @@ class CompressedMatrices(AbstractMatrices):
 
     def effective_images(self, coordinates: Coordinates) -> Float[Array, "depth batch width"]:
         def one_matrix(layer: Index) -> Vectors:
-            of_x, of_g = (lax.dynamic_index_in_dim(factor.rows, layer, keepdims=False) for factor in self.factors)
-            learned, vectors = (
-                lax.dynamic_index_in_dim(array, layer, keepdims=False) for array in (self.trained.learned, coordinates)
+            of_x, learned, vectors = (
+                lax.dynamic_index_in_dim(array, layer, keepdims=False)
+                for array in (self.factor.rows, self.trained.learned, coordinates)
             )
-            return bases.combination(bases.product(learned, bases.inner(of_x, vectors.T)), of_g)
+            return bases.combination(bases.inner(of_x, vectors.T), learned)
 
         return lax.map(one_matrix, jnp.arange(len(coordinates), dtype=jnp.int32))
 
     @property
     def capacity(self) -> Capacity:
         """Of the bases as they are."""
-        return Capacity(self.revealed[0].queries.shape[-2], self.factors[0].rows.shape[-2])
+        return Capacity(self.revealed[0].queries.shape[-2], self.factor.rows.shape[-2])
 
     def needed(self, batch: int) -> tuple[Array, Array]:
         """Rows of the two kinds of bases that one more step may need, of so many samples."""
-        images, updates = (
-            jnp.max(jnp.stack([each.counts.values for each in pair])) for pair in (self.revealed, self.factors)
-        )
-        return images + batch, updates + batch
+        images = jnp.max(jnp.stack([each.counts.values for each in self.revealed]))
+        return images + batch, jnp.max(self.factor.counts.values) + batch
 
     def fits(self, batch: int) -> Bool[Array, ""]:
         images, updates = self.needed(batch)

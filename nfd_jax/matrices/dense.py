@@ -20,9 +20,16 @@ class DenseMatrices(AbstractMatrices):
     initial: Float[Array, "depth width width"] | None = None
 
     def query(
-        self, direction: int, layer: Index, step: Index, vectors: Vectors, *, keep: bool
+        self,
+        direction: int,
+        layer: Index,
+        step: Index,
+        vectors: Vectors,
+        *,
+        keep: bool,
+        weights: Float[Array, " batch"] | None = None,
     ) -> tuple[Vectors, Coordinates, DenseMatrices]:
-        del step, keep
+        del step, keep, weights
         weights = self.forward if direction == FORWARD or self.backward is None else self.backward
         matrix = lax.dynamic_index_in_dim(weights, layer, keepdims=False)
         matrix = matrix.T if direction == FORWARD else matrix

@@ -114,8 +114,16 @@ class RevealedMatrices(AbstractMatrices):
         return jnp.stack([jnp.sum(each.steps != NEVER, axis=-1, dtype=jnp.int32) for each in self.revealed])
 
     def query(
-        self, direction: int, layer: Index, step: Index, vectors: Vectors, *, keep: bool
+        self,
+        direction: int,
+        layer: Index,
+        step: Index,
+        vectors: Vectors,
+        *,
+        keep: bool,
+        weights: Float[Array, " batch"] | None = None,
     ) -> tuple[Vectors, Coordinates, RevealedMatrices]:
+        del weights
         asked, initial = self.revealed[direction], self.trained.initial[layer]
         size = bases.magnitudes(vectors)[:, None]
         # x = Qx c + R q, and remainders d
