@@ -70,13 +70,17 @@ class Autodiff(AbstractDynamics):
         parameters = optimizers.descend(parameters, updates, rate)
         return State(with_weights(state.network, parameters), memory, initial), Record(outputs, loss, observed)
 
-    def fits(self, state: PyTree, batch: int) -> bool:
-        del state, batch
-        return True
+    @property
+    def capacity(self) -> tuple[int, ...]:
+        return ()
 
-    def grown(self, state: PyTree, batch: int) -> Autodiff:
-        del state, batch
+    def with_capacity(self, capacity: tuple[int, ...]) -> Autodiff:
+        del capacity
         return self
+
+    def needed(self, state: PyTree, batch: int) -> tuple[Array, ...]:
+        del state, batch
+        return ()
 
     def evaluate(self, state: State, step: Index, inputs: Array) -> Float[Array, "samples outputs"]:
         del step

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 
-from nfd_jax._types import Array, Bool, Float, Index, Key, PyTree, Scalar
+from nfd_jax._types import Array, Float, Index, Key, PyTree, Scalar
 from nfd_jax.dynamics.snapshot import Observe
 from nfd_jax.models import Structure
 from nfd_jax.optimizers import Optimizer
@@ -59,13 +59,18 @@ class AbstractDynamics(eqx.Module):
         """The state after the training step of this number on a batch, `(B, d)` and `(B, c)`, at rate eta, and what was
         seen before it. Steps are taken in order."""
 
+    @property
     @abstractmethod
-    def fits(self, state: PyTree, batch: int) -> Bool[Array, ""] | bool:
-        """Whether the state has room for one more step of so many samples."""
+    def capacity(self) -> tuple[int, ...]:
+        """Lengths of arrays of the state that may have to grow; none where they suffice for all steps."""
 
     @abstractmethod
-    def grown(self, state: PyTree, batch: int) -> AbstractDynamics:
-        """Those with room for it: not traced. `padded` gives the state their arrays."""
+    def with_capacity(self, capacity: tuple[int, ...]) -> AbstractDynamics:
+        """The same dynamics of a state with zeros at the ends of longer arrays."""
+
+    @abstractmethod
+    def needed(self, state: PyTree, batch: int) -> tuple[Array, ...]:
+        """Of every capacity, how much one more step of so many samples may take."""
 
     @abstractmethod
     def evaluate(self, state: PyTree, step: Index, inputs: Array) -> Float[Array, "samples outputs"]:

@@ -8,7 +8,7 @@ from functools import partial
 import equinox as eqx
 
 from nfd_jax import optimizers
-from nfd_jax._types import Array, Bool, Float, Index, Key, PyTree, Scalar
+from nfd_jax._types import Array, Float, Index, Key, PyTree, Scalar
 from nfd_jax.dynamics import propagate
 from nfd_jax.dynamics.base import AbstractDynamics, Record, Settings
 from nfd_jax.dynamics.initial import Initial
@@ -16,7 +16,6 @@ from nfd_jax.dynamics.propagate import Layers
 from nfd_jax.dynamics.snapshot import Snapshot, observation
 from nfd_jax.dynamics.units import Units
 from nfd_jax.matrices.basis import MEMBERS
-from nfd_jax.matrices.compressed import CompressedMatrices
 from nfd_jax.matrices.resolution import Capacity
 from nfd_jax.task import loss_value
 
@@ -38,7 +37,7 @@ class Conditioned(AbstractDynamics):
     settings: Settings = eqx.field(static=True)
     units: Units
     initial: Initial | None = eqx.field(static=True, default=None)
-    resolution: Scalar | float | None = None  # of matrices that are compressed
+    resolution: Scalar | float | None = None  # of compressed matrices, those of an `initial` with a capacity
 
     def init(self, key: Key) -> State:
         if self.initial is None:
@@ -80,16 +79,16 @@ class Conditioned(AbstractDynamics):
         record = Record(passed.outputs, loss_value(settings.loss, passed.outputs, targets), observed)
         return State(layers, memory), record
 
-    def fits(self, state: State, batch: int) -> Bool[Array, ""] | bool:
-        return state.layers.hidden.fits(batch)
+    @property
+    def capacity(self) -> tuple[int, ...]:
+        return () if self.initial is None or self.initial.capacity is None else self.initial.capacity
 
-    def grown(self, state: State, batch: int) -> Conditioned:
-        hidden = state.layers.hidden
-        if self.initial is None or not isinstance(hidden, CompressedMatrices):
-            return self
-        needed = zip(hidden.capacity, hidden.needed(batch), strict=True)
-        capacity = Capacity(*(each if each >= int(least) else max(2 * each, int(least)) for each, least in needed))
-        return Conditioned(self.settings, self.units, replace(self.initial, capacity=capacity), self.resolution)
+    def with_capacity(self, capacity: tuple[int, ...]) -> Conditioned:
+        initial = self.initial and replace(self.initial, capacity=Capacity(*capacity) if capacity else None)
+        return Conditioned(self.settings, self.units, initial, self.resolution)
+
+    def needed(self, state: State, batch: int) -> tuple[Array, ...]:
+        return state.layers.hidden.needed(batch)
 
     def evaluate(self, state: State, step: Index, inputs: Array) -> Float[Array, "samples outputs"]:
         structure = self.settings.structure

@@ -19,6 +19,7 @@ from nfd_jax.matrices.resolution import Capacity
 from nfd_jax.matrices.revealed import RevealedMatrices
 from nfd_jax.matrices.sobol import QuasiNormals
 
+ROOM, MOST_ROOM = 2**28, 256  # bytes of compressed matrices at first, and directions that suffice for most runs
 INPUT_ADDRESS, READOUT_ADDRESS, HIDDEN_ADDRESS, SPREAD_ADDRESS = 0, 1, 2, 3  # folded into the seed's key
 
 
@@ -49,13 +50,24 @@ class Initial:
 
     @classmethod
     def of(
-        cls, problem: Problem, matrices: int, width: int, coupled: bool, matched: bool = False, refinement: int = 1
+        cls,
+        problem: Problem,
+        matrices: int,
+        width: int,
+        coupled: bool,
+        matched: bool = False,
+        refinement: int = 1,
+        compressed: bool = False,
     ) -> Initial:
-        """That of a problem in coordinates, with capacity for so many matrices and all queries of the run."""
+        """That of a problem in coordinates, with capacity for so many matrices and all queries of the run, or for the
+        first ones of a run of compressed matrices."""
         data = problem.data
         (steps, batch), (_, rank) = data.batches.shape, data.train.inputs.shape
         outputs, grid = data.train.targets.shape[1], Grid(refinement, problem.settings.structure.matrices)
-        return cls(max(1, matrices), width, rank, outputs, steps, batch, coupled, matched, grid)
+        a_direction = 6 * max(1, matrices) * width * jnp.zeros(()).dtype.itemsize
+        room = min(steps * batch, max(2 * batch, min(MOST_ROOM, ROOM // a_direction)))
+        capacity = Capacity(room, room) if compressed else None
+        return cls(max(1, matrices), width, rank, outputs, steps, batch, coupled, matched, grid, capacity=capacity)
 
     @property
     def least_bytes(self) -> int:

@@ -11,7 +11,7 @@ from abc import abstractmethod
 
 import equinox as eqx
 
-from nfd_jax._types import Array, Bool, Float, Index, PyTree, Vectors
+from nfd_jax._types import Array, Float, Index, PyTree, Vectors
 
 Coordinates = Array  # of a query block in what a matrix stores of it, (rows, batch): all that an update needs
 
@@ -48,8 +48,8 @@ class AbstractMatrices(eqx.Module):
         W_l^k - a_k W_l^0, of which weight decay has left a_k."""
 
     @abstractmethod
-    def fits(self, batch: int) -> Bool[Array, ""] | bool:
-        """Whether there is room for the queries of one more step, forward and backward, of so many samples."""
+    def needed(self, batch: int) -> tuple[Array, ...]:
+        """Of every capacity, how much one more step of so many samples may take; nothing where it always suffices."""
 
     @property
     @abstractmethod

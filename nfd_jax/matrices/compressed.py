@@ -23,7 +23,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
 
-from nfd_jax._types import Array, Bool, Float, Index, Int, PyTree, Scalar, Vectors
+from nfd_jax._types import Array, Float, Index, Int, PyTree, Scalar, Vectors
 from nfd_jax.matrices import basis as bases
 from nfd_jax.matrices.base import AbstractMatrices, Coordinates
 from nfd_jax.matrices.noise import FORWARD, AbstractNoise, PlainNoise
@@ -36,14 +36,14 @@ COARSEST = 0.3  # resolution of backward queries that count for little
 KEPT = 0.5  # of the resolution: what an update that has passed it is brought down to, so that not every step adds to it
 
 
-class Factor(NamedTuple):
+class Rows(NamedTuple):
     """Rows `(depth, capacity, width)`, and how many are in use: orthonormal ones that span x in all updates so far."""
 
     rows: bases.Basis
     counts: bases.Counts
 
     @classmethod
-    def nothing(cls, depth: int, capacity: int, width: int, dtype: Any, members: str | None) -> Factor:
+    def nothing(cls, depth: int, capacity: int, width: int, dtype: Any, members: str | None) -> Rows:
         """Before the first update."""
         rows = jnp.zeros((depth, capacity, width), dtype)
         return cls(rows, bases.Counts(jnp.zeros((depth,), jnp.int32), members))
@@ -77,7 +77,7 @@ class CompressedMatrices(AbstractMatrices):
     """
 
     revealed: tuple[Revealed, Revealed]  # forward (Qx, Y), backward (Qs, Z)
-    factor: Factor  # Fx
+    updates: Rows  # Fx
     trained: Learned  # W_l = initial_l W_l^0 + learned_l^T Fx / sqrt(n), learned `(depth, capacity, width)`
     noise: AbstractNoise
     resolution: Scalar
@@ -99,9 +99,17 @@ class CompressedMatrices(AbstractMatrices):
     ) -> CompressedMatrices:
         """Nothing revealed yet, nothing learned."""
         forward, backward = (Revealed.nothing(depth, capacity.images, width, dtype, members) for _ in range(2))
-        factor = Factor.nothing(depth, capacity.updates, width, dtype, members)
-        trained = Learned(jnp.ones((depth,), dtype), jnp.zeros_like(factor.rows))
-        return cls((forward, backward), factor, trained, noise, jnp.asarray(resolution, dtype), jnp.zeros(depth, dtype), coupled)
+        updates = Rows.nothing(depth, capacity.updates, width, dtype, members)
+        trained = Learned(jnp.ones((depth,), dtype), jnp.zeros_like(updates.rows))
+        return cls(
+            (forward, backward),
+            updates,
+            trained,
+            noise,
+            jnp.asarray(resolution, dtype),
+            jnp.zeros(depth, dtype),
+            coupled,
+        )
 
     def query(
         self,
@@ -128,7 +136,7 @@ class CompressedMatrices(AbstractMatrices):
         else:
             known = asked.combine(layer, x.coordinates) + bases.product(x.triangular.T, images)
         # learned part M^T <Fx, x>, or Fx^T <M, g>
-        of_x, learned = self.factor, self.factor._replace(rows=self.trained.learned)
+        of_x, learned = self.updates, self.updates._replace(rows=self.trained.learned)
         into, out = (of_x, learned) if direction == FORWARD else (learned, of_x)
         result = size * (initial * known + out.combine(layer, into.along(layer, queries)))
         if not keep:
@@ -186,7 +194,7 @@ class CompressedMatrices(AbstractMatrices):
         self, gradients: PyTree, layer: Index, backward: Coordinates, forward: Coordinates
     ) -> tuple[PyTree, CompressedMatrices]:
         """The gradient along the directions of updates, which take up what they lack of it first."""
-        of_x, sizes = self.factor, [jnp.max(bases.magnitudes(vectors)) for vectors in (forward.T, backward.T)]
+        of_x, sizes = self.updates, [jnp.max(bases.magnitudes(vectors)) for vectors in (forward.T, backward.T)]
         x, g = forward.T / sizes[0], backward.T / sizes[1]
         # U = g^T x lacks |U (1 - P_x)|^2
         gram, weights = bases.inner(x, x), bases.inner(g, g)
@@ -198,7 +206,7 @@ class CompressedMatrices(AbstractMatrices):
         of_x, along = _extended(of_x, layer, x, along, weights, most)
         gradient = (sizes[0] * sizes[1]) * bases.product(along, g)
         learned = lax.dynamic_update_index_in_dim(gradients.learned, gradient, layer, axis=0)
-        return Learned(gradients.initial, learned), eqx.tree_at(lambda tree: tree.factor, self, of_x)
+        return Learned(gradients.initial, learned), eqx.tree_at(lambda tree: tree.updates, self, of_x)
 
     def response(self, direction: int, layer: Index | int, step: Index | int) -> Response:
         """See `Response.of`."""
@@ -207,7 +215,7 @@ class CompressedMatrices(AbstractMatrices):
     @property
     def ranks(self) -> Int[Array, "kinds depth"]:
         """Directions of every matrix: revealed forward and backward, and of updates."""
-        return jnp.stack([each.counts.values for each in (*self.revealed, self.factor)])
+        return jnp.stack([each.counts.values for each in (*self.revealed, self.updates)])
 
     def no_coordinates(self, batch: int) -> Coordinates:
         depth, _, width = self.revealed[0].queries.shape
@@ -217,25 +225,15 @@ class CompressedMatrices(AbstractMatrices):
         def one_matrix(layer: Index) -> Vectors:
             of_x, learned, vectors = (
                 lax.dynamic_index_in_dim(array, layer, keepdims=False)
-                for array in (self.factor.rows, self.trained.learned, coordinates)
+                for array in (self.updates.rows, self.trained.learned, coordinates)
             )
             return bases.combination(bases.inner(of_x, vectors.T), learned)
 
         return lax.map(one_matrix, jnp.arange(len(coordinates), dtype=jnp.int32))
 
-    @property
-    def capacity(self) -> Capacity:
-        """Of the bases as they are."""
-        return Capacity(self.revealed[0].queries.shape[-2], self.factor.rows.shape[-2])
-
-    def needed(self, batch: int) -> tuple[Array, Array]:
-        """Rows of the two kinds of bases that one more step may need, of so many samples."""
-        images = jnp.max(jnp.stack([each.counts.values for each in self.revealed]))
-        return images + batch, jnp.max(self.factor.counts.values) + batch
-
-    def fits(self, batch: int) -> Bool[Array, ""]:
-        images, updates = self.needed(batch)
-        return (images <= self.capacity.images) & (updates <= self.capacity.updates)
+    def needed(self, batch: int) -> tuple[Array, ...]:
+        revealed, updates = [each.counts.values for each in self.revealed], self.updates.counts.values
+        return Capacity(jnp.max(jnp.stack(revealed)) + batch, jnp.max(updates) + batch)
 
     @property
     def parameters(self) -> PyTree:
@@ -257,14 +255,14 @@ def _response(opposite: Revealed, layer: Index, rows: Vectors) -> Vectors:
 
 
 def _extended(
-    factor: Factor, layer: Index, vectors: Vectors, along: bases.Coordinates, weights: Array, most: Scalar
-) -> tuple[Factor, bases.Coordinates]:
+    known: Rows, layer: Index, vectors: Vectors, along: bases.Coordinates, weights: Array, most: Scalar
+) -> tuple[Rows, bases.Coordinates]:
     """A basis of updates w^T x with the leading singular directions of what it lacks of one, until the rest is below
     `most`, |w^T x (1 - P_x)|^2 with the Gram matrix `weights` of w; and the coordinates of x in it."""
-    count, none = factor.counts[layer], jnp.zeros_like(vectors)
+    count, none = known.counts[layer], jnp.zeros_like(vectors)
 
     def some() -> tuple[Array, Array, Array]:
-        x = bases.split(factor.rows, layer, count, vectors)
+        x = bases.split(known.rows, layer, count, vectors)
         triangular = jnp.where(x.active[:, None], x.triangular.high, 0)
         squares, rotation = jnp.linalg.eigh(bases.product(bases.product(triangular, weights), triangular.T))
         active = jnp.cumsum(jnp.maximum(squares, 0)) > most
@@ -274,6 +272,6 @@ def _extended(
     def nothing() -> tuple[Array, Array, Array]:
         return none, jnp.zeros_like(weights), jnp.zeros(len(vectors), bool)
 
-    rows, coordinates, active = lax.cond(factor.counts.any(jnp.isfinite(most)), some, nothing)
+    rows, coordinates, active = lax.cond(known.counts.any(jnp.isfinite(most)), some, nothing)
     along = lax.dynamic_update_slice_in_dim(along, coordinates, count, axis=0)
-    return Factor(bases.write(factor.rows, layer, count, rows), factor.counts.add(layer, active)), along
+    return Rows(bases.write(known.rows, layer, count, rows), known.counts.add(layer, active)), along

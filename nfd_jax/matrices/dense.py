@@ -45,9 +45,9 @@ class DenseMatrices(AbstractMatrices):
         images = bases.product(self.forward - self.initial, coordinates) / self.forward.shape[-1] ** 0.5
         return images.swapaxes(1, 2)
 
-    def fits(self, batch: int) -> bool:
+    def needed(self, batch: int) -> tuple[Array, ...]:
         del batch
-        return True
+        return ()
 
     @property
     def parameters(self) -> PyTree:

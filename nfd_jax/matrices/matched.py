@@ -24,7 +24,6 @@ from nfd_jax.matrices.noise import (
 )
 from nfd_jax.matrices.sobol import QuasiNormals
 
-
 MOST = 0.25  # constraints and a block together, of the particles
 
 

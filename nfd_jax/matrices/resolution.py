@@ -14,8 +14,8 @@ from nfd_jax.matrices import basis as bases
 class Capacity(NamedTuple):
     """Rows that there is room for in the bases of a matrix: revealed directions, and those of updates."""
 
-    images: int
-    updates: int
+    images: int | Array
+    updates: int | Array
 
 
 class Resolved(NamedTuple):

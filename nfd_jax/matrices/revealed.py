@@ -189,9 +189,9 @@ class RevealedMatrices(AbstractMatrices):
 
         return lax.map(one_matrix, jnp.arange(len(queries), dtype=jnp.int32))
 
-    def fits(self, batch: int) -> bool:
+    def needed(self, batch: int) -> tuple[Array, ...]:
         del batch  # the capacity is that of all queries of a run
-        return True
+        return ()
 
     @property
     def parameters(self) -> PyTree:

@@ -76,7 +76,7 @@ def run_chunk(
 
     def more(carry: tuple[Array, PyTree, Record]) -> Array:
         place, state, _ = carry
-        return (place < chunk.steps) & dynamics.fits(state, chunk.batches.shape[1])
+        return (place < chunk.steps) & fits(dynamics, state, chunk.batches.shape[1])
 
     _, shapes = jax.eval_shape(one, 0, state)
     records = jax.tree.map(lambda like: jnp.zeros((len(chunk.batches), *like.shape), like.dtype), shapes)
@@ -109,6 +109,14 @@ class Recorded(NamedTuple):
     train: list[dict[str, np.ndarray]]  # those of evaluations
     held_out: list[dict[str, np.ndarray]]
     observed: list[dict[str, np.ndarray]]  # before every update, and after the last; empty where nothing is observed
+    ranks: list[dict[str, np.ndarray]]  # at the end: the most directions of a matrix; empty for the exact law
+
+    def add(self, seen: Record, count: int, *, trained: bool) -> None:
+        """The first steps of a chunk; without `trained` what is observed alone."""
+        observed = {name: np.array(array[:count]) for name, array in seen.observed.items()}
+        self.observed.extend([observed] if observed else [])
+        if trained:
+            self.batch.append({"outputs": np.array(seen.outputs[:count]), "loss": np.array(seen.loss[:count])})
 
     def since(self, done: Sequence[int]) -> dict[str, np.ndarray]:
         """The pieces beyond so many of each kind, for a checkpoint: every array by kind, number and name."""
@@ -133,7 +141,7 @@ class Recorded(NamedTuple):
     @classmethod
     def of(cls, arrays: Mapping[str, np.ndarray]) -> Recorded:
         """From what `since` gave, of a whole run."""
-        recorded, pieces = cls([], [], [], []), {}
+        recorded, pieces = cls([], [], [], [], []), {}
         for address in sorted(arrays):
             if "/" in address:
                 kind, number, name = address.split("/", 2)
@@ -169,7 +177,7 @@ def run(
     every = [Samples(*(np.asarray(part, dtype) for part in samples)) for samples in data.sets]
     train, rates, batches = jax.device_put(every[0]), problem.rates.astype(dtype), data.batches.astype(np.int32)
     record = None if checkpoint is None else checkpoint.record(name)
-    step, state, recorded = _resumed(record, state)
+    step, dynamics, state, recorded = _resumed(record, dynamics, state, layout)
     written = [len(pieces) for pieces in recorded]
     progress.update(step)
 
@@ -192,30 +200,46 @@ def run(
             chunk = chunk_of(step, count, longest)
             state, seen, done = run_chunk(dynamics, state, train, chunk, members=members, layout=layout)
             count = int(done)
-            if not dynamics.fits(state, batches.shape[1]):
-                dynamics, state = _grown(dynamics, state, batches.shape[1], layout)
-            observed = {name: np.array(array[:count]) for name, array in seen.observed.items()}
-            recorded.observed.extend([observed] if observed else [])
-            if step < data.steps:
-                outputs, loss = (np.array(array[:count]) for array in (seen.outputs, seen.loss))
-                recorded.batch.append({"outputs": outputs, "loss": loss})
-                with np.errstate(over="ignore"):  # of members about to diverge
-                    progress.set_postfix(loss=f"{np.mean(loss[-1]):.4g}", refresh=False)
+            dynamics, state = _grown(dynamics, state, batches.shape[1], layout)
+            recorded.add(seen, count, trained=step < data.steps)
+            with np.errstate(over="ignore"):  # of members about to diverge
+                progress.set_postfix(loss=f"{np.mean(np.asarray(seen.loss[count - 1])):.4g}", refresh=False)
         step += count
+        if step > data.steps:
+            recorded.ranks.extend(_ranks(dynamics, state, members=members))
         progress.update(count)
         if jax.process_count() == 1 and time.monotonic() - began < TICK:
             length = min(2 * length, longest)
         over = step > data.steps
         if checkpoint is not None and record is not None and (over or checkpoint.is_due(step, count)):
-            written = _write(record, step, recorded, written, None if over else state)
+            written = _write(record, step, recorded, written, None if over else (dynamics, state))
     return recorded
+
+
+def fits(dynamics: AbstractDynamics, state: PyTree, batch: int) -> Array | bool:
+    """Whether the state has room for one more step of so many samples."""
+    needed = dynamics.needed(state, batch)
+    return jnp.all(jnp.stack(needed) <= jnp.array(dynamics.capacity)) if needed else True
 
 
 def _grown(
     dynamics: AbstractDynamics, state: PyTree, batch: int, layout: Layout | None
 ) -> tuple[AbstractDynamics, PyTree]:
-    """The dynamics with room for one more step, and the state with arrays of their size."""
-    dynamics = dynamics.grown(state, batch)
+    """With room for one more step: what does not suffice is doubled at least."""
+    least = [int(each) for each in dynamics.needed(state, batch)]
+    if all(needed <= has for needed, has in zip(least, dynamics.capacity, strict=True)):
+        return dynamics, state
+    capacity = [
+        has if needed <= has else max(2 * has, needed) for needed, has in zip(least, dynamics.capacity, strict=True)
+    ]
+    return with_capacity(dynamics, state, tuple(capacity), layout)
+
+
+def with_capacity(
+    dynamics: AbstractDynamics, state: PyTree, capacity: tuple[int, ...], layout: Layout | None
+) -> tuple[AbstractDynamics, PyTree]:
+    """Dynamics of this capacity, and the state with arrays of their size."""
+    dynamics = dynamics.with_capacity(capacity)
     shapes = jax.eval_shape(dynamics.init, jax.random.key(0))
     return dynamics, _padded(state, tuple(leaf.shape for leaf in jax.tree.leaves(shapes)), layout)
 
@@ -231,6 +255,13 @@ def _padded(state: PyTree, shapes: tuple[tuple[int, ...], ...], layout: Layout |
             unused = NEVER if jnp.issubdtype(leaf.dtype, jnp.integer) else 0
             leaves[index] = jnp.pad(leaf, more, constant_values=unused)
     return devices.place(layout, jax.tree.unflatten(structure, leaves))
+
+
+def _ranks(dynamics: AbstractDynamics, state: PyTree, *, members: bool) -> list[dict[str, np.ndarray]]:
+    """What of the capacity is used, the same for all members; nothing where there is none."""
+    used = np.array(dynamics.needed(state, 0), np.int64)
+    shape = (1, jax.tree.leaves(state)[0].shape[0], len(used)) if members else (1, len(used))
+    return [{"ranks": np.broadcast_to(used, shape)}] if len(used) else []
 
 
 def _piece(answer: Evaluated) -> dict[str, np.ndarray]:
@@ -257,26 +288,37 @@ def _longest(dynamics: AbstractDynamics, state: PyTree, train: Samples, chunk: C
 
 
 def _write(
-    record: store.Record, step: int, recorded: Recorded, written: Sequence[int], state: PyTree | None
+    record: store.Record,
+    step: int,
+    recorded: Recorded,
+    written: Sequence[int],
+    now: tuple[AbstractDynamics, PyTree] | None,
 ) -> list[int]:
     """Add what was recorded since so many pieces, and replace the state; a finished run has none, and is one archive.
     How many pieces are written then."""
     done = {"done": np.array(step)}
-    if state is None:
+    if now is None:
         record.write(done | recorded.since([0] * len(written)))
     else:
+        dynamics, state = now
+        done["capacity"] = np.array(dynamics.capacity, np.int64)
         record.append(recorded.since(written), done | arrays_of(state))
     return [len(pieces) for pieces in recorded]
 
 
-def _resumed(record: store.Record | None, state: PyTree) -> tuple[int, PyTree, Recorded]:
-    """The step to go on from, the state before it, and what was recorded."""
+def _resumed(
+    record: store.Record | None, dynamics: AbstractDynamics, state: PyTree, layout: Layout | None
+) -> tuple[int, AbstractDynamics, PyTree, Recorded]:
+    """The step to go on from, the dynamics and the state before it, and what was recorded."""
     arrays = None if record is None else record.read()
     if arrays is None:
-        return 0, state, Recorded([], [], [], [])
+        return 0, dynamics, state, Recorded([], [], [], [], [])
     if any(key.startswith("state-") for key in arrays):
+        capacity = tuple(arrays["capacity"].tolist())
+        if capacity != dynamics.capacity:
+            dynamics, state = with_capacity(dynamics, state, capacity, layout)
         state = with_arrays(state, arrays)
-    return int(arrays["done"]), state, Recorded.of(arrays)
+    return int(arrays["done"]), dynamics, state, Recorded.of(arrays)
 
 
 def progress_bar(description: str, total: int, show: bool | None) -> Bar:

@@ -19,6 +19,7 @@ from nfd_jax.seeds import check_seed, seed_sequence
 from nfd_jax.solvers import estimate
 from nfd_jax.solvers.networks import check_linear
 from nfd_jax.solvers.particles import System
+from nfd_jax.solvers.resolution import resolution_of
 from nfd_jax.solvers.trajectory import Trajectory
 from nfd_jax.task import Task
 from nfd_jax.training import Training, takes_training
@@ -43,6 +44,7 @@ def solve_limit(
     seeds: int | Sequence[int] | None = None,
     tolerance: float | None = None,
     budget: float | None = None,
+    resolution: float | None = None,
     capacity: int | None = None,
     refinement: int = 1,
     checkpoint: str | Path | None = None,
@@ -72,6 +74,11 @@ def solve_limit(
     - `seed`: of the Monte-Carlo noise, 0 to 2^64 - 1. Same seed, same numbers.
     - `seeds`: a count S (seeds 0 to S-1) or a sequence: one solution each, of which the result has an axis, as that of
       networks, with standard errors. An estimate takes one `seed`.
+    - `resolution`: of long training, from 0, the exact solution, to below 1. A query reveals only what is new in it by
+      more than this part of its length, and updates are kept up to this part of their norm
+      (`nfd_jax.matrices.compressed`), so that cost grows with the ranks of the bases, which level off, and not with
+      steps x batch. The loss falls at a rate that is right up to resolution^2. By default 0 up to 512 queries
+      (steps x batch), and 0.02 beyond. Matched noise lasts as long as ranks allow, and is plain from there on.
     - `capacity`, `refinement`: of a solution, for studies of depth: in blocks, so that all depths up to it share a
       compiled program; and how many times finer the grid is whose noise drives it. The model's depth with refinement r
       and r times the depth follow one Brownian path.
@@ -92,7 +99,7 @@ def solve_limit(
     members = (check_seed("seed", seed),) if seeds is None else seed_sequence(seeds)
     with_errors = tolerance is not None or check_model(model, finite=False).depth == math.inf
     _check_estimate(with_errors, tolerance, budget, training, particles, seeds)
-    system = _system(task, model, training, closure, noise)
+    system = _system(task, model, training, closure, noise, resolution, with_errors=with_errors)
     arguments = system.problem.arguments | {"solver": "limit", "closure": closure}
     least = system.least_matched * (4 if with_errors else 1)  # n / 4 are compared with n
     default = estimate.default_particles(system) if with_errors else PARTICLES
@@ -120,6 +127,7 @@ def solve_limit(
     else:
         arguments |= {"particles": particles, "noise": "matched" if system.matches(particles) else "plain"}
         arguments |= {"refinement": refinement} if refinement != 1 else {}
+        arguments |= {"resolution": system.resolution} if system.resolution else {}
         identity = arguments | ({"seed": seed} if seeds is None else {"seeds": members})
         dynamics, needed = _solution(system, model, particles, capacity, refinement)
         recorded = ensemble.train(
@@ -146,6 +154,7 @@ def limit_dynamics(
     particles: int = PARTICLES,
     closure: str = "coupled",
     noise: str = "matched",
+    resolution: float | None = 0.0,
 ) -> tuple[Conditioned, Problem]:
     """The dynamics that `solve_limit` compiles, and the problem that it gives them: for a loop of your own.
 
@@ -157,17 +166,33 @@ def limit_dynamics(
     Arguments are those of `solve_limit`; the depth is finite.
     """
     check_model(model, finite=True)
-    system = _system(task, model, training, closure, noise)
+    system = _system(task, model, training, closure, noise, resolution)
     return _solution(system, model, positive_int("particles", particles), None, 1)[0], system.problem
 
 
-def _system(task: Task, model: AbstractModel, training: Training, closure: str, noise: str) -> System:
+def _system(
+    task: Task,
+    model: AbstractModel,
+    training: Training,
+    closure: str,
+    noise: str,
+    resolution: float | None,
+    *,
+    with_errors: bool = False,
+) -> System:
     """The limit of this model; ValueError where there is none."""
     one_of("closure", closure, CLOSURES)
     one_of("noise", noise, NOISES)
     problem = Problem.of(task, model, training, finite=False)
     check_linear(problem.settings.optimizer)
-    system = System(model, problem.in_coordinates(), closure == "coupled", noise == "matched", task.dimension)
+    taken = resolution_of(0.0 if with_errors and resolution is None else resolution, problem)
+    if with_errors and taken:
+        raise ValueError(
+            f"resolution={resolution!r} is of single solutions: the error bars of an estimate would not count it; "
+            "leave it out, or leave out tolerance and give a finite depth"
+        )
+    ends = closure == "coupled", noise == "matched", task.dimension
+    system = System(model, problem.in_coordinates(), *ends, taken)
     system.units(1 if model.depth == math.inf else int(model.depth))  # refuses what has no limit
     if model.depth == math.inf:
         system.powers()  # likewise

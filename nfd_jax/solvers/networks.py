@@ -27,6 +27,7 @@ from nfd_jax.runtime import devices, ensemble, memory
 from nfd_jax.runtime.devices import Layout
 from nfd_jax.runtime.loop import Recorded
 from nfd_jax.runtime.store import Checkpoint
+from nfd_jax.solvers.resolution import checked_resolution, resolution_of
 from nfd_jax.solvers.trajectory import Trajectory
 from nfd_jax.task import Task
 from nfd_jax.training import Training, takes_training
@@ -46,6 +47,7 @@ def train_networks(
     seeds: int | Sequence[int] = 8,
     engine: str = "dense",
     backward: str = "tied",
+    resolution: float | None = None,
     capacity: int | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 10,
@@ -63,6 +65,7 @@ def train_networks(
       faster one: revealed for widths of at least 200 + 2.5 x steps x batch.
     - `backward`: `"tied"`, ordinary backpropagation, or `"untied"`: the backward pass multiplies by an independent
       copy of each hidden matrix, and both copies get the same updates.
+    - `resolution`: of revealed matrices, as in `solve_limit`: 0 is the exact law.
     - `capacity`: of revealed matrices, in blocks: all depths up to it share a compiled program.
     - `checkpoint`: a folder in which the run is kept; called again with the same arguments, it goes on from there, and
       ends with the same numbers bit for bit. One of other arguments is refused.
@@ -73,7 +76,7 @@ def train_networks(
     or TypeError for bad arguments before compiling.
     """
     members = _seeds.seed_sequence(seeds)
-    networks = Networks.of(task, model, training, width, backward, engine, capacity)
+    networks = Networks.of(task, model, training, width, backward, engine, capacity, resolution)
     kept_in = Checkpoint.create(checkpoint, checkpoint_every, task, networks.arguments | {"seeds": members})
     recorded = networks.train(members, progress=progress, checkpoint=kept_in)
     return Trajectory.of(recorded, task, networks.problem.data, members, networks.arguments)
@@ -88,6 +91,7 @@ def solve_network(
     width: int = 256,
     seeds: int | Sequence[int] = 8,
     backward: str = "tied",
+    resolution: float | None = None,
     capacity: int | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 10,
@@ -107,6 +111,7 @@ def solve_network(
         seeds=seeds,
         engine="revealed",
         backward=backward,
+        resolution=resolution,
         capacity=capacity,
         checkpoint=checkpoint,
         checkpoint_every=checkpoint_every,
@@ -123,10 +128,11 @@ def network_dynamics(
     width: int = 256,
     engine: str = "dense",
     backward: str = "tied",
+    resolution: float | None = 0.0,
 ) -> tuple[AbstractDynamics, Problem]:
     """The dynamics that `train_networks` compiles, and the problem that it gives them: for a loop of your own, as
     `nfd.limit_dynamics` shows."""
-    networks = Networks.of(task, model, training, width, backward, engine)
+    networks = Networks.of(task, model, training, width, backward, engine, resolution=resolution)
     return networks.dynamics, networks.problem
 
 
@@ -149,6 +155,7 @@ class Networks(NamedTuple):
         backward: str,
         engine: str,
         capacity: int | None = None,
+        resolution: float | None = None,
     ) -> Networks:
         """ValueError or TypeError where networks of this width can't be trained, for want of memory too."""
         width = positive_int("width", width)
@@ -156,12 +163,18 @@ class Networks(NamedTuple):
         one_of("engine", engine, ENGINES)
         problem = Problem.of(task, model, training)
         revealed = is_revealed(engine, task, width, training)
-        make = partial(_revealed, capacity=capacity) if revealed else _dense
+        if resolution is not None and not revealed and checked_resolution(resolution):
+            raise ValueError(
+                f"resolution={resolution!r} is of revealed matrices; use engine='revealed', or leave it out"
+            )
+        chosen = resolution_of(resolution, problem) if revealed else 0.0
+        make = partial(_revealed, capacity=capacity, resolution=chosen) if revealed else _dense
         dynamics, taken, needed, layout = make(problem, task, model, width, backward)
         arguments = problem.arguments | {
             "solver": "network" if revealed else "training",
             "width": width,
             "backward": backward,
+            **({"resolution": chosen} if chosen else {}),
         }
         return cls(dynamics, taken, arguments, needed, layout)
 
@@ -217,7 +230,14 @@ def check_linear(optimizer: Optimizer) -> None:
 
 
 def _revealed(
-    problem: Problem, task: Task, model: AbstractModel, width: int, backward: str, capacity: int | None = None
+    problem: Problem,
+    task: Task,
+    model: AbstractModel,
+    width: int,
+    backward: str,
+    *,
+    capacity: int | None,
+    resolution: float,
 ) -> tuple[Conditioned, Problem, int, Layout | None]:
     """Dynamics of explicit passes; ValueError for an optimizer, the number of devices, or their memory."""
     check_linear(problem.settings.optimizer)
@@ -227,8 +247,8 @@ def _revealed(
     blocks = model.blocks
     if capacity is not None:
         blocks = positive_int("capacity (in blocks, at least those of the model)", capacity, max(1, blocks))
-    initial = Initial.of(problem, blocks * count, width, backward == "tied")
-    dynamics = Conditioned(problem.settings, units, initial)
+    initial = Initial.of(problem, blocks * count, width, backward == "tied", compressed=resolution > 0)
+    dynamics = Conditioned(problem.settings, units, initial, resolution or None)
     ways_out = f"use a smaller width than {width} or a smaller depth, fewer steps or a smaller batch, or more devices"
     memory.check(*memory.of_run(dynamics, layout), ways_out)
     return dynamics, problem, initial.least_bytes, layout

@@ -30,6 +30,7 @@ class System(NamedTuple):
     coupled: bool
     matched: bool
     dimension: int  # d
+    resolution: float = 0.0  # of compressed matrices; 0 for the exact law
 
     def matches(self, particles: int) -> bool:
         """Whether the noise is matched with so many particles; with too few it is plain."""
@@ -37,18 +38,21 @@ class System(NamedTuple):
 
     @property
     def least_matched(self) -> int:
-        """The particles from which on noise can be matched, whatever is observed."""
+        """The particles from which on noise can be matched, whatever is observed: at all steps, or with a resolution at
+        the first one, as the ranks that follow are not known."""
         data = self.problem.data
+        steps = 1 if self.resolution else data.steps
         evaluated = sum(len(samples.inputs) for samples in data.sets)
-        return least_width(data.batches.shape[1], data.steps, data.train.targets.shape[1], evaluated)
+        return least_width(data.batches.shape[1], steps, data.train.targets.shape[1], evaluated)
 
     def dynamics(self, particles: int, depth: int, *, refinement: int = 1, capacity: int | None = None) -> Conditioned:
         """Those of a solution on `depth` blocks, driven by the noise of a grid `refinement` times finer. With the same
         `capacity`, in blocks (by default `depth`), they share a compiled program."""
         matrices = replace(self.model, depth=capacity or depth).matrices
         matched = self.matches(particles)
-        initial = Initial.of(self.problem, matrices, particles, self.coupled, matched, refinement)
-        return Conditioned(self.problem.settings, self.units(depth), initial)
+        compressed = self.resolution > 0
+        initial = Initial.of(self.problem, matrices, particles, self.coupled, matched, refinement, compressed)
+        return Conditioned(self.problem.settings, self.units(depth), initial, self.resolution or None)
 
     def needed(self, particles: int, capacity: int) -> tuple[int, int]:
         """Bytes of a solution with capacity for this depth, and the devices that share them."""

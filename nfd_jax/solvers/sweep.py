@@ -43,6 +43,7 @@ class Plan:
     seeds: tuple[int, ...]
     engine: str
     backward: str
+    resolution: float | None
     capacity: int | None
     folder: str | Path | None
     progress: bool | None
@@ -78,6 +79,7 @@ def sweep(
     schedule: Callable[[int], Any] | None = None,
     engine: str = "dense",
     backward: str = "tied",
+    resolution: float | None = None,
     capacity: int | None = None,
     folder: str | Path | None = None,
     progress: bool | None = None,
@@ -114,7 +116,7 @@ def sweep(
     listed = [training.learning_rate] if learning_rates is None else _listed("learning_rates", learning_rates)
     rates = tuple(finite_float("learning_rates", rate) for rate in listed)
     recipe = replace(training, learning_rate=1.0 if schedule is None else schedule)
-    plan = Plan(task, recipe, rates, seed_sequence(seeds), engine, backward, capacity, folder, progress)
+    plan = Plan(task, recipe, rates, seed_sequence(seeds), engine, backward, resolution, capacity, folder, progress)
     across = tuple(positive_int("widths", width) for width in _listed("widths", widths))
     check_model(model, finite=depths is None)
     models = [model] if depths is None else [replace(model, depth=depth) for depth in _listed("depths", depths)]
@@ -154,7 +156,8 @@ def _check_observed(cells: list[Cell]) -> None:
 
 def _prepare(plan: Plan, model: AbstractModel, width: int) -> Cell:
     """A cell, every member with its rate, checked."""
-    networks = Networks.of(plan.task, model, plan.training, width, plan.backward, plan.engine, plan.capacity)
+    options = plan.backward, plan.engine, plan.capacity, plan.resolution
+    networks = Networks.of(plan.task, model, plan.training, width, *options)
     arguments = networks.arguments | {
         "learning_rates": plan.rates,
         "seeds": plan.seeds,

@@ -74,6 +74,8 @@ class Trajectory:
     - `errors`: the error bars of an estimate of a limit, by quantity: `outputs`, `loss`, `batch_loss`,
       `held_out_outputs`, `held_out_loss`. A single solution has none, and an ensemble its spread.
     - `tolerance_met`: whether an estimate to a tolerance ended within it.
+    - `ranks`: with a resolution, the most directions that queries of one direction revealed of a matrix by the end, and
+      those that its updates took.
     - `axes`: the names that the observe function gives to the axes of its arrays, if any.
 
     A diverged member keeps its numbers (non-finite from `diverged_at` on) and is left out of `mean` and
@@ -91,6 +93,7 @@ class Trajectory:
     held_out: HeldOut | None = None
     errors: Mapping[str, ErrorBars] = field(default_factory=dict)
     tolerance_met: bool | None = None
+    ranks: tuple[int, ...] = ()
     axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
@@ -111,7 +114,9 @@ class Trajectory:
         steps = np.arange(data.steps + 1) if data.full_batch else np.array(data.evaluate_at)
         outputs, loss, batch_loss = (members.pop(name) for name in ("outputs", "loss", "batch_loss"))
         settings = dict(arguments)
-        return cls(task, outputs, loss, seeds, settings, members, steps, batch_loss, held_out, axes=data.axes)
+        ranks = tuple(np.max(recorded.ranks[0]["ranks"], axis=(0, 1)).tolist()) if recorded.ranks else ()
+        more = {"ranks": ranks, "axes": data.axes}
+        return cls(task, outputs, loss, seeds, settings, members, steps, batch_loss, held_out, **more)
 
     @property
     def only(self) -> Trajectory:
@@ -234,6 +239,9 @@ class Trajectory:
             parts.append(f"{len(grown)} of {count} grown: loss above {GROWN:g} times the initial one (seeds {grown})")
         if "matched_from" in self.settings:
             parts.append(f"matched noise gave way to plain, and needs particles={self.settings['matched_from']}")
+        if self.ranks:
+            images, updates = self.ranks
+            parts.append(f"resolution {self.settings['resolution']:g}: {images} directions revealed, {updates} updated")
         return "; ".join(parts if len(bad) == count else [*parts, self._final_loss()])
 
     def scores(self) -> dict[str, np.ndarray]:
