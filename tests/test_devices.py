@@ -33,6 +33,7 @@ observe = lambda sweep: {{"h": sweep.features[-1], **nfd.observables.kernels(swe
 runs = dict(
     quick=dict(
         matched=lambda: nfd.solve_limit(task, model, particles={WIDEST}, closure="coupled", **both, **shared),
+        long=lambda: nfd.solve_limit(task, model, particles={WIDEST}, resolution=0.05, momentum=0.5, **shared),
         revealed=lambda: nfd.solve_network(
             task, model, width=60, seeds=3, backward="untied", observe=observe, **shared),
         dense=lambda: nfd.train_networks(task, model, width=16, seeds=9, **both, **shared)),

@@ -27,11 +27,13 @@ def lowers(dynamics, state, inputs, targets):
     return exported.platforms == PLATFORMS
 
 
-@pytest.mark.parametrize("noise", ["matched", "plain"])
-def test_steps_of_revealed_matrices(noise):
+@pytest.mark.parametrize(("noise", "resolution"), [("matched", 0.0), ("plain", 0.0), ("matched", 0.1)])
+def test_steps_of_revealed_matrices(noise, resolution):
     with jax.enable_x64(False):
         task = nfd.datasets.digits(3)
-        dynamics, problem = nfd.limit_dynamics(task, MODEL, particles=160, noise=noise, momentum=0.5, **RECIPE)
+        options = {"particles": 160, "noise": noise, "resolution": resolution, "momentum": 0.5}
+        dynamics, problem = nfd.limit_dynamics(task, MODEL, **options, **RECIPE)
+        assert (dynamics.resolution or 0.0) == resolution
         assert dynamics.initial.matched == (noise == "matched")
         assert lowers(dynamics, dynamics.init(nfd.seed_key(0)), *problem.batch(0))
 

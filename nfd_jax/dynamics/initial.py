@@ -90,16 +90,16 @@ class Initial:
         """Memory of the features and images of one batch at all layers, and of as many temporaries."""
         return 3 * (self.matrices + 1) * self.batch * self.width * jnp.zeros(()).dtype.itemsize
 
-    def layers(self, key: Key, resolution: Scalar | None = None) -> Layers:
+    def layers(self, key: Key, resolution: Scalar | float | None = None) -> Layers:
         """The network of a key. With a capacity, matrices are compressed to the resolution."""
         return (self._matched if self.matched else self._plain)(key, resolution)
 
-    def _plain(self, key: Key, resolution: Scalar | None) -> Layers:
+    def _plain(self, key: Key, resolution: Scalar | float | None) -> Layers:
         source = PlainNoise(jax.random.fold_in(key, HIDDEN_ADDRESS), self.grid)
         first, readout = self._rows(key, INPUT_ADDRESS, self.rank), self._rows(key, READOUT_ADDRESS, self.outputs)
         return Layers(first, self._hidden(source, resolution), readout)
 
-    def _matched(self, key: Key, resolution: Scalar | None) -> Layers:
+    def _matched(self, key: Key, resolution: Scalar | float | None) -> Layers:
         """The rows of U and V orthonormal too, so that <h_0, h_0> is exact and <V, h_0> = 0.
 
         What is random before training is spread evenly, U before V before the images of the first step.
@@ -122,7 +122,7 @@ class Initial:
     def _rows(self, key: Key, address: int, count: int) -> Float[Array, "rows width"]:
         return jax.random.normal(jax.random.fold_in(key, address), (count, self.width), jnp.zeros(()).dtype)
 
-    def _hidden(self, noise: AbstractNoise, resolution: Scalar | None) -> AbstractMatrices:
+    def _hidden(self, noise: AbstractNoise, resolution: Scalar | float | None) -> AbstractMatrices:
         options = {
             "depth": self.matrices,
             "width": self.width,

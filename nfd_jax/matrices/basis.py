@@ -75,7 +75,7 @@ class Counts(eqx.Module):
         layer = jnp.asarray(layer, jnp.int32)
         return Counts(lax.dynamic_update_index_in_dim(self.values, total, layer, axis=0), self.members)
 
-    def any(self, flags: Bool[Array, " queries"]) -> Bool[Array, ""]:
+    def any(self, flags: Bool[Array, "*queries"]) -> Bool[Array, ""]:
         """Whether one of them is set, for any member: what decides alike for all of them."""
         return self._largest(jnp.sum(flags, dtype=jnp.int32)) > 0
 
@@ -278,11 +278,6 @@ class Split(NamedTuple):
     rows: Queries
     triangular: Terms  # (queries, queries)
     active: Bool[Array, " queries"]
-
-    @property
-    def columns(self) -> Array:
-        """The coordinates in the basis, both terms side by side."""
-        return self.coordinates.columns
 
     @property
     def directions(self) -> Queries:

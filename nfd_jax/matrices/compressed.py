@@ -88,7 +88,7 @@ class CompressedMatrices(AbstractMatrices):
     def create(
         cls,
         noise: AbstractNoise,
-        resolution: Scalar,
+        resolution: Scalar | float,
         *,
         depth: int,
         width: int,

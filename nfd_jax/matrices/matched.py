@@ -108,7 +108,7 @@ class MatchedNoise(AbstractNoise):
 
     def lasts(self, layer: Index, batch: int) -> Bool[Array, ""]:
         width, each = self.known[0].rows.shape[-1], [known.counts[layer] for known in self.known]
-        return jnp.maximum(*each) + 2 * batch <= MOST * width
+        return jnp.maximum(*each) + 2 * batch <= int(MOST * width)
 
     @property
     def plain(self) -> PlainNoise:

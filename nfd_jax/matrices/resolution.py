@@ -32,11 +32,6 @@ class Resolved(NamedTuple):
     rotation: Float[Array, "batch batch"]
 
     @property
-    def columns(self) -> bases.Coordinates:
-        """The coordinates in the basis."""
-        return self.coordinates
-
-    @property
     def directions(self) -> Vectors:
         """The new directions, zero rows for remainders."""
         return jnp.where(self.active[:, None], self.rows, 0)

@@ -55,6 +55,7 @@ class Revealed(eqx.Module):
         the capacity is that of steps x batch: every earlier step has added at most a batch of directions.
         """
         offset, active = self.counts[layer], new.active
+        columns = new.coordinates.columns if isinstance(new, bases.Split) else new.coordinates
         along, queries, images = (
             bases.compact(part, active) for part in (new.along_directions, new.directions, images)
         )
@@ -65,7 +66,7 @@ class Revealed(eqx.Module):
             lax.dynamic_update_slice(self.steps, steps[None], bases.corner(layer, offset)),
             self.counts.add(layer, active),
         )
-        return after, lax.dynamic_update_slice_in_dim(new.columns, along, offset, axis=0)
+        return after, lax.dynamic_update_slice_in_dim(columns, along, offset, axis=0)
 
 
 class Learned(NamedTuple):

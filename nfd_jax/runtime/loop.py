@@ -219,7 +219,7 @@ def run(
 def fits(dynamics: AbstractDynamics, state: PyTree, batch: int) -> Array | bool:
     """Whether the state has room for one more step of so many samples."""
     needed = dynamics.needed(state, batch)
-    return jnp.all(jnp.stack(needed) <= jnp.array(dynamics.capacity)) if needed else True
+    return jnp.all(jnp.stack(needed) <= jnp.array(dynamics.capacity, jnp.int32)) if needed else True
 
 
 def _grown(
