@@ -270,7 +270,7 @@ def test_long_runs_have_a_resolution_unasked():
         nfd.solve_limit(task, model, steps=steps, particles=64, noise="plain", **QUIET) for steps in (10, 300)
     )
     assert "resolution" not in short.settings
-    assert long.settings["resolution"] == 0.02
+    assert long.settings["resolution"] == 0.03
     assert long.loss[-1] < 1e-6
     assert "directions revealed" in long.summary()
     assert max(long.ranks) < 60

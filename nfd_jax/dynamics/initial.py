@@ -66,7 +66,7 @@ class Initial:
         outputs, grid = data.train.targets.shape[1], Grid(refinement, problem.settings.structure.matrices)
         a_direction = 6 * max(1, matrices) * width * jnp.zeros(()).dtype.itemsize
         room = min(steps * batch, max(2 * batch, min(MOST_ROOM, ROOM // a_direction)))
-        capacity = Capacity(room, room) if compressed else None
+        capacity = Capacity(room, min(room, max(2 * batch, MOST_ROOM // 4))) if compressed else None
         return cls(max(1, matrices), width, rank, outputs, steps, batch, coupled, matched, grid, capacity=capacity)
 
     @property

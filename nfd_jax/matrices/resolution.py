@@ -11,6 +11,9 @@ from nfd_jax._types import Array, Bool, Float, Index, Scalar, Vectors
 from nfd_jax.matrices import basis as bases
 
 
+REVEALED = 0.5  # of the resolution: down to where a block that has passed it is revealed, so that not every step adds
+
+
 class Capacity(NamedTuple):
     """Rows that there is room for in the bases of a matrix: revealed directions, and those of updates."""
 
@@ -49,26 +52,27 @@ class Resolved(NamedTuple):
 
 def resolve(basis: bases.Basis, layer: Index, counts: bases.Counts, queries: Vectors, resolution: Scalar) -> Resolved:
     """A query block taken apart, where only singular directions of what the basis lacks of it count as new that are
-    longer than `resolution` times the root mean square of the queries' lengths."""
+    longer than `resolution` times the root mean square of the queries' lengths, and with these those half as long."""
     coordinates, rest = bases.project(basis, layer, counts[layer], queries)
     squares, vectors = jnp.linalg.eigh(bases.inner(rest, rest))
-    least = resolution**2 * jnp.mean(bases.norms(queries) ** 2)
-    active, identity = squares > least, jnp.eye(len(rest), dtype=rest.dtype)
+    least = resolution**2 * jnp.mean(queries**2)
+    new, identity = squares > least, jnp.eye(len(rest), dtype=rest.dtype)
+    active = jnp.any(new) & (squares > REVEALED**2 * least)
 
     def some() -> tuple[Array, ...]:
         rows = bases.product(vectors.T, rest)
         unit = rows / jnp.sqrt(jnp.where(active, squares, 1))[:, None]
         again = bases.project(basis, layer, counts[layer], unit)[1]
-        new = bases.orthonormalise(again, jnp.full_like(squares, 1e-2), 2, active)
-        remainders = rows - bases.product(bases.inner(rows, new.directions), new.directions)
-        is_new = new.active[:, None]
-        rows = jnp.where(is_new, new.directions, remainders)
-        return rows, jnp.where(is_new, bases.inner(new.directions, rest), vectors.T), new.active
+        found = bases.orthonormalise(again, jnp.full_like(squares, 1e-2), 2, active)
+        remainders = rows - bases.product(bases.inner(rows, found.directions), found.directions)
+        is_new = found.active[:, None]
+        rows = jnp.where(is_new, found.directions, remainders)
+        return rows, jnp.where(is_new, bases.inner(found.directions, rest), vectors.T), found.active
 
     def none() -> tuple[Array, ...]:
         return rest, identity, jnp.zeros_like(active)
 
-    rows, triangular, active = lax.cond(counts.any(active), some, none)
+    rows, triangular, active = lax.cond(counts.any(new), some, none)
     return Resolved(coordinates, rows, triangular, active, vectors.T)
 
 
