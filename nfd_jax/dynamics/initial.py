@@ -28,7 +28,7 @@ class Initial:
     """Everything that decides the arrays of a network of width n, or of n particles, over a whole run.
 
     - `matrices`: hidden ones that there is capacity for, at least 1; `rank` of the inputs; `outputs` c.
-    - `steps`, `batch`: query blocks and their size, which are the capacity of a basis.
+    - `steps`, `batch`: query blocks and their size, which are the capacity of a basis unless one is given.
     - `coupled`: whether the backward pass sees the same matrices; otherwise independent copies.
     - `matched`: matched noise instead of the exact law of width n (theory section 4), for limits only.
     - `grid`: how layers lie on the finest grid of one Brownian path.
@@ -67,6 +67,7 @@ class Initial:
         a_direction = 6 * max(1, matrices) * width * jnp.zeros(()).dtype.itemsize
         room = min(steps * batch, max(2 * batch, min(MOST_ROOM, ROOM // a_direction)))
         capacity = Capacity(room, min(room, max(2 * batch, MOST_ROOM // 4))) if compressed else None
+        steps = 0 if compressed else steps  # which a capacity stands for, so that runs of all lengths share a program
         return cls(max(1, matrices), width, rank, outputs, steps, batch, coupled, matched, grid, capacity=capacity)
 
     @property

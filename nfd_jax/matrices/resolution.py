@@ -10,7 +10,6 @@ from jax import lax
 from nfd_jax._types import Array, Bool, Float, Index, Scalar, Vectors
 from nfd_jax.matrices import basis as bases
 
-
 REVEALED = 0.5  # of the resolution: down to where a block that has passed it is revealed, so that not every step adds
 
 
