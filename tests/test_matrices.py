@@ -268,7 +268,7 @@ def trained_by_hand(members, key, blocks):
         layer, address = jnp.int32(step % 2), jnp.int32(step)
         y, forward, matrices = matrices.query(FORWARD, layer, address, blocks[step, FORWARD], keep=True)
         z, backward, matrices = matrices.query(BACKWARD, layer, address, blocks[step, BACKWARD], keep=True)
-        gradient = matrices.add_gradient(matrices.trained, layer, backward, forward)
+        gradient, matrices = matrices.add_gradient(matrices.trained, layer, backward, forward)
         matrices, every = matrices.with_parameters(gradient), every.at[layer].set(forward)
         images += [y, z]
     images.append(matrices.query(FORWARD, jnp.int32(0), jnp.int32(steps), blocks[1, FORWARD], keep=False)[0])

@@ -26,7 +26,7 @@ from jax import lax
 from nfd_jax._types import Array, Float, Index, Int, PyTree, Scalar, Vectors
 from nfd_jax.matrices import basis as bases
 from nfd_jax.matrices.base import AbstractMatrices, Coordinates
-from nfd_jax.matrices.noise import FORWARD, AbstractNoise, PlainNoise
+from nfd_jax.matrices.noise import FORWARD, AbstractNoise, where
 from nfd_jax.matrices.resolution import Capacity, Resolved
 from nfd_jax.matrices.response import Response
 from nfd_jax.matrices.revealed import Learned, Revealed
@@ -139,6 +139,9 @@ class CompressedMatrices(AbstractMatrices):
         of_x, learned = self.updates, self.updates._replace(rows=self.trained.learned)
         into, out = (of_x, learned) if direction == FORWARD else (learned, of_x)
         result = size * (initial * known + out.combine(layer, into.along(layer, queries)))
+        # an update is written after its directions were read here, or the compiler would copy all of them: it has to wait
+        # for the images (whose numbers it has nothing of, unless they are not finite)
+        vectors = vectors + 0 * result
         if not keep:
             return result, vectors.T, self
         revealed = (asked, opposite) if direction == FORWARD else (opposite, asked)
@@ -167,28 +170,17 @@ class CompressedMatrices(AbstractMatrices):
         self, direction: int, layer: Index, step: Index, x: Resolved, *, keep: bool
     ) -> tuple[Vectors, AbstractNoise]:
         """Fresh parts of the images of new directions, zero rows for the others."""
-        opposite, batch = self.revealed[1 - direction], len(x.rows)
+        opposite = self.revealed[1 - direction]
+        options = {"keep": keep, "rotation": x.rotation, "needed": opposite.counts.any(x.active)}
+        fresh, noise = self.noise.draw(direction, layer, step, x.directions, **options)
+        fresh = jnp.where(x.active[:, None], fresh, 0)
+        if self.coupled:
 
-        def drawn_from(noise: AbstractNoise) -> tuple[Vectors, AbstractNoise]:
-            return noise.draw(direction, layer, step, x.directions, keep=keep, rotation=x.rotation)
+            def independent() -> Vectors:
+                return bases.project(opposite.queries, layer, opposite.counts[layer], fresh)[1]
 
-        def plain(noise: AbstractNoise) -> tuple[Vectors, AbstractNoise]:
-            return drawn_from(noise.plain)[0], noise
-
-        def draw(noise: AbstractNoise) -> tuple[Vectors, AbstractNoise]:
-            if isinstance(noise, PlainNoise):
-                fresh, noise = drawn_from(noise)
-            else:
-                fresh, noise = lax.cond(noise.lasts(layer, batch), drawn_from, plain, noise)
-            fresh = jnp.where(x.active[:, None], fresh, 0)
-            if self.coupled:
-                fresh = bases.project(opposite.queries, layer, opposite.counts[layer], fresh)[1]
-            return fresh, noise
-
-        def nothing(noise: AbstractNoise) -> tuple[Vectors, AbstractNoise]:
-            return jnp.zeros_like(x.rows), noise
-
-        return lax.cond(opposite.counts.any(x.active), draw, nothing, self.noise)
+            fresh = where(options["needed"], independent)
+        return fresh, noise
 
     def add_gradient(
         self, gradients: PyTree, layer: Index, backward: Coordinates, forward: Coordinates

@@ -16,11 +16,11 @@ from nfd_jax.matrices.noise import (
     FORWARD,
     AbstractNoise,
     Grid,
-    PlainNoise,
     Rotation,
     gaussians,
     over_finer_blocks,
     rotated,
+    where,
 )
 from nfd_jax.matrices.sobol import QuasiNormals
 
@@ -59,6 +59,7 @@ class Known(NamedTuple):
 class MatchedNoise(AbstractNoise):
     """Orthonormal fresh parts, orthogonal to their query and to what `known` holds: the readout, the images of earlier
     queries in the same direction, and the queries of the opposite one, which in the coupled closure belong to the law.
+    Of long training, whose ranks nobody knows before, it is plain from where that exceeds a quarter of the particles.
 
     One orthonormal basis a matrix and direction, extended with each query: known vectors are never factored again.
     Earlier queries in the same direction, images of the opposite one, h_0 and the h of the same block need no
@@ -106,32 +107,47 @@ class MatchedNoise(AbstractNoise):
 
         return over_finer_blocks(draw, layer, self.grid)
 
-    def lasts(self, layer: Index, batch: int) -> Bool[Array, ""]:
-        width, each = self.known[0].rows.shape[-1], [known.counts[layer] for known in self.known]
-        return jnp.maximum(*each) + 2 * batch <= int(MOST * width)
-
-    @property
-    def plain(self) -> PlainNoise:
-        return PlainNoise(self.key, self.grid)
-
     def draw(
-        self, direction: int, layer: Index, step: Index, directions: Vectors, *, keep: bool, rotation: Rotation = None
+        self,
+        direction: int,
+        layer: Index,
+        step: Index,
+        directions: Vectors,
+        *,
+        keep: bool,
+        rotation: Rotation = None,
+        needed: Bool[Array, ""] | bool = True,
     ) -> tuple[Vectors, MatchedNoise]:
         same, opposite = self.known[direction], self.known[1 - direction]
         asked = bases.norms(directions) > 0  # the other rows add nothing, and their normals constrain nothing
-        normals = rotated(self._normals(direction, layer, step, directions), rotation)
-        fresh = jnp.where(asked[:, None], normals, 0)
-        query = same.split(layer, directions)  # with care
-        if not keep:
-            fresh = same.without(layer, fresh)
+        nothing = jnp.zeros_like(directions), jnp.zeros_like(asked)
+
+        def normals() -> Vectors:
+            every = rotated(self._normals(direction, layer, step, directions), rotation)
+            return jnp.where(asked[:, None], every, 0)
+
+        def matched() -> tuple[Vectors, Array, tuple[Vectors, Array]]:
+            query = same.split(layer, directions)  # with care
+            fresh = same.without(layer, normals())
             fresh = fresh - bases.product(bases.inner(fresh, query.directions), query.directions)
-            return bases.cholesky_qr(fresh, 2)[0], self
-        # write, then read: the other order makes the compiler copy whole bases
-        constraints = same.append(layer, query.directions, query.active)
-        fresh, _ = bases.cholesky_qr(constraints.without(layer, fresh), 2)
-        # in the place of the query, which only the opposite direction remembers
-        same = Known(constraints.rows, same.counts).append(layer, fresh, asked)
-        query = opposite.split(layer, directions)
-        opposite = opposite.append(layer, query.directions, query.active)
+            fresh, _ = bases.cholesky_qr(fresh, 2)
+            if not keep:
+                return fresh, asked, nothing
+            query = opposite.split(layer, directions)
+            return fresh, asked, (query.directions, query.active)
+
+        def plain() -> tuple[Vectors, Array, tuple[Vectors, Array]]:
+            return normals(), nothing[1], nothing
+
+        def draw() -> tuple[Vectors, Array, tuple[Vectors, Array]]:
+            if needed is True:  # of the exact law, where there is room for all queries
+                return matched()
+            used = jnp.maximum(same.counts[layer], opposite.counts[layer]) + 2 * len(directions)
+            return lax.cond(used <= int(MOST * directions.shape[1]), matched, plain)
+
+        fresh, remembered, query = where(needed, draw)
+        if not keep:
+            return fresh, self
+        same, opposite = same.append(layer, fresh, remembered), opposite.append(layer, *query)
         known = (same, opposite) if direction == FORWARD else (opposite, same)
         return fresh, MatchedNoise(self.key, known, self.grid, self.first)

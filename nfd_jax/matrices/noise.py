@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nfd_jax._types import Array, Bool, Float, Index, Key, Vectors
+from nfd_jax._types import Array, Bool, Float, Index, Key, PyTree, Vectors
 from nfd_jax.matrices.basis import product
 
 FORWARD, BACKWARD = 0, 1
@@ -51,20 +51,27 @@ class AbstractNoise(eqx.Module):
 
     @abstractmethod
     def draw(
-        self, direction: int, layer: Index, step: Index, directions: Vectors, *, keep: bool, rotation: Rotation = None
+        self,
+        direction: int,
+        layer: Index,
+        step: Index,
+        directions: Vectors,
+        *,
+        keep: bool,
+        rotation: Rotation = None,
+        needed: Bool[Array, ""] | bool = True,
     ) -> tuple[Vectors, AbstractNoise]:
         """The fresh part for new query `directions`, zero rows of which need none, and the noise source that remembers
         it (`keep=False`: the same source). Every row has the normals of its query, however many others are zero; with
-        a `rotation` those of the queries that the directions are made of."""
+        a `rotation` those of the queries that the directions are made of. Where none is `needed`, zeros at no cost."""
 
-    @abstractmethod
-    def lasts(self, layer: Index, batch: int) -> Bool[Array, ""]:
-        """Whether there is room for one more block of so many directions."""
 
-    @property
-    @abstractmethod
-    def plain(self) -> PlainNoise:
-        """Independent normals of the same addresses, which always last."""
+def where(needed: Bool[Array, ""] | bool, make: Callable[[], PyTree]) -> PyTree:
+    """What `make` makes where it is needed, and zeros otherwise."""
+    if needed is True:
+        return make()
+    zeros = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), jax.eval_shape(make))
+    return lax.cond(needed, make, lambda: zeros)
 
 
 class PlainNoise(AbstractNoise):
@@ -74,22 +81,22 @@ class PlainNoise(AbstractNoise):
     grid: Grid = eqx.field(static=True, default=FINEST)
 
     def draw(
-        self, direction: int, layer: Index, step: Index, directions: Vectors, *, keep: bool, rotation: Rotation = None
+        self,
+        direction: int,
+        layer: Index,
+        step: Index,
+        directions: Vectors,
+        *,
+        keep: bool,
+        rotation: Rotation = None,
+        needed: Bool[Array, ""] | bool = True,
     ) -> tuple[Vectors, PlainNoise]:
         del keep
 
         def draw(fine: Index) -> Vectors:
             return gaussians(self.key, direction, fine, step, directions)
 
-        return rotated(over_finer_blocks(draw, layer, self.grid), rotation), self
-
-    def lasts(self, layer: Index, batch: int) -> Bool[Array, ""]:
-        del layer, batch
-        return jnp.array(True)
-
-    @property
-    def plain(self) -> PlainNoise:
-        return self
+        return where(needed, lambda: rotated(over_finer_blocks(draw, layer, self.grid), rotation)), self
 
 
 def rotated(normals: Vectors, rotation: Rotation) -> Vectors:
