@@ -6,7 +6,7 @@ import subprocess
 import sys
 
 import numpy as np
-from conftest import OPTIMISED
+from conftest import OPTIMISED, STRICT
 from helpers import sampling_bound
 
 import nfd_jax as nfd
@@ -44,7 +44,7 @@ np.savez(folder / "found.npz", swept=swept.loss.values, suggested=suggested.lear
 def test_main_paths_in_single_precision(tmp_path):
     environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(not OPTIMISED).lower()}
     done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", RUN, str(tmp_path)], env=environment, capture_output=True, text=True
+        [sys.executable, *STRICT, "-c", RUN, str(tmp_path)], env=environment, capture_output=True, text=True
     )
     assert not done.returncode, done.stderr
     assert "untied networks" in done.stdout
