@@ -138,8 +138,8 @@ DEFECTS = [
     Defect(
         "an untied copy tied, revealed",
         "solvers/networks.py",
-        'tied, grid = backward == "tied", Grid(1, count)',
-        "tied, grid = True, Grid(1, count)",
+        'Initial.of(problem, blocks * count, width, backward == "tied")',
+        "Initial.of(problem, blocks * count, width, True)",
         (f"{NETWORK}::test_law_of_networks", NETWORK),
     ),
     Defect(

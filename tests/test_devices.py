@@ -14,6 +14,7 @@ import sys
 
 import numpy as np
 import pytest
+from conftest import STRICT
 
 from nfd_jax.io import records
 from nfd_jax.io.cluster import Cluster
@@ -70,7 +71,7 @@ def start(code, *arguments, devices=1, **environment):
         "XLA_FLAGS": f"{os.environ.get('XLA_FLAGS', '')} --xla_force_host_platform_device_count={devices}",
     }
     return subprocess.Popen(
-        [sys.executable, "-W", "error", "-c", code, *map(str, arguments)],
+        [sys.executable, *STRICT, "-c", code, *map(str, arguments)],
         env=kept | set_here | environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -125,7 +125,10 @@ def test_the_linear_network_under_complete_p(closure):
     assert np.all(np.abs(run.outputs[..., 0] - flow()).max() < np.abs(complete_p(4, closure) - flow()).max())
 
 
-@pytest.mark.parametrize(("block", "closure", "share"), [("inner", "coupled", 2), ("inner_post", "decoupled", 1)])
+@pytest.mark.parametrize(
+    ("block", "closure", "share"),
+    [("inner", "coupled", 2), pytest.param("inner_post", "decoupled", 1, marks=pytest.mark.slow)],
+)
 def test_first_step_of_linear_two_matrix_blocks_under_complete_p(block, closure, share):
     """f_1 = eta <x, x> <g, g> summed over the matrices, at any eta: features move along V alone, to which the inputs
     are orthogonal. The inner matrix moves images by W2^T V, which W2 takes back to V where it is the same matrix."""

@@ -119,6 +119,7 @@ def test_a_coarse_block_has_the_noise_of_its_fine_ones(grid, layers):
 
 GRAM = np.array([[1.0, 0.3], [0.3, 0.8]])
 TARGETS = np.array([1.0, -0.5])
+SHARED = estimate.CAPACITY  # a depth whose programs are those of infinite depth
 
 
 def linear_task():
@@ -153,8 +154,8 @@ def test_infinite_depth_of_the_linear_network(closure):
 
 
 def test_finite_depth_has_no_discretisation_error():
-    run = linear("coupled", 16, tolerance=0.05)
-    expected = analytic.linear_outputs(GRAM, TARGETS, 16, 1.0, 0.4, 3, "coupled")
+    run = linear("coupled", SHARED, tolerance=0.05)
+    expected = analytic.linear_outputs(GRAM, TARGETS, SHARED, 1.0, 0.4, 3, "coupled")
     bars = run.errors["outputs"]
     assert np.all(bars.discretisation_error == 0)
     bound = student.isf(5e-5 / 2 / expected.size, multilevel.PILOT_DIFFERENCES - 1) * bars.standard_error
@@ -219,7 +220,7 @@ def test_what_an_estimate_refuses():
 
 def test_an_estimate_that_diverges():
     """It ends with the least that an answer takes, long before its budget, whatever its half-widths are."""
-    run = linear("coupled", 4, learning_rate=1e120, tolerance=0.1)
+    run = linear("coupled", SHARED, learning_rate=1e120, tolerance=0.1)
     assert run.outcomes == (Outcome.DIVERGED,)
     assert run.tolerance_met is False
     assert set(run.settings["replicates"].values()) == {multilevel.FEWEST}

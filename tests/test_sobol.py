@@ -11,9 +11,13 @@ from nfd_jax.matrices.sobol import DIMENSIONS, QuasiNormals, _sobol_generators
 WIDTH = 1024
 
 
-def rows(key, dimensions, width=WIDTH, dtype=np.float64):
+def spread(key, dimensions, width=WIDTH, dtype=np.float64):
     source = QuasiNormals.create(jax.random.key(key), dimensions, width)
-    return np.asarray(source.replace(jnp.zeros((dimensions, width), dtype), jnp.arange(dimensions)))
+    return source.replace(jnp.zeros((dimensions, width), dtype), jnp.arange(dimensions))
+
+
+def rows(*arguments, **options):
+    return np.asarray(spread(*arguments, **options))
 
 
 def test_generators_are_those_of_scipy():
@@ -44,7 +48,8 @@ def test_first_two_dimensions_are_a_net():
 
 def test_a_particle_over_keys_is_a_standard_normal():
     """Any particle and dimension, also where the number of particles is no power of two."""
-    values = np.stack([rows(key, 2, width=37)[:, [0, 36]] for key in range(400)])  # keys, dimensions, particles
+    every = jax.jit(jax.vmap(lambda key: spread(key, 2, width=37)))(jnp.arange(400))
+    values = np.asarray(every)[..., [0, 36]]  # keys, dimensions, particles
     assert all(kstest(column, "norm").pvalue > 1e-5 for column in values.reshape(400, 4).T)
     for particle in range(2):  # its coordinates are independent
         assert abs(np.corrcoef(values[..., particle].T)[0, 1]) < 5 / 20

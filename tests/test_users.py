@@ -1,12 +1,11 @@
 """The main paths of every solver and command in single precision, as users have it, without the checks of types of the
 test mode; in one process of its own, so that programs are shared."""
 
-import os
 import subprocess
 import sys
 
 import numpy as np
-from conftest import OPTIMISED
+from conftest import STRICT
 from helpers import sampling_bound
 
 import nfd_jax as nfd
@@ -42,10 +41,7 @@ np.savez(folder / "found.npz", swept=swept.loss.values, suggested=suggested.lear
 
 
 def test_main_paths_in_single_precision(tmp_path):
-    environment = os.environ | {"JAX_DISABLE_MOST_OPTIMIZATIONS": str(not OPTIMISED).lower()}
-    done = subprocess.run(
-        [sys.executable, "-W", "error", "-c", RUN, str(tmp_path)], env=environment, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, *STRICT, "-c", RUN, str(tmp_path)], capture_output=True, text=True)
     assert not done.returncode, done.stderr
     assert "untied networks" in done.stdout
     assert "12 interaction" in done.stdout

@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from nfd_jax._checks import GIB, of_machine
-from nfd_jax._types import PyTree
+from nfd_jax._types import Key, PyTree
 from nfd_jax.dynamics.conditioned import Conditioned
 from nfd_jax.runtime.devices import Layout
 
@@ -64,4 +64,10 @@ def of_run(dynamics: Conditioned, layout: Layout | None) -> tuple[int, int]:
         raise ValueError("these dynamics have no law of initial weights to be measured")
     if not is_enough(initial.least_bytes, count):
         return initial.least_bytes, count
-    return size_of(dynamics.init, jax.random.key(0)) + initial.pass_bytes, count
+    return size_of(_started, dynamics, jax.random.key(0)) + initial.pass_bytes, count
+
+
+@jax.jit
+def _started(dynamics: Conditioned, key: Key) -> PyTree:
+    """As an argument, dynamics of the same shapes are looked at once."""
+    return dynamics.init(key)

@@ -242,13 +242,14 @@ def _draw(
     Those that a checkpoint had beyond the counts wait their turn: every decision is the one of an unbroken run.
     """
     bar.total = sum(max(count, len(replicates.found.get(term, []))) for term, count in counts.items())
+    needed = {each: replicates.system.needed(each, capacity)[0] for each in {term.particles for term in counts}}
     while True:
         have, late = replicates.have(counts), _left(deadline) <= 0
         term = next_draw(counts, have, answered=answered, late=late, finite=replicates.are_finite(have))
         if term is None:
             return have
         goal = FEWEST if have[term] < FEWEST else counts[term]
-        count = min(threads.at_once(replicates.system.needed(term.particles, capacity)[0]), goal - have[term])
+        count = min(threads.at_once(needed[term.particles]), goal - have[term])
         replicates.draw(term, capacity, count)
         bar.update(count)
 
