@@ -16,6 +16,7 @@ from jax import lax
 from nfd_jax._types import Array, Index, Vectors
 from nfd_jax.dynamics.snapshot import Snapshot
 from nfd_jax.matrices.basis import product
+from nfd_jax.matrices.compressed import CompressedMatrices
 from nfd_jax.matrices.noise import BACKWARD, FORWARD
 from nfd_jax.matrices.response import Response
 from nfd_jax.matrices.revealed import RevealedMatrices
@@ -163,11 +164,22 @@ def response_gradient(snapshot: Snapshot) -> dict[str, Array]:
     return {"response_gradient": lax.map(one_block, _layers(snapshot))}
 
 
+@axes(ranks=("basis", "matrix"))
+def ranks(snapshot: Snapshot) -> dict[str, Array]:
+    """`ranks (2 or 3, L)`: directions of every hidden matrix that its forward queries have revealed, and its backward
+    ones; with a resolution also those that its updates take. Needs revealed matrices."""
+    return {"ranks": _revealed("ranks", snapshot).ranks}
+
+
+def _revealed(name: str, snapshot: Snapshot) -> RevealedMatrices | CompressedMatrices:
+    if not isinstance(snapshot.matrices, RevealedMatrices | CompressedMatrices):
+        raise ValueError(f"observe={name} needs revealed matrices: use solve_network or solve_limit")
+    return snapshot.matrices
+
+
 def _responses(name: str, snapshot: Snapshot) -> Callable[[int, Index], Response]:
     """Those of this step, by direction and layer; refused where they are not defined."""
-    matrices, structure = snapshot.matrices, snapshot.structure
-    if not isinstance(matrices, RevealedMatrices):
-        raise ValueError(f"observe={name} needs revealed matrices: use solve_network or solve_limit")
+    matrices, structure = _revealed(name, snapshot), snapshot.structure
     if structure.maps != BLOCKS["pre"] or not structure.skip:
         raise ValueError(f"{name} is defined for ResNet(block='pre') without centring; pass such a model")
     return partial(matrices.response, step=snapshot.step)

@@ -203,16 +203,12 @@ def test_capacity_grows_and_changes_nothing(monkeypatch):
         jax.clear_caches()
         shared = {"particles": 256, "noise": "matched", "momentum": 0.5, **QUIET}
         grown[room] = nfd.solve_limit(
-            nfd.datasets.digits(4), nfd.ResNet(2, "tanh"), steps=9, resolution=0.02, observe=ranks, **shared
+            nfd.datasets.digits(4), nfd.ResNet(2, "tanh"), steps=9, resolution=0.02, observe=nfd.observables.ranks, **shared
         )
     assert max(grown[12].ranks) > 12
     np.testing.assert_allclose(grown[12].outputs, grown[256].outputs, atol=1e-9)
     np.testing.assert_array_equal(grown[12].observed["ranks"], grown[256].observed["ranks"])
     np.testing.assert_array_equal(grown[12].observed["ranks"][-1][:2].max(), grown[12].ranks[0])
-
-
-def ranks(snapshot):
-    return {"ranks": snapshot.matrices.ranks}
 
 
 def test_members_have_ranks_of_their_own(monkeypatch):
@@ -298,6 +294,8 @@ def test_what_has_no_resolution():
     task, model = nfd.datasets.digits(2), nfd.ResNet(1)
     with pytest.raises(ValueError, match=r"resolution=0.1 is of revealed matrices; use engine='revealed'"):
         nfd.train_networks(task, model, resolution=0.1)
+    with pytest.raises(ValueError, match="observe=ranks needs revealed matrices"):
+        nfd.train_networks(task, model, observe=nfd.observables.ranks)
     with pytest.raises(ValueError, match="learned part of a matrix low rank"):
         nfd.solve_network(task, model, resolution=0.1, optimizer="adam")
     with pytest.raises(ValueError, match=r"resolution=0.1 is of single solutions.*tolerance"):
