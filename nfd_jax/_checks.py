@@ -24,6 +24,7 @@ class Outcome(enum.Enum):
 
     OK = "finished with finite outputs"
     TOLERANCE_NOT_MET = "stopped at its budget short of the tolerance; the error bars hold: raise budget or tolerance"
+    OUT_OF_MEMORY = "ended early for want of memory: use fewer particles or a coarser resolution"
     DIVERGED = "diverged: outputs or loss left the finite numbers; lower the learning rate"
 
 

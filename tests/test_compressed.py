@@ -1,6 +1,7 @@
 """Long training: what a resolution keeps, what it drops, and that nothing else changes."""
 
 import functools
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -9,12 +10,13 @@ import pytest
 from helpers import PERMUTATIONS, two_sample_p
 
 import nfd_jax as nfd
+from nfd_jax._checks import Outcome
 from nfd_jax.dynamics import initial
 from nfd_jax.matrices import basis as bases
 from nfd_jax.matrices.compressed import CompressedMatrices
 from nfd_jax.matrices.noise import BACKWARD, FORWARD, PlainNoise
 from nfd_jax.matrices.resolution import Capacity
-from nfd_jax.runtime import loop
+from nfd_jax.runtime import capacity, loop, memory
 
 FINE = 1e-7  # of what float64 can tell from 0: the exact law
 WIDTH, BATCH, CAPACITY = 48, 3, 24
@@ -203,7 +205,12 @@ def test_capacity_grows_and_changes_nothing(monkeypatch):
         jax.clear_caches()
         shared = {"particles": 256, "noise": "matched", "momentum": 0.5, **QUIET}
         grown[room] = nfd.solve_limit(
-            nfd.datasets.digits(4), nfd.ResNet(2, "tanh"), steps=9, resolution=0.02, observe=nfd.observables.ranks, **shared
+            nfd.datasets.digits(4),
+            nfd.ResNet(2, "tanh"),
+            steps=9,
+            resolution=0.02,
+            observe=nfd.observables.ranks,
+            **shared,
         )
     assert max(grown[12].ranks) > 12
     np.testing.assert_allclose(grown[12].outputs, grown[256].outputs, atol=1e-9)
@@ -266,7 +273,7 @@ def test_long_runs_have_a_resolution_unasked():
         nfd.solve_limit(task, model, steps=steps, particles=64, noise="plain", **QUIET) for steps in (10, 300)
     )
     assert "resolution" not in short.settings
-    assert long.settings["resolution"] == 0.03
+    assert long.settings["resolution"] == 0.02
     assert long.loss[-1] < 1e-6
     assert "directions revealed" in long.summary()
     assert max(long.ranks) < 60
@@ -311,3 +318,20 @@ def test_rows_that_do_not_fit_are_not_written_over_others():
     image, _ = ask(hidden, FORWARD, 1, jnp.int32(99), RNG.normal(size=(BATCH, WIDTH)))
     assert np.isnan(image).any()
     assert bases.norms(hidden.revealed[0].queries[1]).all()
+
+
+def test_a_run_that_memory_ends_keeps_what_it_has(monkeypatch):
+    """With an outcome that says so, a way out, and the numbers of the steps that there were."""
+    monkeypatch.setattr(initial, "MOST_ROOM", 12)
+    task, model = nfd.datasets.digits(4), nfd.ResNet(2, "tanh")
+    options = {"steps": 12, "particles": 128, "resolution": 0.01, "noise": "plain", **QUIET}
+    whole = nfd.solve_limit(task, model, **options)
+    monkeypatch.setattr(capacity, "memory", SimpleNamespace(size_of=memory.size_of, is_enough=lambda *_: False))
+    short = nfd.solve_limit(task, model, **options)
+    done = len(short.loss) - 1
+    assert 0 < done < 12
+    assert short.outcomes == (Outcome.OUT_OF_MEMORY,)
+    assert f"after {done} of 12 steps" in short.summary()
+    assert "coarser resolution" in short.summary()
+    np.testing.assert_allclose(short.outputs, whole.outputs[: done + 1], atol=1e-9)
+    np.testing.assert_array_equal(short.steps, range(done + 1))

@@ -40,6 +40,11 @@ class Data(NamedTuple):
     evaluate_at: tuple[int, ...]  # steps, for what is held out, and for all samples where batches are not full
     axes: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # of what is observed, where they have names
 
+    def until(self, step: int) -> Data:
+        """The same up to fewer steps, as of a run that ended early."""
+        at = tuple(each for each in self.evaluate_at if each <= step) or (step,)
+        return self._replace(steps=step, batches=self.batches[:step], evaluate_at=at)
+
     @property
     def sets(self) -> tuple[Samples, ...]:
         """Training samples and, where there are any, held-out ones."""

@@ -139,8 +139,8 @@ class CompressedMatrices(AbstractMatrices):
         of_x, learned = self.updates, self.updates._replace(rows=self.trained.learned)
         into, out = (of_x, learned) if direction == FORWARD else (learned, of_x)
         result = size * (initial * known + out.combine(layer, into.along(layer, queries)))
-        # an update is written after its directions were read here, or the compiler would copy all of them: it has to wait
-        # for the images (whose numbers it has nothing of, unless they are not finite)
+        # an update is written after its directions were read here, or the compiler would copy all of them: it waits for
+        # the images, of which it takes nothing as long as they are finite
         vectors = vectors + 0 * result
         if not keep:
             return result, vectors.T, self
@@ -225,7 +225,7 @@ class CompressedMatrices(AbstractMatrices):
 
     def needed(self, batch: int) -> tuple[Array, ...]:
         revealed, updates = [each.counts.values for each in self.revealed], self.updates.counts.values
-        return Capacity(jnp.max(jnp.stack(revealed)) + batch, jnp.max(updates) + batch)
+        return jnp.max(jnp.stack(revealed)) + batch, jnp.max(updates) + batch  # in the order of Capacity
 
     @property
     def parameters(self) -> PyTree:
@@ -258,8 +258,8 @@ def _extended(
         triangular = jnp.where(x.active[:, None], x.triangular.high, 0)
         squares, rotation = jnp.linalg.eigh(bases.product(bases.product(triangular, weights), triangular.T))
         active = jnp.cumsum(jnp.maximum(squares, 0)) > most
-        turned = bases.product(rotation.T, x.directions), bases.product(rotation.T, triangular)
-        return *(bases.compact(each, active) for each in turned), active
+        rows, coordinates = bases.product(rotation.T, x.directions), bases.product(rotation.T, triangular)
+        return bases.compact(rows, active), bases.compact(coordinates, active), active
 
     def nothing() -> tuple[Array, Array, Array]:
         return none, jnp.zeros_like(weights), jnp.zeros(len(vectors), bool)

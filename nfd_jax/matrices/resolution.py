@@ -16,8 +16,8 @@ REVEALED = 0.5  # of the resolution: down to where a block that has passed it is
 class Capacity(NamedTuple):
     """Rows that there is room for in the bases of a matrix: revealed directions, and those of updates."""
 
-    images: int | Array
-    updates: int | Array
+    images: int
+    updates: int
 
 
 class Resolved(NamedTuple):

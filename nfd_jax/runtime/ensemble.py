@@ -77,7 +77,11 @@ def _side_by_side(runs: Sequence[Recorded], count: int) -> Recorded:
 
     def together(kind: str) -> list[dict[str, np.ndarray]]:
         every = [loop.joined(getattr(run, kind)) for run in runs]
-        piece = {name: np.concatenate([each[name] for each in every], axis=1)[:, :count] for name in every[0]}
+        least = {name: min(len(each[name]) for each in every) for name in every[0]}  # fewer where memory ended one
+        piece = {
+            name: np.concatenate([each[name][:steps] for each in every], axis=1)[:, :count]
+            for name, steps in least.items()
+        }
         return [piece] if piece else []
 
     return Recorded(*map(together, Recorded._fields))

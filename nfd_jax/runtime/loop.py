@@ -20,10 +20,9 @@ from tqdm import tqdm
 
 from nfd_jax._types import Array, PyTree
 from nfd_jax.dynamics.base import AbstractDynamics, Record
-from nfd_jax.dynamics.problem import Evaluated, Problem, Samples, evaluated
+from nfd_jax.dynamics.problem import Data, Evaluated, Problem, Samples, evaluated
 from nfd_jax.matrices.basis import MEMBERS
-from nfd_jax.matrices.revealed import NEVER
-from nfd_jax.runtime import devices, store
+from nfd_jax.runtime import capacity, devices, store
 from nfd_jax.runtime.devices import Layout
 from nfd_jax.runtime.store import Checkpoint, arrays_of, with_arrays
 from nfd_jax.runtime.threads import Bar
@@ -76,7 +75,7 @@ def run_chunk(
 
     def more(carry: tuple[Array, PyTree, Record]) -> Array:
         place, state, _ = carry
-        return (place < chunk.steps) & fits(dynamics, state, chunk.batches.shape[1])
+        return (place < chunk.steps) & capacity.fits(dynamics, state, chunk.batches.shape[1])
 
     _, shapes = jax.eval_shape(one, 0, state)
     records = jax.tree.map(lambda like: jnp.zeros((len(chunk.batches), *like.shape), like.dtype), shapes)
@@ -173,17 +172,20 @@ def run(
     `layout` is that of `state`, which is given up: its memory is reused. `progress` advances by one a step and once at
     the end. With a `checkpoint`, the run starts from what that has of this `name`, and is kept there.
     """
-    data, dtype = problem.data, np.dtype(jnp.zeros(()).dtype)
+    dtype = np.dtype(jnp.zeros(()).dtype)
+    data = problem.data._replace(batches=problem.data.batches.astype(np.int32))
     every = [Samples(*(np.asarray(part, dtype) for part in samples)) for samples in data.sets]
-    train, rates, batches = jax.device_put(every[0]), problem.rates.astype(dtype), data.batches.astype(np.int32)
+    train, rates = jax.device_put(every[0]), problem.rates.astype(dtype)
     record = None if checkpoint is None else checkpoint.record(name)
     step, dynamics, state, recorded = _resumed(record, dynamics, state, layout)
     written = [len(pieces) for pieces in recorded]
     progress.update(step)
 
     def chunk_of(first: int, count: int, size: int) -> Chunk:
-        places = np.minimum(np.arange(first, first + size), len(batches) - 1)
-        return Chunk(np.int32(first), np.int32(count), rates[..., np.minimum(places, data.steps - 1)], batches[places])
+        places = np.minimum(np.arange(first, first + size), len(data.batches) - 1)
+        return Chunk(
+            np.int32(first), np.int32(count), rates[..., np.minimum(places, data.steps - 1)], data.batches[places]
+        )
 
     longest = _longest(dynamics, state, train, chunk_of(0, 1, 1), members=members)
     length = 1 if jax.process_count() == 1 else longest  # processes have to go on alike
@@ -196,17 +198,17 @@ def run(
                 if wanted:
                     pieces.append(_piece(answers.pop(0)))
         count, began = _until(data, checkpoint, step, length), time.monotonic()
-        if step < len(batches):  # the one after the last is observed and given up
+        if step < len(data.batches):  # the one after the last is observed and given up
             chunk = chunk_of(step, count, longest)
             state, seen, done = run_chunk(dynamics, state, train, chunk, members=members, layout=layout)
             count = int(done)
-            dynamics, state = _grown(dynamics, state, batches.shape[1], layout)
+            dynamics, state, data = _with_room(dynamics, state, data, step + count, layout, members=members)
             recorded.add(seen, count, trained=step < data.steps)
             with np.errstate(over="ignore"):  # of members about to diverge
                 progress.set_postfix(loss=f"{np.mean(np.asarray(seen.loss[count - 1])):.4g}", refresh=False)
         step += count
         if step > data.steps:
-            recorded.ranks.extend(_ranks(dynamics, state, members=members))
+            recorded.ranks.extend(capacity.used(dynamics, state, members=members))
         progress.update(count)
         if jax.process_count() == 1 and time.monotonic() - began < TICK:
             length = min(2 * length, longest)
@@ -216,52 +218,12 @@ def run(
     return recorded
 
 
-def fits(dynamics: AbstractDynamics, state: PyTree, batch: int) -> Array | bool:
-    """Whether the state has room for one more step of so many samples."""
-    needed = dynamics.needed(state, batch)
-    return jnp.all(jnp.stack(needed) <= jnp.array(dynamics.capacity, jnp.int32)) if needed else True
-
-
-def _grown(
-    dynamics: AbstractDynamics, state: PyTree, batch: int, layout: Layout | None
-) -> tuple[AbstractDynamics, PyTree]:
-    """With room for one more step: what does not suffice is doubled at least."""
-    least = [int(each) for each in dynamics.needed(state, batch)]
-    if all(needed <= has for needed, has in zip(least, dynamics.capacity, strict=True)):
-        return dynamics, state
-    capacity = [
-        has if needed <= has else max(2 * has, needed) for needed, has in zip(least, dynamics.capacity, strict=True)
-    ]
-    return with_capacity(dynamics, state, tuple(capacity), layout)
-
-
-def with_capacity(
-    dynamics: AbstractDynamics, state: PyTree, capacity: tuple[int, ...], layout: Layout | None
-) -> tuple[AbstractDynamics, PyTree]:
-    """Dynamics of this capacity, and the state with arrays of their size."""
-    dynamics = dynamics.with_capacity(capacity)
-    shapes = jax.eval_shape(dynamics.init, jax.random.key(0))
-    return dynamics, _padded(state, tuple(leaf.shape for leaf in jax.tree.leaves(shapes)), layout)
-
-
-@partial(jax.jit, static_argnames=("shapes", "layout"))
-def _padded(state: PyTree, shapes: tuple[tuple[int, ...], ...], layout: Layout | None) -> PyTree:
-    """The state with its arrays at the beginning of larger ones, behind the axis of members if there is one."""
-    leaves, structure = jax.tree.flatten(state)
-    for index, (leaf, shape) in enumerate(zip(leaves, shapes, strict=True)):
-        before = leaf.ndim - len(shape)
-        more = [(0, 0)] * before + [(0, wanted - has) for wanted, has in zip(shape, leaf.shape[before:], strict=True)]
-        if any(after for _, after in more):
-            unused = NEVER if jnp.issubdtype(leaf.dtype, jnp.integer) else 0
-            leaves[index] = jnp.pad(leaf, more, constant_values=unused)
-    return devices.place(layout, jax.tree.unflatten(structure, leaves))
-
-
-def _ranks(dynamics: AbstractDynamics, state: PyTree, *, members: bool) -> list[dict[str, np.ndarray]]:
-    """What of the capacity is used, the same for all members; nothing where there is none."""
-    used = np.array(dynamics.needed(state, 0), np.int64)
-    shape = (1, jax.tree.leaves(state)[0].shape[0], len(used)) if members else (1, len(used))
-    return [{"ranks": np.broadcast_to(used, shape)}] if len(used) else []
+def _with_room(
+    dynamics: AbstractDynamics, state: PyTree, data: Data, step: int, layout: Layout | None, *, members: bool
+) -> tuple[AbstractDynamics, PyTree, Data]:
+    """With room for a step; where memory lacks it the run ends there, with what it has."""
+    dynamics, state, fits = capacity.grown(dynamics, state, data.batches.shape[1], layout, members=members)
+    return dynamics, state, data if fits else data.until(step)
 
 
 def _piece(answer: Evaluated) -> dict[str, np.ndarray]:
@@ -314,9 +276,9 @@ def _resumed(
     if arrays is None:
         return 0, dynamics, state, Recorded([], [], [], [], [])
     if any(key.startswith("state-") for key in arrays):
-        capacity = tuple(arrays["capacity"].tolist())
-        if capacity != dynamics.capacity:
-            dynamics, state = with_capacity(dynamics, state, capacity, layout)
+        stored = tuple(arrays["capacity"].tolist())
+        if stored != dynamics.capacity:
+            dynamics, state = capacity.extended(dynamics, state, stored, layout)
         state = with_arrays(state, arrays)
     return int(arrays["done"]), dynamics, state, Recorded.of(arrays)
 

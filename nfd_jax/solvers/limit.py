@@ -78,7 +78,7 @@ def solve_limit(
       more than this part of its length, and updates are kept up to this part of their norm
       (`nfd_jax.matrices.compressed`), so that cost grows with the ranks of the bases, which level off, and not with
       steps x batch. The loss falls at a rate that is right up to resolution^2. By default 0 up to 512 queries
-      (steps x batch), and 0.03 beyond. Matched noise lasts as long as ranks allow, and is plain from there on.
+      (steps x batch), and 0.02 beyond. Matched noise lasts as long as ranks allow, and is plain from there on.
     - `capacity`, `refinement`: of a solution, for studies of depth: in blocks, so that all depths up to it share a
       compiled program; and how many times finer the grid is whose noise drives it. The model's depth with refinement r
       and r times the depth follow one Brownian path.

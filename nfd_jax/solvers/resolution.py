@@ -6,14 +6,14 @@ from nfd_jax._checks import finite_float
 from nfd_jax.dynamics.problem import Problem
 
 EXACT = 512  # queries that are all revealed, unasked
-RESOLUTION = 0.03  # of longer runs, unasked
+RESOLUTION = 0.02  # of longer runs, unasked
 
 
 def checked_resolution(resolution: float) -> float:
     """The number, from 0 to below 1."""
     value = finite_float("resolution", resolution)
     if value >= 1:
-        raise ValueError(f"resolution must be below 1, a part of the length of a query, got {resolution!r}; try 0.03")
+        raise ValueError(f"resolution must be below 1, a part of the length of a query, got {resolution!r}; try 0.02")
     return value
 
 

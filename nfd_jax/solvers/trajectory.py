@@ -107,6 +107,8 @@ class Trajectory:
         """A finished run of members."""
         results = recorded.results(full_batch=data.full_batch) | joined(recorded.observed)
         members = {name: array.swapaxes(0, 1) for name, array in results.items()}
+        if members["batch_loss"].shape[1] < data.steps:
+            data = data.until(members["batch_loss"].shape[1])
         held_out = None
         if recorded.held_out:
             outputs, loss = members.pop("held_out_outputs"), members.pop("held_out_loss")
@@ -161,7 +163,13 @@ class Trajectory:
         """One outcome a member."""
         if self.tolerance_met is False and self.diverged_at < 0:
             return (Outcome.TOLERANCE_NOT_MET,)
-        return tuple(Outcome.OK if at < 0 else Outcome.DIVERGED for at in np.atleast_1d(self.diverged_at))
+        ended = Outcome.OUT_OF_MEMORY if self._ended_early else Outcome.OK
+        return tuple(ended if at < 0 else Outcome.DIVERGED for at in np.atleast_1d(self.diverged_at))
+
+    @property
+    def _ended_early(self) -> bool:
+        done = 0 if self.batch_loss is None else self.batch_loss.shape[-1]
+        return 0 < done < self.settings.get("steps", done)
 
     @property
     def accuracy(self) -> np.ndarray:
@@ -233,6 +241,8 @@ class Trajectory:
             parts = [f"{len(bad)} of {count} members {Outcome.DIVERGED.value} (seeds {bad})"]
         else:
             parts = [self.outcomes[0].value if self.errors else f"{count} of {count} members {Outcome.OK.value}"]
+        if self._ended_early:
+            parts.append(f"{Outcome.OUT_OF_MEMORY.value} (after {self.steps[-1]} of {self.settings['steps']} steps)")
         if bad and len(bad) < count:
             parts.append(f"means and standard errors are over the {count - len(bad)} others")
         if grown:
