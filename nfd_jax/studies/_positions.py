@@ -36,7 +36,9 @@ def summarise(dataset: xr.Dataset) -> xr.Dataset:
     ours, our_error = _mean_and_error(position(networks), "seed")
     theirs, their_error = _mean_and_error(position(limits), "limit_seed")
     infinite, infinite_error = _intercept(1 / dataset.width, ours, our_error, "width")
-    return dataset.assign(
+    followed = _along_training(dataset, "limit", dataset.limit_diverged_at < 0, "limit_seed")
+    followed |= _along_training(dataset, "network", dataset.diverged_at < 0, "seed")
+    return dataset.assign(followed).assign(
         position=ours,
         position_error=our_error,
         infinite_position=infinite,
@@ -44,8 +46,6 @@ def summarise(dataset: xr.Dataset) -> xr.Dataset:
         limit_position_error=their_error,
         distance=(ours - theirs) / (our_error**2 + their_error**2) ** 0.5,
         infinite_distance=(infinite - theirs) / (infinite_error**2 + their_error**2) ** 0.5,
-        **_along_training(dataset, "limit", dataset.limit_diverged_at < 0, "limit_seed"),
-        **_along_training(dataset, "network", dataset.diverged_at < 0, "seed"),
     )
 
 
