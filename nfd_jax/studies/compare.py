@@ -40,8 +40,8 @@ KEPT = {  # of every run, with the axes after those of members
     "held_out_loss": ("held_out_step",),  # where samples are held out
     "held_out_accuracy": ("held_out_step",),  # and have classes
 }
-SUMMED = ("resolution", "directions")  # of every run, 0 where it is exact
-EVALUATIONS = 24  # intervals between those of a run that evaluates for their sake alone
+COMPRESSED = ("resolution", "directions")  # of every run: its resolution and the most directions, 0 if it is exact
+EVALUATIONS = 24  # after the first, where outputs are not those that training has anyway
 REVISION = 1  # of how the runs are made; raise it with any change after which they have other numbers
 
 
@@ -197,7 +197,7 @@ def _stacked(
     axes: tuple[str, ...],
     shape: tuple[int, ...],
 ) -> dict[str, Any]:
-    """The variables of all runs of a kind, in cells of this shape, of which the last of the axes, members, is none."""
+    """The variables of all runs of a kind: cells of this shape, along the axes but for the last, that of members."""
 
     def stack(name: str) -> np.ndarray:
         values = np.stack([found[run][name] for run in runs])
@@ -205,7 +205,7 @@ def _stacked(
 
     kept = {f"{prefix}{name}": ((*axes, *rest), stack(name)) for name, rest in KEPT.items() if name in found[runs[0]]}
     if any("resolution" in found[run] for run in runs):
-        for name in SUMMED:
+        for name in COMPRESSED:
             values = np.array([found[run].get(name, 0) for run in runs])
             kept[f"{prefix}{name}"] = (axes[:-1], values.reshape(shape))
     return kept
@@ -284,7 +284,7 @@ def _legend(dataset: xr.Dataset) -> list[str]:
     lines.append("from ...: distance in position from that limit, in standard errors (networks and limit together).")
     for kind, prefix in (("limits", "limit"), ("networks with revealed matrices", "network")):
         if f"{prefix}_resolution" in dataset:
-            resolution, most = (dataset[f"{prefix}_{name}"].max().item() for name in SUMMED)
+            resolution, most = (dataset[f"{prefix}_{name}"].max().item() for name in COMPRESSED)
             noise = f"{dataset.attrs['limit_noise']} noise, " if prefix == "limit" else ""
             lines.append(f"{kind}: {noise}resolution {resolution:g}, at most {most} directions revealed of a matrix.")
     for kind, marks in (("networks", "diverged_at"), ("solutions of a limit", "limit_diverged_at")):
