@@ -155,7 +155,7 @@ def test_table_and_figure_of_held_out_samples(batched, dataset, tmp_path):
     (line,) = (line for line in text.splitlines() if " tied networks" in line)
     assert f"{cell.network_mean_held_out_accuracy.item():.3f} ± " in line
     figure = plotting.comparison(batched)
-    assert "held out" in [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert "4 held-out samples" in [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert sum(line.get_linestyle() == "--" and len(line.get_xdata()) == 7 for line in figure.axes[0].lines) == 2
     plotting.save(figure, tmp_path / "compare.png")
 

@@ -23,7 +23,7 @@ STYLE = {
 LINES = {"tied": 2.0, "untied": 1.1}  # widths of the lines of limits, where dashes say what they are evaluated on
 FOLLOWED = {"loss": "step", "held_out_loss": "held_out_step"}  # losses of a comparison, with their axes
 DECADE = 10.0
-POINTS = 25  # of a curve of networks, at most
+POINTS = 25  # of curves of networks, at most
 
 
 def comparison(dataset: xr.Dataset) -> Figure:
@@ -86,7 +86,8 @@ def _loss_curves(axis: Axes, at: xr.Dataset) -> None:
             _limit_curve(axis, at.sel(closure=closure), name, style)
             _network_points(axis, at.isel(width=-1).sel(backward=backward), name, style)
     if several:
-        axis.plot([], [], color="0.35", linestyle="--", marker="o", markersize=4, label="held out")
+        label = f"{at.attrs['held_out_samples']} held-out samples"
+        axis.plot([], [], color="0.35", linestyle="--", marker="o", markersize=4, label=label)
     axis.set_xlabel("training step")
     axis.grid(alpha=0.3)
 
@@ -101,16 +102,20 @@ def _limit_curve(axis: Axes, limit: xr.Dataset, name: str, style: dict[str, Any]
 
 
 def _network_points(axis: Axes, network: xr.Dataset, name: str, style: dict[str, Any]) -> None:
-    """The mean of a loss over networks, with bars, at a few of many steps."""
+    """The mean of a loss over networks, with bars; of many steps at a few, both kinds in turn."""
     steps = network[FOLLOWED[name]].values
-    shown = np.unique(np.linspace(0, len(steps) - 1, POINTS).round().astype(int))
+    shown, many = np.arange(len(steps)), len(steps) > POINTS // 2
+    if many:
+        shown = np.unique(np.linspace(0, len(steps) - 1, POINTS).round().astype(int))[
+            int(network.backward == "untied") :: 2
+        ]
     axis.errorbar(
         steps[shown],
         network[f"network_mean_{name}"].values[shown],
         _bars(network, f"network_{name}")[shown],
         color=style["color"],
         marker=style["marker"],
-        markersize=6 if len(steps) <= POINTS // 2 else 4,
+        markersize=4 if many else 6,
         markerfacecolor="white" if name == "loss" else style["color"],
         linestyle="none",
         capsize=2,
