@@ -130,18 +130,20 @@ def test_batches_and_held_out_samples_decide_a_record(batched, runs, monkeypatch
     assert not trained
 
 
-def test_a_resolution_is_kept_and_decides_a_record(monkeypatch):
-    """Of runs of more than so many queries, unasked: here of more than four."""
-    task, setup = in_batches(), replace(LONGER, steps=4)
-    run = comparison.Run("coupled", 2)
-    exact = comparison.depends_on(task, setup, run)
+def test_a_resolution_is_kept_and_decides_a_record(batched, runs, monkeypatch):
+    """That of limits of more than so many queries, unasked: here of more than four. Networks are dense, and there."""
+    run, made, trained = comparison.Run("coupled", 2), [], comparison._trained
+    before = comparison.depends_on(in_batches(), LONGER, run)
     monkeypatch.setattr("nfd_jax.solvers.resolution.EXACT", 4)
-    assert comparison.depends_on(task, setup, run) == exact | {"resolution": pytest.approx(0.03)}
-    found = comparison.compare(task, setup, progress=False)
+    assert comparison.depends_on(in_batches(), LONGER, run) == before | {"resolution": pytest.approx(0.03)}
+    monkeypatch.setattr(comparison, "_trained", lambda *run: made.append(run[2].kind) or trained(*run))
+    found = comparison.compare(in_batches(), LONGER, folder=runs, progress=False)
+    assert made == ["coupled", "decoupled"]
+    assert found.network_loss.identical(batched.network_loss)
     assert (found.limit_resolution == 0.03).all()
     assert (found.limit_directions > 0).all()
     assert found.limit_directions.dims == ("closure", "depth")
-    assert "network_resolution" not in found  # they are dense
+    assert "network_resolution" not in found
     most = found.limit_directions.max().item()
     assert f"resolution 0.03, at most {most} directions revealed of a matrix." in comparison.table(found)
 
