@@ -16,9 +16,26 @@ from nfd_jax.studies.compare import Comparison
 SMALL = Comparison(depths=(2,), widths=(8, 16), steps=2, seeds=4, particles=128, limit_seeds=2)
 
 
+LONGER = replace(SMALL, widths=(8,), steps=6, seeds=3, particles=256, activation="tanh")
+
+
 @pytest.fixture(scope="module")
 def dataset():
     return comparison.compare(nfd.datasets.digits(2), SMALL, progress=False)
+
+
+def in_batches(held_out=4, size=2):
+    return nfd.datasets.digits(6).minibatches(size).holding_out(nfd.datasets.digits(held_out, split="test"))
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    return tmp_path_factory.mktemp("runs")
+
+
+@pytest.fixture(scope="module")
+def batched(runs):
+    return comparison.compare(in_batches(), LONGER, folder=runs, progress=False)
 
 
 def test_cells_are_the_solvers_own_numbers(dataset):
@@ -63,6 +80,97 @@ def test_finished_runs_are_never_run_again(dataset, tmp_path, monkeypatch):
     more = comparison.compare(task, replace(SMALL, widths=(8,), seeds=5), folder=tmp_path, progress=False)
     assert [run.kind for run in runs[14:]] == ["tied", "untied"]  # the limits are there
     np.testing.assert_array_equal(more.limit_loss, dataset.limit_loss)
+
+
+def test_batches_and_held_out_samples_are_the_solvers_own(batched):
+    shared = {"steps": 6, "learning_rate": 1.0, "progress": False}
+    networks = nfd.train_networks(in_batches(), nfd.ResNet(2, "tanh"), width=8, seeds=3, **shared)
+    cell = batched.sel(backward="tied", depth=2, width=8)
+    np.testing.assert_array_equal(batched.step, networks.steps)
+    np.testing.assert_array_equal(batched.held_out_step, networks.held_out.steps)
+    np.testing.assert_array_equal(cell.network_outputs, networks.outputs)
+    np.testing.assert_array_equal(cell.network_held_out_loss, networks.held_out.loss)
+    for name in ("loss", "held_out_loss", "held_out_accuracy"):
+        np.testing.assert_allclose(cell[f"network_mean_{name}"], networks.mean(name), rtol=1e-12)
+        np.testing.assert_allclose(cell[f"network_{name}_error"], networks.standard_error(name), rtol=1e-12)
+    limit = batched.sel(closure="coupled", depth=2)
+    np.testing.assert_allclose(limit.limit_mean_held_out_loss, limit.limit_held_out_loss.mean("limit_seed"))
+    assert batched.attrs["held_out_samples"] == 4
+    assert not any("resolution" in name for name in batched)
+
+
+def test_what_is_extra_is_evaluated_at_few_steps():
+    full = nfd.datasets.digits(6)
+    for task in (full, full.minibatches(6)):
+        assert replace(SMALL, steps=300).training(task).evaluate_at is None
+    for task in (in_batches(), full.minibatches(2), replace(in_batches(), batch_size=None)):
+        assert LONGER.training(task).evaluate_at == list(range(7))
+        found = replace(SMALL, steps=300).training(task).evaluate_at
+        assert (found[0], found[-1], len(found)) == (0, 300, 25)
+        assert set(np.diff(found)) <= {12, 13}
+
+
+def test_batches_and_held_out_samples_decide_a_record(batched, runs, monkeypatch):
+    trained = []
+    monkeypatch.setattr(comparison, "_trained", lambda task, setup, run: trained.append(run) or pytest.fail("trained"))
+    assert comparison.compare(in_batches(), LONGER, folder=runs, progress=False).identical(batched)
+    plain = in_batches()
+    others = [
+        (in_batches(held_out=3), LONGER),
+        (in_batches(size=3), LONGER),
+        (replace(plain, held_out=None), LONGER),
+        (replace(plain, batch_seed=1), LONGER),
+        (plain, replace(LONGER, steps=5)),
+    ]
+    run = comparison.Run("coupled", 2)
+    known = [comparison.depends_on(task, setup, run) for task, setup in [(plain, LONGER), *others]]
+    assert all(known.count(each) == 1 for each in known)
+    monkeypatch.setattr(comparison, "EVALUATIONS", 3)
+    assert comparison.depends_on(plain, LONGER, run)["evaluate_at"] == [0, 2, 4, 6]
+    assert "evaluate_at" not in comparison.depends_on(nfd.datasets.digits(2), SMALL, run)  # as records always were
+    assert not trained
+
+
+def test_a_resolution_is_kept_and_decides_a_record(batched, runs, monkeypatch):
+    """That of limits of more than so many queries, unasked: here of more than four. Networks are dense, and there."""
+    run, made, trained = comparison.Run("coupled", 2), [], comparison._trained
+    before = comparison.depends_on(in_batches(), LONGER, run)
+    monkeypatch.setattr("nfd_jax.solvers.resolution.EXACT", 4)
+    assert comparison.depends_on(in_batches(), LONGER, run) == before | {"resolution": pytest.approx(0.03)}
+    monkeypatch.setattr(comparison, "_trained", lambda *run: made.append(run[2].kind) or trained(*run))
+    found = comparison.compare(in_batches(), LONGER, folder=runs, progress=False)
+    assert made == ["coupled", "decoupled"]
+    assert found.network_loss.identical(batched.network_loss)
+    assert (found.limit_resolution == 0.03).all()
+    assert (found.limit_directions > 0).all()
+    assert found.limit_directions.dims == ("closure", "depth")
+    assert "network_resolution" not in found
+    most = found.limit_directions.max().item()
+    assert f"resolution 0.03, at most {most} directions revealed of a matrix." in comparison.table(found)
+
+
+def test_table_and_figure_of_held_out_samples(batched, dataset, tmp_path):
+    text = comparison.table(batched)
+    assert "held-out loss        accuracy" in text
+    assert "held-out loss and accuracy: on 4 samples that nothing is trained on." in text
+    assert "held" not in comparison.table(dataset)
+    cell = batched.sel(backward="tied", depth=2, width=8).isel(step=-1, held_out_step=-1)
+    (line,) = (line for line in text.splitlines() if " tied networks" in line)
+    assert f"{cell.network_mean_held_out_accuracy.item():.3f} ± " in line
+    figure = plotting.comparison(batched)
+    assert "4 held-out samples" in [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert sum(line.get_linestyle() == "--" and len(line.get_xdata()) == 7 for line in figure.axes[0].lines) == 2
+    plotting.save(figure, tmp_path / "compare.png")
+
+
+def test_losses_over_more_than_a_decade_are_on_a_log_scale(batched):
+    for factor, scale in ((0.5, "linear"), (0.01, "log")):
+        known = batched.copy(deep=True)
+        for kind in ("limit", "network"):
+            for name, axis in plotting.FOLLOWED.items():
+                known[f"{kind}_mean_{name}"][:] = 1.0
+                known[f"{kind}_mean_{name}"][{axis: -1}] = factor
+        assert plotting.comparison(known).axes[0].get_yscale() == scale
 
 
 def test_every_run_lands_in_its_cell(monkeypatch):
@@ -210,6 +318,20 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     assert (tmp_path / "out" / "compare.png").exists()
 
 
+def test_command_line_in_batches(tmp_path, capsys, monkeypatch):
+    """Six samples: the digits that are held out are few, or as many as there are."""
+    tasks = []
+    monkeypatch.setattr(comparison, "compare", lambda task, *_, **__: tasks.append(task) or pytest.skip("seen"))
+    for words in (["--held-out", "4"], ["--batch-size", "2", "--held-out", "0"], ["--batch-size", "2"]):
+        command = ["nfd-jax", "compare", "--samples", "6", *words, "--output", str(tmp_path)]
+        monkeypatch.setattr("sys.argv", command)
+        with pytest.raises(pytest.skip.Exception):
+            cli.main()
+    assert [task.batch_size for task in tasks] == [None, 2, 2]
+    assert [task.held_out and task.held_out.samples for task in tasks] == [4, None, 120]
+    np.testing.assert_array_equal(tasks[2].held_out.inputs, nfd.datasets.digits(120, split="test").inputs)
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -248,6 +370,13 @@ def test_memory_of_all_runs_is_checked_first(task, monkeypatch, sizes):
         (["compare", "--seeds", "1"], r"^nfd-jax: seeds \(a standard error needs two\) must be at least 2, got 1$"),
         (["compare", "--depths"], r"^nfd-jax: depths must be at least one number, each given once, got \(\)$"),
         (["compare", "--widths", "4", "100000000000"], "^nfd-jax: widths must be at most 2147483647, got 100000000000"),
+        (["compare", "--batch-size", "0"], "^nfd-jax: batch_size must be at least 1, got 0$"),
+        (["compare", "--batch-size", "17"], "^nfd-jax: batch_size must be at most the 16 samples of the task, got 17$"),
+        (["compare", "--held-out", "-1"], "^nfd-jax: held_out must be at least 0, got -1$"),
+        (
+            ["compare", "--held-out", "121"],
+            "^nfd-jax: held_out=121 can't be drawn: samples=121 needs 61 test images of digit 0, but there are 60; ask",
+        ),
         (["compare", "--horizon", "nan"], "^nfd-jax: horizon must be a finite number above 0, got nan$"),
         (["compare", "--processes", "2"], "^nfd-jax: --coordinator, --processes and --process-id go together"),
         (["study", "width", "--process-id", "2"], "^nfd-jax: --coordinator, --processes and --process-id go together"),

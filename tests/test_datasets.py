@@ -196,6 +196,14 @@ def test_cifar_samples_are_images_of_their_class_and_split(tmp_path, batches, sp
     np.testing.assert_allclose(scaled.inputs, raw.inputs * 3072**0.5 / lengths, rtol=1e-13)
 
 
+def test_no_number_of_samples_takes_all_that_there_are():
+    for classes, split in (((0, 1), "test"), ((3, 2), "test"), (tuple(range(10)), "train")):
+        every = nfd.datasets.digits(None, classes, split=split)
+        same(every, nfd.datasets.digits(every.samples, classes, split=split))
+        with pytest.raises(ValueError, match="ask for fewer samples"):
+            nfd.datasets.digits(every.samples + 1, classes, split=split)
+
+
 def test_cifar_draws_as_digits_do(tmp_path, batches):
     folder = write(tmp_path, batches)
     same(cifar10(folder, 3), cifar10(folder, 3, seed=0))

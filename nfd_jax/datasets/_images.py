@@ -17,7 +17,7 @@ SPLITS = ("train", "test")
 
 
 def digits(
-    samples: int = 16,
+    samples: int | None = 16,
     classes: Sequence[int] = (0, 1),
     *,
     loss: Loss = "mse",
@@ -29,7 +29,8 @@ def digits(
 
     **Arguments:**
 
-    - `samples`: P. Samples alternate between the classes, so that P = 16 with two classes takes 8 of each.
+    - `samples`: P. Samples alternate between the classes, so that P = 16 with two classes takes 8 of each. None takes
+      as many as there are, until a class is short of its turn.
     - `classes`: at least two distinct digits from 0 to 9.
     - `loss`: `"mse"`, `"cross_entropy"` or a function of one's own, as for `Task`.
     - `split`: `"train"` or `"test"`, disjoint: of every class, the last third of its shuffled images is for tests.
@@ -50,7 +51,7 @@ def digits(
 
 def cifar10(
     folder: str | Path,
-    samples: int = 16,
+    samples: int | None = 16,
     classes: Sequence[int] = (0, 1),
     *,
     loss: Loss = "mse",
@@ -85,7 +86,7 @@ def cifar10(
 def _drawn(
     kind: str,
     read: Callable[[], tuple[np.ndarray, np.ndarray]],
-    samples: int,
+    samples: int | None,
     classes: Sequence[int],
     loss: Loss,
     split: str,
@@ -98,7 +99,8 @@ def _drawn(
 
     Arguments are checked before anything is read.
     """
-    positive_int("samples", samples)
+    if samples is not None:
+        positive_int("samples", samples)
     one_of("split", split, SPLITS)
     check_loss(loss, 1)
     boolean("normalise", normalise)
@@ -113,6 +115,8 @@ def _drawn(
         indices = generator.permutation(np.flatnonzero(labels == label))
         cut = 2 * len(indices) // 3
         pools.append(indices if not divide else indices[:cut] if split == "train" else indices[cut:])
+    if samples is None:
+        samples = min(len(chosen) * len(pool) + position for position, pool in enumerate(pools))
     counts = [len(range(position, samples, len(chosen))) for position in range(len(chosen))]
     for label, pool, count in zip(chosen, pools, counts, strict=True):
         if count > len(pool):

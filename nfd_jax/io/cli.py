@@ -13,6 +13,7 @@ import jax
 import tyro
 
 from nfd_jax import datasets, studies
+from nfd_jax._checks import positive_int
 from nfd_jax.io import plotting, records
 from nfd_jax.io.cluster import Cluster
 from nfd_jax.runtime import files
@@ -46,6 +47,8 @@ def compare(
     data: Literal["digits", "gaussian", "cifar10"] = "digits",
     folder: Path | None = None,
     samples: int = 16,
+    batch_size: int | None = None,
+    held_out: int | None = None,
     classes: tuple[int, ...] = (0, 1),
     setup: Annotated[Setup, tyro.conf.OmitArgPrefixes] = Setup(),  # noqa: B008 (frozen)
     output: Path = Path("results/compare"),
@@ -59,7 +62,10 @@ def compare(
     Args:
         data: Handwritten digits, Gaussian inputs with a teacher, or CIFAR-10.
         folder: Of the files of CIFAR-10.
-        samples: Samples P; full-batch training.
+        samples: Samples P to train on.
+        batch_size: Samples of one training step; all of them where none is given.
+        held_out: Test samples whose loss and accuracy are followed beside, 0 for none. By default none with full
+            batches; with a batch size as many as there are, up to 60 a class.
         classes: Digits or classes of CIFAR-10 to tell apart.
         setup: Sizes.
         output: Folder for the figure and the dataset.
@@ -68,12 +74,13 @@ def compare(
     checked, together = Comparison(**asdict(setup)), Cluster(**asdict(cluster))
     written = files.writable_folder("output", output)
     first = together.join()
-    task = _task(data, folder, samples, classes)
+    task = _compared(data, folder, samples, batch_size, held_out, classes)
     dataset = comparison.compare(task, checked, folder=written / "runs", progress=first)
     if not first:
         return
+    batches = "" if batch_size is None else f", B = {batch_size}"
     dataset.attrs["title"] = (
-        f"{data}, P = {samples}, {setup.activation}, block {setup.block}, T = {setup.horizon:g}, "
+        f"{data}, P = {samples}{batches}, {setup.activation}, block {setup.block}, T = {setup.horizon:g}, "
         f"eta = {setup.learning_rate:g}"
     )
     print(comparison.table(dataset))
@@ -81,6 +88,8 @@ def compare(
         "data": data,
         "folder": folder,
         "samples": samples,
+        "batch_size": batch_size,
+        "held_out": 0 if task.held_out is None else task.held_out.samples,
         "classes": classes,
         **asdict(setup),
         "output": output,
@@ -183,12 +192,41 @@ def _json(text: str) -> dict[str, Any]:
     return found
 
 
-def _task(data: str, folder: Path | None, samples: int, classes: tuple[int, ...]) -> Task:
+A_CLASS = 60  # test samples of it, unasked: about all digits that there are
+
+
+def _compared(
+    data: str,
+    folder: Path | None,
+    samples: int,
+    batch_size: int | None,
+    held_out: int | None,
+    classes: tuple[int, ...],
+) -> Task:
+    """The task of a comparison, with its batches and what is held out."""
+    task = _task(data, folder, samples, classes)
+    if batch_size is not None:
+        task = task.minibatches(batch_size)
+    if held_out is None:
+        held_out = 0 if batch_size is None else A_CLASS * len(classes)
+        most = datasets.digits(None, classes, split="test").samples if data == "digits" else held_out
+        held_out = min(held_out, most)
+    if not positive_int("held_out", held_out, 0):
+        return task
+    try:
+        return task.holding_out(_task(data, folder, held_out, classes, "test"))
+    except ValueError as error:
+        raise ValueError(f"held_out={held_out} can't be drawn: {error}") from error
+
+
+def _task(data: str, folder: Path | None, samples: int, classes: tuple[int, ...], split: str = "train") -> Task:
     if data == "cifar10":
         if folder is None:
             raise ValueError("--data cifar10 needs --folder, where its files are")
-        return datasets.cifar10(folder, samples, classes)
-    return datasets.digits(samples, classes) if data == "digits" else datasets.gaussian(samples)
+        return datasets.cifar10(folder, samples, classes, split=split)
+    if data == "digits":
+        return datasets.digits(samples, classes, split=split)
+    return datasets.gaussian(samples, split=split)
 
 
 def main() -> None:

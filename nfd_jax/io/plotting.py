@@ -20,10 +20,15 @@ STYLE = {
     "tied": {"color": "#0b5394", "marker": "o", "linestyle": "-"},
     "untied": {"color": "#cc5500", "marker": "s", "linestyle": "--"},
 }
+LINES = {"tied": 2.0, "untied": 1.1}  # widths of the lines of limits, where dashes say what they are evaluated on
+FOLLOWED = {"loss": "step", "held_out_loss": "held_out_step"}  # losses of a comparison, with their axes
+DECADE = 10.0
+POINTS = 25  # of curves of networks, at most
 
 
 def comparison(dataset: xr.Dataset) -> Figure:
-    """Top: loss along training at the widest networks beside both limits. Bottom: position against width."""
+    """Top: loss along training at the widest networks beside both limits, dashed and filled on held-out samples.
+    Bottom: position against width."""
     depths = dataset.depth.values
     figure = Figure(figsize=(3.6 * max(len(depths), 2), 6.4), layout="constrained")
     axes = np.atleast_2d(figure.subplots(2, len(depths), squeeze=False, sharey="row"))
@@ -32,6 +37,7 @@ def comparison(dataset: xr.Dataset) -> Figure:
         _loss_curves(axes[0, column], at)
         axes[0, column].set_title(f"L = {depth}")
         _positions(axes[1, column], at)
+    _scale(axes[0, 0], dataset)
     axes[0, 0].set_ylabel("loss")
     axes[1, 0].set_ylabel("position of final outputs")
     axes[0, 0].legend(fontsize=8)
@@ -54,29 +60,67 @@ def _bars(at: xr.Dataset, name: str) -> np.ndarray:
     return (quantiles * at[f"{name}_error"]).values
 
 
+def _scale(axis: Axes, dataset: xr.Dataset) -> None:
+    """A logarithmic one where mean losses span more than a decade, and as far as they do: the low end of an interval
+    may be below 0."""
+    means = [dataset[f"{kind}_mean_{name}"] for name in _followed(dataset) for kind in ("limit", "network")]
+    losses = np.concatenate([each.values.ravel() for each in means])
+    losses = losses[np.isfinite(losses) & (losses > 0)]
+    if len(losses) and losses.max() > DECADE * losses.min():
+        axis.set_yscale("log")
+        axis.set_ylim(losses.min() / 1.5, losses.max() * 1.5)
+
+
+def _followed(dataset: xr.Dataset) -> list[str]:
+    """The losses that are there, and the axes that they are along."""
+    return [name for name in FOLLOWED if f"limit_mean_{name}" in dataset]
+
+
 def _loss_curves(axis: Axes, at: xr.Dataset) -> None:
-    widest = at.isel(width=-1)
-    steps = at.step.values
-    for backward, closure in CLOSURE_OF.items():
-        style = STYLE[backward]
-        limit = at.sel(closure=closure)
-        mean, bars = limit.limit_mean_loss.values, _bars(limit, "limit_loss")
-        axis.plot(steps, mean, color=style["color"], linestyle=style["linestyle"], label=f"{closure} limit")
-        axis.fill_between(steps, mean - bars, mean + bars, color=style["color"], alpha=0.15, linewidth=0)
-        network = widest.sel(backward=backward)
-        axis.errorbar(
-            steps,
-            network.network_mean_loss.values,
-            _bars(network, "network_loss"),
-            color=style["color"],
-            marker=style["marker"],
-            markerfacecolor="white",
-            linestyle="none",
-            capsize=2,
-            label=f"{backward}, n = {widest.width.item()}",
-        )
+    several = len(_followed(at)) > 1
+    for name in _followed(at):
+        for backward, closure in CLOSURE_OF.items():
+            style = dict(STYLE[backward])
+            if several:  # lines tell samples apart, and limits by their widths too
+                style |= {"linestyle": "--" if name == "held_out_loss" else "-", "linewidth": LINES[backward]}
+            _limit_curve(axis, at.sel(closure=closure), name, style)
+            _network_points(axis, at.isel(width=-1).sel(backward=backward), name, style)
+    if several:
+        label = f"{at.attrs['held_out_samples']} held-out samples"
+        axis.plot([], [], color="0.35", linestyle="--", marker="o", markersize=4, label=label)
     axis.set_xlabel("training step")
     axis.grid(alpha=0.3)
+
+
+def _limit_curve(axis: Axes, limit: xr.Dataset, name: str, style: dict[str, Any]) -> None:
+    """The mean of a loss over solutions, with its band; in front of networks."""
+    steps, mean, bars = limit[FOLLOWED[name]].values, limit[f"limit_mean_{name}"].values, _bars(limit, f"limit_{name}")
+    label = f"{limit.closure.item()} limit" if name == "loss" else None
+    line = {key: value for key, value in style.items() if key != "marker"}
+    axis.plot(steps, mean, **line, zorder=4, label=label)
+    axis.fill_between(steps, mean - bars, mean + bars, color=style["color"], alpha=0.15, linewidth=0, zorder=3)
+
+
+def _network_points(axis: Axes, network: xr.Dataset, name: str, style: dict[str, Any]) -> None:
+    """The mean of a loss over networks, with bars; of many steps at a few, both kinds in turn."""
+    steps = network[FOLLOWED[name]].values
+    shown, many = np.arange(len(steps)), len(steps) > POINTS // 2
+    if many:
+        shown = np.unique(np.linspace(0, len(steps) - 1, POINTS).round().astype(int))[
+            int(network.backward == "untied") :: 2
+        ]
+    axis.errorbar(
+        steps[shown],
+        network[f"network_mean_{name}"].values[shown],
+        _bars(network, f"network_{name}")[shown],
+        color=style["color"],
+        marker=style["marker"],
+        markersize=4 if many else 6,
+        markerfacecolor="white" if name == "loss" else style["color"],
+        linestyle="none",
+        capsize=2,
+        label=f"{network.backward.item()}, n = {network.width.item()}" if name == "loss" else None,
+    )
 
 
 def _positions(axis: Axes, at: xr.Dataset) -> None:

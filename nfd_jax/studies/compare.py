@@ -11,6 +11,7 @@ summed over samples and outputs. Distances from either limit are then difference
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,12 +29,19 @@ from nfd_jax.runtime.store import Record, fingerprint, shared
 from nfd_jax.seeds import check_seed, labels
 from nfd_jax.solvers.limit import CLOSURES, limit_dynamics, solve_limit
 from nfd_jax.solvers.networks import BACKWARDS, network_dynamics, train_networks
+from nfd_jax.studies._positions import summarise
 from nfd_jax.task import Task, check_task
 from nfd_jax.training import Training
 
-AXES = ("step", "sample", "output")
-KEPT = ("outputs", "loss", "diverged_at")
-ROUNDINGS = 1000  # of outputs, below which two limits count as one
+KEPT = {  # of every run, with the axes after those of members
+    "outputs": ("step", "sample", "output"),
+    "loss": ("step",),
+    "diverged_at": (),
+    "held_out_loss": ("held_out_step",),  # where samples are held out
+    "held_out_accuracy": ("held_out_step",),  # and have classes
+}
+COMPRESSED = ("resolution", "directions")  # of every run: its resolution and the most directions, 0 if it is exact
+EVALUATIONS = 24  # after the first, where outputs are not those that training has anyway
 REVISION = 1  # of how the runs are made; raise it with any change after which they have other numbers
 
 
@@ -48,7 +56,7 @@ class Comparison:
         horizon: Layer time T of the residual stream.
         block: Kind of residual block, as for `ResNet`.
         parametrization: Row of the exponent table, one with a limit that learns features.
-        steps: Full-batch training steps; hidden matrices train.
+        steps: Training steps; hidden matrices train.
         learning_rate: The width- and depth-free rate eta.
         seeds: Networks of each kind, at least 2.
         particles: Particles of one solution of a limit.
@@ -91,10 +99,12 @@ class Comparison:
         """The network of one depth."""
         return ResNet(depth, self.activation, self.horizon, self.block)
 
-    @property
-    def training(self) -> Training:
-        """How both are trained."""
-        return Training(self.steps, self.learning_rate, self.parametrization)
+    def training(self, task: Task) -> Training:
+        """How both are trained. Evaluations of all samples at every step would take longer than training on
+        mini-batches: where they are extra, they are few and evenly spaced, the first and the last step among them."""
+        extra = not task.full_batch or task.held_out is not None
+        at = np.linspace(0, self.steps, min(self.steps, EVALUATIONS) + 1).round().astype(int).tolist()
+        return Training(self.steps, self.learning_rate, self.parametrization, evaluate_at=at if extra else None)
 
     def members(self, count: int) -> list[int]:
         """The seeds of so many."""
@@ -123,7 +133,7 @@ class Run(NamedTuple):
 def compare(
     task: Task, setup: Comparison | None = None, *, folder: str | Path | None = None, progress: bool | None = None
 ) -> xr.Dataset:
-    """Both limits, tied and untied networks, on one task.
+    """Both limits, tied and untied networks, on one task, by full batches or its mini-batches.
 
     Networks are trained by `train_networks`, very wide ones by `solve_network`, which has the same law. In a `folder`
     finished runs are recorded: a comparison that was killed, or has more depths and widths, trains only what is
@@ -133,6 +143,11 @@ def compare(
     (backward, depth, width, seed, step, sample, output)`, the losses without the last two axes, and what `summarise`
     adds. A diverged run holds non-finite numbers there, is marked in `diverged_at` or `limit_diverged_at`, and left out
     of every mean.
+
+    Under mini-batches `step` has about 24 evenly spaced steps. Where samples are held out there are
+    `limit_held_out_loss (closure, depth, limit_seed, held_out_step)` and `network_held_out_loss`, at so many steps too,
+    and where these have classes `..._held_out_accuracy`. Where runs have a resolution, `limit_resolution (closure,
+    depth)` and `limit_directions`, the most directions revealed of a matrix, or those of networks, 0 for exact ones.
     """
     check_task(task)
     setup = setup or Comparison()
@@ -154,162 +169,165 @@ def compare(
 
         found = dict(zip(runs, shared(records, trained, lambda _: bar.update()), strict=True))
 
-    def stack(chosen: list[Run], shape: tuple[int, ...], name: str) -> np.ndarray:
-        values = np.stack([found[run][name] for run in chosen])
+    variables = _stacked(limits, found, "limit_", ("closure", "depth", "limit_seed"), (2, len(setup.depths)))
+    sizes = (2, len(setup.depths), len(setup.widths))
+    variables |= _stacked(networks, found, "network_", ("backward", "depth", "width", "seed"), sizes)
+    variables["diverged_at"] = variables.pop("network_diverged_at")
+    at = np.array(setup.training(task).at)
+    coordinates = {
+        "closure": list(CLOSURES),
+        "backward": list(BACKWARDS),
+        "depth": list(setup.depths),
+        "width": list(setup.widths),
+        "limit_seed": labels(setup.members(setup.limit_seeds)),
+        "seed": labels(setup.members(setup.seeds)),
+        "step": np.arange(setup.steps + 1) if task.full_batch else at,
+    }
+    attributes: dict[str, Any] = {"limit_noise": ", ".join(sorted({str(found[run]["noise"]) for run in limits}))}
+    if task.held_out is not None:
+        coordinates["held_out_step"], attributes["held_out_samples"] = at, task.held_out.samples
+    variables["targets"] = (("sample", "output"), task.targets)
+    return summarise(xr.Dataset(variables, coordinates, attributes))
+
+
+def _stacked(
+    runs: list[Run],
+    found: Mapping[Run, Mapping[str, np.ndarray]],
+    prefix: str,
+    axes: tuple[str, ...],
+    shape: tuple[int, ...],
+) -> dict[str, Any]:
+    """The variables of all runs of a kind: cells of this shape, along the axes but for the last, that of members."""
+
+    def stack(name: str) -> np.ndarray:
+        values = np.stack([found[run][name] for run in runs])
         return values.reshape(*shape, *values.shape[1:])
 
-    kinds = {
-        "limit_": (limits, ("closure", "depth", "limit_seed"), (2, len(setup.depths))),
-        "network_": (networks, ("backward", "depth", "width", "seed"), (2, len(setup.depths), len(setup.widths))),
-    }
-    variables = {
-        f"{prefix}{name}": ((*axes, *rest), stack(chosen, shape, name))
-        for prefix, (chosen, axes, shape) in kinds.items()
-        for name, rest in (("outputs", AXES), ("loss", AXES[:1]), ("diverged_at", ()))
-    }
-    variables["diverged_at"] = variables.pop("network_diverged_at")
-    dataset = xr.Dataset(
-        variables | {"targets": (("sample", "output"), task.targets)},
-        coords={
-            "closure": list(CLOSURES),
-            "backward": list(BACKWARDS),
-            "depth": list(setup.depths),
-            "width": list(setup.widths),
-            "limit_seed": labels(setup.members(setup.limit_seeds)),
-            "seed": labels(setup.members(setup.seeds)),
-            "step": np.arange(setup.steps + 1),
-        },
-        attrs={"limit_noise": ", ".join(sorted({str(found[run]["noise"]) for run in limits}))},
-    )
-    return summarise(dataset)
+    kept = {f"{prefix}{name}": ((*axes, *rest), stack(name)) for name, rest in KEPT.items() if name in found[runs[0]]}
+    if any("resolution" in found[run] for run in runs):
+        for name in COMPRESSED:
+            values = np.array([found[run].get(name, 0) for run in runs])
+            kept[f"{prefix}{name}"] = (axes[:-1], values.reshape(shape))
+    return kept
 
 
 def depends_on(task: Task, setup: Comparison, run: Run) -> dict[str, Any]:
     """Everything that decides the numbers of a run. ValueError for what a solver would refuse of it."""
-    options = run.options(setup)
+    options, training = run.options(setup), setup.training(task)
     of_one = {name: value for name, value in options.items() if name != "seeds"}
     prepare = limit_dynamics if run.width is None else network_dynamics
-    dynamics, problem = prepare(task, setup.model(run.depth), setup.training, **of_one)
+    dynamics, problem = prepare(task, setup.model(run.depth), training, **of_one, resolution=None)
     more = {"comparison": REVISION, "dynamics": type(dynamics).__name__, "data": fingerprint(task)}
+    if training.evaluate_at is not None:
+        more["evaluate_at"] = list(training.at)
+    if resolution := getattr(dynamics, "resolution", None):  # dense networks have none
+        more["resolution"] = float(resolution)
     return identity({**problem.arguments, **options, **more})
 
 
 def _trained(task: Task, setup: Comparison, run: Run) -> dict[str, np.ndarray]:
-    """Outputs, losses and divergence of all members of a run."""
+    """What is kept of all members of a run."""
     solve = solve_limit if run.width is None else train_networks
-    found = solve(task, setup.model(run.depth), setup.training, **run.options(setup), progress=False)
-    noise = np.array(found.settings.get("noise", ""))
-    return {"noise": noise} | {name: np.asarray(getattr(found, name)) for name in KEPT}
+    found = solve(task, setup.model(run.depth), setup.training(task), **run.options(setup), progress=False)
+    values = {"outputs": found.outputs, "diverged_at": found.diverged_at} | found.scores() | {"loss": found.loss}
+    kept = {name: np.asarray(values[name]) for name in KEPT if name in values}
+    if found.ranks:
+        kept |= {"resolution": np.array(found.settings["resolution"]), "directions": np.array(found.ranks[0])}
+    return {"noise": np.array(found.settings.get("noise", ""))} | kept
 
 
-def summarise(dataset: xr.Dataset) -> xr.Dataset:
-    """The dataset with positions, distances and mean losses added, each with its standard error over seeds.
-
-    Adds `position (backward, depth, width)` (NaN where the limits are the same but for rounding, as with one block of
-    one matrix), its extrapolation `infinite_position (backward, depth)` to n = infinity by
-    a weighted fit of a + b/n (NaN for one width), `limit_position_error (closure, depth)`, `distance` and
-    `infinite_distance`, differences in position from each closure in standard errors, signed, and the mean losses
-    `limit_mean_loss` and `network_mean_loss`. Each has its standard error beside it, `..._error`.
-    """
-    limits = dataset.limit_outputs.isel(step=-1).where(dataset.limit_diverged_at < 0)
-    networks = dataset.network_outputs.isel(step=-1).where(dataset.diverged_at < 0)
-    ends, _ = _mean_and_error(limits, "limit_seed")
-    origin = ends.sel(closure="decoupled", drop=True)
-    line = ends.sel(closure="coupled", drop=True) - origin
-    over = ["sample", "output"]
-    length = (line**2).sum(over, skipna=False)
-    rounding = ROUNDINGS * float(np.finfo(dataset.limit_outputs.dtype).eps)
-    length = length.where(length > rounding**2 * (ends**2).max("closure").sum(over))
-
-    def position(outputs: xr.DataArray) -> xr.DataArray:
-        return ((outputs - origin) * line).sum(over, skipna=False) / length
-
-    ours, our_error = _mean_and_error(position(networks), "seed")
-    theirs, their_error = _mean_and_error(position(limits), "limit_seed")
-    infinite, infinite_error = _intercept(1 / dataset.width, ours, our_error, "width")
-    limit_loss = _mean_and_error(dataset.limit_loss.where(dataset.limit_diverged_at < 0), "limit_seed")
-    network_loss = _mean_and_error(dataset.network_loss.where(dataset.diverged_at < 0), "seed")
-    return dataset.assign(
-        position=ours,
-        position_error=our_error,
-        infinite_position=infinite,
-        infinite_position_error=infinite_error,
-        limit_position_error=their_error,
-        distance=(ours - theirs) / (our_error**2 + their_error**2) ** 0.5,
-        infinite_distance=(infinite - theirs) / (infinite_error**2 + their_error**2) ** 0.5,
-        limit_mean_loss=limit_loss[0],
-        limit_loss_error=limit_loss[1],
-        network_mean_loss=network_loss[0],
-        network_loss_error=network_loss[1],
-    )
-
-
-def _mean_and_error(values: xr.DataArray, axis: str) -> tuple[xr.DataArray, xr.DataArray]:
-    """Mean along an axis and its standard error, over the members that are not NaN; NaN where too few are left."""
-    count = values.notnull().sum(axis)
-    mean = values.sum(axis) / count.where(count > 0)
-    variance = ((values - mean) ** 2).sum(axis) / (count - 1).where(count > 1)
-    return mean, (variance / count) ** 0.5
-
-
-def _intercept(x: xr.DataArray, y: xr.DataArray, error: xr.DataArray, axis: str) -> tuple[xr.DataArray, xr.DataArray]:
-    """Intercept of the weighted straight-line fit along an axis, and its error; NaN for fewer than two points."""
-    weight = 1 / error**2
-    zeroth, first, second = ((weight * x**power).sum(axis, skipna=False) for power in range(3))
-    determinant = (zeroth * second - first**2).where(x.size > 1)
-    against_one, against_x = ((weight * y * x**power).sum(axis, skipna=False) for power in range(2))
-    return (second * against_one - first * against_x) / determinant, (second / determinant) ** 0.5
+COLUMNS = {  # of numbers, with their sizes
+    "final loss": 17,
+    "held-out loss": 16,
+    "accuracy": 15,
+    "position": 15,
+    "from decoupled": 15,
+    "from coupled": 13,
+}
 
 
 def table(dataset: xr.Dataset) -> str:
-    """The comparison as text: final losses, positions and distances, one line a kind of network."""
-    head = _row("L", "n", "what", "final loss", "position", "from decoupled", "from coupled")
+    """The comparison as text: final losses, held-out ones and accuracies where there are any, positions and distances,
+    one line a kind of network."""
+    final = dataset.isel({axis: -1 for axis in ("step", "held_out_step") if axis in dataset.dims})
+    absent = {name for name, (variable, _) in FINAL.items() if f"limit_mean_{variable}" not in dataset}
+    columns = [name for name in COLUMNS if name not in absent]
+    head = _row(columns, "L", "n", "what", {name: name for name in columns})
     lines = [head, "-" * len(head)]
     for depth in dataset.depth.values:
-        at = dataset.sel(depth=depth)
+        at = final.sel(depth=depth)
         for closure in ("decoupled", "coupled"):
-            final = at.sel(closure=closure).isel(step=-1)
-            where = _with_error(xr.DataArray(float(closure == "coupled")), final.limit_position_error)
-            loss = _with_error(final.limit_mean_loss, final.limit_loss_error)
-            lines.append(_row(depth, "inf", f"{closure} limit", loss, where, "", "").rstrip())
+            limit = at.sel(closure=closure)
+            where = _with_error(xr.DataArray(float(closure == "coupled")), limit.limit_position_error)
+            cells = _finals(limit, "limit") | {"position": where}
+            lines.append(_row(columns, depth, "inf", f"{closure} limit", cells).rstrip())
         for backward in ("untied", "tied"):
-            cells = at.sel(backward=backward).isel(step=-1)
-            lines += [_network_line(cells.sel(width=width)) for width in dataset.width.values]
+            cells, name = at.sel(backward=backward), f"{backward} networks"
+            for width in dataset.width.values:
+                lines.append(_row(columns, depth, width, name, _network_cells(cells.sel(width=width))))
             if dataset.sizes["width"] > 1:
                 where = _with_error(cells.infinite_position, cells.infinite_position_error)
                 away = _distances(cells.infinite_distance)
-                lines.append(_row(depth, "-> inf", f"{backward} networks", "", where, *away))
+                lines.append(_row(columns, depth, "-> inf", name, {"position": where} | away))
         lines.append("")
-    lines.append(
-        "position: 0 at the decoupled limit, 1 at the coupled one, along the line between their final outputs."
-    )
+    return "\n".join([*lines, *_legend(dataset)])
+
+
+def _legend(dataset: xr.Dataset) -> list[str]:
+    """What the columns are, how limits were solved in long training, and what is left out of means."""
+    lines = ["position: 0 at the decoupled limit, 1 at the coupled one, along the line between their final outputs."]
+    if "held_out_samples" in dataset.attrs:
+        what = "held-out loss and accuracy" if "limit_mean_held_out_accuracy" in dataset else "held-out loss"
+        lines.append(f"{what}: on {dataset.attrs['held_out_samples']} samples that nothing is trained on.")
     lines.append("±: one standard error; none where too few members are left, or the limits are the same.")
     lines.append("n -> inf: extrapolated from the widths above by a weighted fit of a + b/n.")
     lines.append("from ...: distance in position from that limit, in standard errors (networks and limit together).")
+    for kind, prefix in (("limits", "limit"), ("networks with revealed matrices", "network")):
+        if f"{prefix}_resolution" in dataset:
+            resolution, most = (dataset[f"{prefix}_{name}"].max().item() for name in COMPRESSED)
+            noise = f"{dataset.attrs['limit_noise']} noise, " if prefix == "limit" else ""
+            lines.append(f"{kind}: {noise}resolution {resolution:g}, at most {most} directions revealed of a matrix.")
     for kind, marks in (("networks", "diverged_at"), ("solutions of a limit", "limit_diverged_at")):
         bad = int((dataset[marks] >= 0).sum())
         if bad:
             lines.append(f"{bad} of {dataset[marks].size} {kind} diverged and are left out: see {marks}.")
-    return "\n".join(lines)
+    return lines
 
 
-def _network_line(cell: xr.Dataset) -> str:
-    loss = _with_error(cell.network_mean_loss, cell.network_loss_error)
+FINAL = {  # columns of what is followed along training, and how small a number they write with digits alone
+    "final loss": ("loss", 0.01),
+    "held-out loss": ("held_out_loss", 0.01),
+    "accuracy": ("held_out_accuracy", 0.0),
+}
+
+
+def _finals(cell: xr.Dataset, kind: str) -> dict[str, str]:
+    """Means at the last step, with their errors, by column."""
+    return {
+        column: _with_error(cell[f"{kind}_mean_{name}"], cell[f"{kind}_{name}_error"], smallest)
+        for column, (name, smallest) in FINAL.items()
+        if f"{kind}_mean_{name}" in cell
+    }
+
+
+def _network_cells(cell: xr.Dataset) -> dict[str, str]:
     position = _with_error(cell.position, cell.position_error)
-    name = f"{cell.backward.item()} networks"
-    return _row(cell.depth.item(), cell.width.item(), name, loss, position, *_distances(cell.distance))
+    return _finals(cell, "network") | {"position": position} | _distances(cell.distance)
 
 
-def _with_error(value: xr.DataArray, error: xr.DataArray) -> str:
-    return f"{value.item():.3f} ± {error.item():.3f}" if np.isfinite(value) and np.isfinite(error) else "none"
+def _with_error(value: xr.DataArray, error: xr.DataArray, smallest: float = 0.0) -> str:
+    if not (np.isfinite(value) and np.isfinite(error)):
+        return "none"
+    if abs(value) < smallest:
+        return f"{value.item():.1e} ± {error.item():.0e}"
+    return f"{value.item():.3f} ± {error.item():.3f}"
 
 
-def _distances(distance: xr.DataArray) -> list[str]:
-    found = [distance.sel(closure=closure).item() for closure in ("decoupled", "coupled")]
-    return [f"{each:+.1f} SE" if np.isfinite(each) else "none" for each in found]
+def _distances(distance: xr.DataArray) -> dict[str, str]:
+    found = {f"from {closure}": distance.sel(closure=closure).item() for closure in ("decoupled", "coupled")}
+    return {name: f"{each:+.1f} SE" if np.isfinite(each) else "none" for name, each in found.items()}
 
 
-def _row(depth: object, width: object, what: str, *figures: str) -> str:
-    columns = [f"{depth:>4} {width:>6}  {what:<17}"]
-    columns += [f"{figure:>{size}}" for figure, size in zip(figures, (17, 15, 15, 13), strict=True)]
-    return " ".join(columns)
+def _row(columns: list[str], depth: object, width: object, what: str, cells: Mapping[str, str]) -> str:
+    figures = [f"{cells.get(name, ''):>{COLUMNS[name]}}" for name in columns]
+    return " ".join([f"{depth:>4} {width:>6}  {what:<17}", *figures])
