@@ -28,7 +28,9 @@ def by_hand(dynamics, problem, steps, seed=0):
 
 
 @pytest.mark.parametrize("solver", ["limit", "revealed", "dense"])
-def test_a_loop_of_ones_own_is_the_solver(task, solver):
+def test_a_loop_of_ones_own_is_the_solver(task, solver, monkeypatch):
+    """Step by step, and in a chunk of one and a chunk of two."""
+    monkeypatch.setattr(loop, "TICK", 1e9)
     recipe = nfd.Training(3, 1.0, momentum=0.5, train_readout=True)
     if solver == "limit":
         made = nfd.limit_dynamics(task, MODEL, recipe, particles=256, closure="decoupled")

@@ -26,7 +26,7 @@ def trained(coupled, matched, **options):
     inputs[1] = inputs[0]  # a dependent sample, which reveals nothing
     task = nfd.Task(inputs, np.array([1.0, 1.0, -1.0]))
     problem, explicit, _ = prepare(task, nfd.ResNet(DEPTH, "tanh"), steps=STEPS, **options)
-    layers = Initial(DEPTH, WIDTH, 2, 1, STEPS, SAMPLES, coupled, matched).layers(jax.random.key(0))
+    layers = jax.jit(Initial(DEPTH, WIDTH, 2, 1, STEPS, SAMPLES, coupled, matched).layers)(jax.random.key(0))
     state, _ = final_state(explicit, problem, explicit.start(layers), input_coordinates(inputs), task.targets)
     return state.layers.hidden
 
@@ -155,6 +155,11 @@ def test_nothing_is_revealed_at_first():
 # ------------------------------------------------------------------ what is too short to be revealed
 
 
+@partial(jax.jit, static_argnums=1, static_argnames="keep")
+def query(matrices, direction, layer, step, vectors, *, keep):
+    return matrices.query(direction, layer, step, vectors, keep=keep)
+
+
 def revealed(dtype=np.float64, coupled=True, width=WIDTH, batch=SAMPLES, steps=3):
     """One matrix with a forward and a backward block revealed: the matrices, the queries, the forward images."""
     rng, shape = np.random.default_rng(1), (batch, width)
@@ -163,8 +168,8 @@ def revealed(dtype=np.float64, coupled=True, width=WIDTH, batch=SAMPLES, steps=3
         noise, depth=1, width=width, capacity=steps * batch, coupled=coupled, dtype=np.dtype(dtype)
     )
     x, g = (jnp.asarray(rng.normal(size=shape), dtype) for _ in range(2))
-    y, _, after = start.query(FORWARD, *where(0), x, keep=True)
-    z, _, after = after.query(BACKWARD, *where(0), g, keep=True)
+    y, _, after = query(start, FORWARD, *where(0), x, keep=True)
+    z, _, after = query(after, BACKWARD, *where(0), g, keep=True)
     return after, (x, y), (g, z)
 
 
@@ -187,7 +192,7 @@ def test_short_remainders_have_the_image_of_their_response(coupled, keep):
     unit = np.asarray(matrices.revealed[BACKWARD].images[0, 0])  # Z, along which the response is largest
     unit = unit - np.asarray(x).T @ np.linalg.solve(x @ x.T, x @ unit)
     moved = jnp.asarray(np.tile(2 * float(np.finfo(np.float64).eps) * unit, (SAMPLES, 1)))
-    image, coordinates, after = matrices.query(FORWARD, *where(1), x + moved, keep=keep)
+    image, coordinates, after = query(matrices, FORWARD, *where(1), x + moved, keep=keep)
     expected = known_image(matrices, moved) if coupled else jnp.zeros_like(y)
     assert not np.any(np.asarray(coordinates)[SAMPLES:])
     np.testing.assert_array_equal(after.ranks, matrices.ranks)
@@ -208,7 +213,7 @@ def test_a_direction_that_turns_out_to_be_noise_has_one_image_stored_or_not():
     matrices = RevealedMatrices((forward, backward), matrices.trained, matrices.noise, True)
     mix = np.random.default_rng(3).normal(size=(SAMPLES, SAMPLES))
     for keep in (True, False):
-        image, _, _ = matrices.query(FORWARD, *where(1), mix @ x, keep=keep)
+        image, _, _ = query(matrices, FORWARD, *where(1), mix @ x, keep=keep)
         np.testing.assert_allclose(image, mix @ y, rtol=0, atol=1e-12)
 
 
@@ -226,7 +231,7 @@ def test_a_repeated_sample_takes_no_space(matched):
         task = nfd.Task(inputs[chosen], targets[chosen])
         problem, explicit, _ = prepare(task, nfd.ResNet(DEPTH, "tanh"), steps=STEPS)
         initial = Initial(DEPTH, WIDTH, 2, 1, STEPS, samples * copies, matched=matched)
-        state = explicit.start(initial.layers(jax.random.key(0)))
+        state = explicit.start(jax.jit(initial.layers)(jax.random.key(0)))
         state, outputs = final_state(explicit, problem, state, coordinates[chosen], targets[chosen][:, None])
         hidden = state.layers.hidden
         for ranks, revealed in zip(hidden.ranks, hidden.revealed, strict=True):
@@ -244,8 +249,8 @@ def test_normals_stay_with_their_queries(coupled):
     """A row that reveals something has its own normals, whatever the rank of those above it."""
     matrices, (x, _), _ = revealed(coupled=coupled)
     new = jnp.asarray(np.random.default_rng(6).normal(size=x.shape))
-    _, _, full = matrices.query(FORWARD, *where(1), new, keep=True)
-    _, _, last = matrices.query(FORWARD, *where(1), new.at[:-1].set(x[:-1]), keep=True)
+    _, _, full = query(matrices, FORWARD, *where(1), new, keep=True)
+    _, _, last = query(matrices, FORWARD, *where(1), new.at[:-1].set(x[:-1]), keep=True)
     count = matrices.ranks[FORWARD, 0]
     np.testing.assert_array_equal(last.ranks[FORWARD], count + 1)
     np.testing.assert_array_equal(full.ranks[FORWARD], count + SAMPLES)
@@ -299,8 +304,8 @@ def test_nothing_is_written_over_what_is_known():
     planted = Revealed(forward.queries, forward.images, forward.steps, counts)
     planted = RevealedMatrices((planted, backward), matrices.trained, matrices.noise, True)
     new = jnp.asarray(np.random.default_rng(7).normal(size=x.shape))
-    assert np.isfinite(matrices.query(FORWARD, *where(1), new, keep=True)[0]).all()
-    assert np.isnan(planted.query(FORWARD, *where(1), new, keep=True)[0]).all()
+    assert np.isfinite(query(matrices, FORWARD, *where(1), new, keep=True)[0]).all()
+    assert np.isnan(query(planted, FORWARD, *where(1), new, keep=True)[0]).all()
 
 
 # ------------------------------------------------------------------ numbers that are not finite, or hardly
@@ -309,9 +314,9 @@ def test_nothing_is_written_over_what_is_known():
 def test_rows_that_are_not_finite_have_images_that_are_not():
     """And leave the images of the other rows, and the bases, alone."""
     matrices, (x, _), _ = revealed()
-    clean, coordinates, _ = matrices.query(FORWARD, *where(1), x.at[1].set(2 * x[2]), keep=True)
+    clean, coordinates, _ = query(matrices, FORWARD, *where(1), x.at[1].set(2 * x[2]), keep=True)
     for bad in (jnp.nan, jnp.inf):
-        image, found, after = matrices.query(FORWARD, *where(1), x.at[1, 5].set(bad), keep=True)
+        image, found, after = query(matrices, FORWARD, *where(1), x.at[1, 5].set(bad), keep=True)
         assert np.isnan(image[1]).all()
         assert np.isnan(np.asarray(found)[:, 1]).all()  # and so will be every update that it takes part in
         np.testing.assert_allclose(image[np.array([0, 2])], clean[np.array([0, 2])], rtol=0, atol=ROUNDING)
@@ -325,8 +330,8 @@ def test_large_and_small_queries_in_single_precision(keep, size):
     """Squares of their entries overflow or vanish: a query times a power of two has the image times this power."""
     power = float(2 ** np.round(np.log2(size)))
     matrices, (x, _), _ = revealed(np.float32)
-    query = x[::-1] + 0.5
-    ordinary, coordinates, _ = matrices.query(FORWARD, *where(1), query, keep=keep)
-    image, scaled, _ = matrices.query(FORWARD, *where(1), power * query, keep=keep)
+    rows = x[::-1] + 0.5
+    ordinary, coordinates, _ = query(matrices, FORWARD, *where(1), rows, keep=keep)
+    image, scaled, _ = query(matrices, FORWARD, *where(1), power * rows, keep=keep)
     np.testing.assert_array_equal(image, power * ordinary)
     np.testing.assert_array_equal(scaled, power * coordinates)
