@@ -163,7 +163,8 @@ def limit_dynamics(
         for number, rate, inputs, targets in problem.steps():
             state, record = step(state, number, rate, inputs, targets)
 
-    Arguments are those of `solve_limit`; the depth is finite.
+    Arguments are those of `solve_limit`; the depth is finite. With a resolution the state has room for the first steps
+    only, `dynamics.capacity`, and rows that do not fit are not numbers: `nfd_jax.runtime.capacity.grown` gives more.
     """
     check_model(model, finite=True)
     system = _system(task, model, training, closure, noise, resolution)
