@@ -345,7 +345,7 @@ DEFECTS = [
         "statistics.py",
         "* math.sqrt(smallest / (smallest - 1))",
         "* math.sqrt(smallest / smallest)",
-        ("test_statistics.py::test_bootstrap_covers", "test_statistics.py"),
+        ("test_statistics.py::test_bootstrap_of_four_seeds_has_the_error_of_their_mean", "test_statistics.py"),
     ),
     Defect(
         "the variance of the jackknife over the seeds",
@@ -359,7 +359,7 @@ DEFECTS = [
         "statistics.py",
         "np.abs(measured.values).max() + 1e-300) ** 2",
         "np.abs(measured.values).max() + 1e-300)",
-        ("test_statistics.py::test_power_with_known_errors_covers", "test_statistics.py"),
+        ("test_statistics.py::test_power_is_weighted_least_squares", "test_statistics.py"),
     ),
     # ------------------------------------------------------------------ studies
     Defect(
