@@ -126,7 +126,7 @@ DEFECTS = [
         "models.py",
         "return vectors - jnp.mean(vectors, axis=-1, keepdims=True)",
         "return vectors - jnp.mean(vectors, axis=0, keepdims=True)",
-        ("test_models.py::test_first_outputs_by_hand", "test_models.py"),
+        ("test_models.py::test_centred_branches_by_hand", "test_models.py"),
     ),
     Defect(
         "chi without its batch mean",
@@ -246,7 +246,7 @@ DEFECTS = [
         "train, rates, batches = jax.device_put(every[0]), ",
         "train, rates, batches = jax.device_put(every[-1]), ",
         (
-            "test_store.py::test_resumed_runs_end_with_the_same_bits",
+            "test_task.py::test_held_out_samples_are_not_trained_on",
             "test_sweep.py",
             f"{NETWORK}::test_law_of_minibatches",
         ),
@@ -307,8 +307,7 @@ DEFECTS = [
         "for address in (term.particles, term.depth, number):",
         "for address in (term.particles, term.depth, number // 2):",
         (
-            "test_multilevel.py::test_a_budget_too_small_says_so",
-            "test_multilevel.py::test_every_quantity_has_error_bars",
+            "test_multilevel.py::test_every_replicate_is_a_draw_of_its_own",
             "test_multilevel.py",
         ),
     ),
@@ -317,7 +316,7 @@ DEFECTS = [
         "solvers/estimate.py",
         "coarse = self._solve(key, term.particles, term.depth // 2, 2, capacity)",
         "coarse = self._solve(key, term.particles, term.depth // 2, 1, capacity)",
-        ("test_multilevel.py::test_infinite_depth_of_the_linear_network", "test_multilevel.py"),
+        ("test_multilevel.py::test_every_replicate_is_a_draw_of_its_own", "test_multilevel.py"),
     ),
     Defect(
         "error of the last difference alone",
@@ -346,7 +345,7 @@ DEFECTS = [
         "statistics.py",
         "* math.sqrt(smallest / (smallest - 1))",
         "* math.sqrt(smallest / smallest)",
-        ("test_statistics.py::test_bootstrap_covers", "test_statistics.py"),
+        ("test_statistics.py::test_bootstrap_of_four_seeds_has_the_error_of_their_mean", "test_statistics.py"),
     ),
     Defect(
         "the variance of the jackknife over the seeds",
@@ -360,7 +359,7 @@ DEFECTS = [
         "statistics.py",
         "np.abs(measured.values).max() + 1e-300) ** 2",
         "np.abs(measured.values).max() + 1e-300)",
-        ("test_statistics.py::test_power_with_known_errors_covers", "test_statistics.py"),
+        ("test_statistics.py::test_power_is_weighted_least_squares", "test_statistics.py"),
     ),
     # ------------------------------------------------------------------ studies
     Defect(

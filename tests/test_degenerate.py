@@ -72,7 +72,7 @@ def hand_made(layers, task, **options):
 def test_no_step_reveals_nothing_new(matched):
     """At rate zero later queries repeat those of the first step: no rank, and constant outputs."""
     task = nfd.Task(INPUTS, TARGETS)
-    layers = jax.jit(Initial(DEPTH, 4 * WIDTH, 2, 1, STEPS, 4, matched=matched).layers)(jax.random.key(0))
+    layers = Initial(DEPTH, 4 * WIDTH, 2, 1, STEPS, 4, matched=matched).layers(jax.random.key(0))
     outputs, hidden = hand_made(layers, task, learning_rate=0.0)
     np.testing.assert_allclose(outputs, np.broadcast_to(outputs[0], outputs.shape), atol=4000 * EPS)
     # of two equal samples, a zero one and another; backward, g of the zero sample is its own but for V itself

@@ -26,7 +26,7 @@ def trained(coupled, matched, **options):
     inputs[1] = inputs[0]  # a dependent sample, which reveals nothing
     task = nfd.Task(inputs, np.array([1.0, 1.0, -1.0]))
     problem, explicit, _ = prepare(task, nfd.ResNet(DEPTH, "tanh"), steps=STEPS, **options)
-    layers = jax.jit(Initial(DEPTH, WIDTH, 2, 1, STEPS, SAMPLES, coupled, matched).layers)(jax.random.key(0))
+    layers = Initial(DEPTH, WIDTH, 2, 1, STEPS, SAMPLES, coupled, matched).layers(jax.random.key(0))
     state, _ = final_state(explicit, problem, explicit.start(layers), input_coordinates(inputs), task.targets)
     return state.layers.hidden
 
@@ -231,7 +231,7 @@ def test_a_repeated_sample_takes_no_space(matched):
         task = nfd.Task(inputs[chosen], targets[chosen])
         problem, explicit, _ = prepare(task, nfd.ResNet(DEPTH, "tanh"), steps=STEPS)
         initial = Initial(DEPTH, WIDTH, 2, 1, STEPS, samples * copies, matched=matched)
-        state = explicit.start(jax.jit(initial.layers)(jax.random.key(0)))
+        state = explicit.start(initial.layers(jax.random.key(0)))
         state, outputs = final_state(explicit, problem, state, coordinates[chosen], targets[chosen][:, None])
         hidden = state.layers.hidden
         for ranks, revealed in zip(hidden.ranks, hidden.revealed, strict=True):

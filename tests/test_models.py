@@ -136,6 +136,19 @@ def test_first_outputs_by_hand():
     np.testing.assert_allclose(network(jax.numpy.asarray(task.inputs)), expected, rtol=0, atol=1e-13)
 
 
+def test_centred_branches_by_hand():
+    """Every sample's branch is taken off its mean over coordinates."""
+    task, model = make_task(2), resnet("abs", block="post", centred=True)
+    shape = module.Shape(WIDTH, task.dimension, task.outputs)
+    network = module.create_network(jax.random.key(1), model, parametrization.resolve("depth_mup"), shape)
+    h = task.inputs @ np.asarray(network.input).T / math.sqrt(task.dimension)
+    for matrix in np.concatenate([forward for forward, _ in network.hidden]):
+        branch = np.abs(h @ matrix.T / math.sqrt(WIDTH))
+        h = h + math.sqrt(1.3 / DEPTH) * (branch - branch.mean(axis=1, keepdims=True))
+    expected = h @ np.asarray(network.readout) / WIDTH
+    np.testing.assert_allclose(network(jax.numpy.asarray(task.inputs)), expected, rtol=0, atol=1e-13)
+
+
 def test_untied_product_is_the_product():
     """Its value uses the forward matrix, the gradient of its input the other one."""
     rng = np.random.default_rng(0)

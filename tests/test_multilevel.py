@@ -351,6 +351,23 @@ class Clock:
         return {"outputs": outputs, "batch_loss": np.ones(1)}
 
 
+def test_every_replicate_is_a_draw_of_its_own(monkeypatch):
+    """A key each, which the two grids of a difference share: that of half the depth adds up the other's noise."""
+    seen = {}
+
+    def solve(replicates, key, particles, depth, refinement, capacity):
+        key = tuple(np.asarray(jax.random.key_data(key)).tolist())
+        seen.setdefault(key, []).append((particles, depth, refinement))
+        return {"outputs": np.full((2, 2, 1), depth + np.sum(key) / 2.0**40), "batch_loss": np.ones(1)}
+
+    monkeypatch.setattr(estimate.Replicates, "_solve", solve)
+    linear.__wrapped__("coupled", math.inf, steps=1)
+    drawn = sorted(seen.values())
+    expected = [[(128, 4, 1)], [(512, 4, 1)]] * multilevel.PILOT
+    expected += [[(512, depth, 1), (512, depth // 2, 2)] for depth in (8, 16)] * multilevel.PILOT_DIFFERENCES
+    assert drawn == sorted(expected)
+
+
 @pytest.mark.parametrize("budget", [1e-3, 20.0, 100.0, 300.0, 1000.0, 3000.0])
 def test_a_budget_is_exceeded_by_what_has_begun(monkeypatch, budget):
     """By one replicate, beyond the least that a first answer needs."""

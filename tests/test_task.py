@@ -59,6 +59,15 @@ def test_losses(loss):
         assert np.all((np.array(exact) <= curvature * (1 + 1e-12)) & (curvature <= 0.5))
 
 
+def test_held_out_samples_are_not_trained_on(task):
+    """As many of them as of the others, so that the shapes are the same."""
+    both = task.holding_out(nfd.datasets.digits(4, split="test"))
+    options = {"width": 8, "steps": 3, "seeds": 2}
+    alone, beside = (nfd.train_networks(each, nfd.ResNet(2, "tanh"), **options).outputs for each in (task, both))
+    np.testing.assert_allclose(beside, alone, rtol=0, atol=1e-12)
+    assert np.abs(np.diff(alone, axis=1)).max() > 1e-3
+
+
 # ------------------------------------------------------------------ losses of one's own
 
 
