@@ -10,9 +10,10 @@ from jax import lax
 
 from nfd_jax._types import Array, Float, Index, Int, PyTree, Scalar, Vectors
 from nfd_jax.matrices import basis as bases
+from nfd_jax.matrices import resolution as resolutions
 from nfd_jax.matrices.base import AbstractMatrices, Coordinates
 from nfd_jax.matrices.noise import BACKWARD, FORWARD, AbstractNoise
-from nfd_jax.matrices.resolution import Resolved, resolve
+from nfd_jax.matrices.resolution import Resolved
 from nfd_jax.matrices.response import Response
 
 NEVER = -1  # the step of a row that holds nothing
@@ -38,9 +39,10 @@ class Revealed(eqx.Module):
         """A query block taken apart into what is known of it and what is new."""
         return bases.split(self.queries, layer, self.counts[layer], query)
 
-    def resolve(self, layer: Index, query: Vectors, resolution: Scalar) -> Resolved:
-        """The same up to a resolution."""
-        return resolve(self.queries, layer, self.counts, query, resolution)
+    def resolve(self, layer: Index, query: Vectors, resolution: Scalar | None) -> Resolved:
+        """The same up to a resolution, and with all that is new where there is none."""
+        arguments = self.queries, layer, self.counts, query
+        return resolutions.exact(*arguments) if resolution is None else resolutions.resolve(*arguments, resolution)
 
     def combine(self, layer: Index, coordinates: bases.Coordinates) -> Vectors:
         """The images of queries with these coordinates."""
