@@ -138,8 +138,8 @@ DEFECTS = [
     Defect(
         "an untied copy tied, revealed",
         "solvers/networks.py",
-        'Initial.of(problem, blocks * count, width, backward == "tied")',
-        "Initial.of(problem, blocks * count, width, True)",
+        'blocks * count, width, backward == "tied", compressed',
+        "blocks * count, width, True, compressed",
         (f"{NETWORK}::test_law_of_networks", NETWORK),
     ),
     Defect(
@@ -173,7 +173,7 @@ DEFECTS = [
     ),
     Defect(
         "a step's own backward queries before its forward ones",
-        "matrices/revealed.py",
+        "matrices/response.py",
         "asked_first = steps >= asked_at if direction == FORWARD else steps > asked_at",
         "asked_first = steps >= asked_at",
         ("test_observables.py::test_reuse", "test_observables.py"),
@@ -202,9 +202,51 @@ DEFECTS = [
     Defect(
         "matched noise along its query",
         "matrices/matched.py",
-        "constraints = same.append(layer, query.directions, query.active)",
-        "constraints = same",
+        "fresh = fresh - bases.product(bases.inner(fresh, query.directions), query.directions)",
+        "del query",
         ("test_noise.py::test_fresh_parts_are_orthogonal_to_what_is_known",),
+    ),
+    Defect(
+        "compressed: what is dropped without its response",
+        "matrices/compressed.py",
+        "images = fresh + _response(opposite, layer, x.rows) if self.coupled else fresh",
+        "images = fresh",
+        ("test_compressed.py::test_both_directions_see_one_matrix", "test_compressed.py"),
+    ),
+    Defect(
+        "compressed: a missing projection of fresh parts",
+        "matrices/compressed.py",
+        'fresh = where(options["needed"], independent)',
+        "del independent",
+        ("test_compressed.py::test_both_directions_see_one_matrix", "test_compressed.py"),
+    ),
+    Defect(
+        "compressed: decay forgotten",
+        "matrices/compressed.py",
+        "result = size * (initial * known +",
+        "result = size * (known +",
+        ("test_compressed.py::test_a_fine_resolution_is_the_exact_solution", "test_compressed.py"),
+    ),
+    Defect(
+        "compressed: updates to the root of the resolution",
+        "matrices/compressed.py",
+        "self.resolution**2 * whole",
+        "self.resolution * whole",
+        ("test_compressed.py::test_updates_lose_less_than_the_resolution", "test_compressed.py"),
+    ),
+    Defect(
+        "compressed: queries to the root of the resolution",
+        "matrices/resolution.py",
+        "least = resolution**2 *",
+        "least = resolution *",
+        ("test_compressed.py::test_only_what_is_new_is_revealed", "test_compressed.py"),
+    ),
+    Defect(
+        "compressed: a chunk that ends a step too late",
+        "matrices/compressed.py",
+        "return jnp.max(jnp.stack(revealed)) + batch,",
+        "return jnp.max(jnp.stack(revealed)) + 1,",
+        ("test_compressed.py::test_capacity_grows_and_changes_nothing", "test_compressed.py"),
     ),
     Defect(
         "Sobol points unshifted",
@@ -236,15 +278,15 @@ DEFECTS = [
     Defect(
         "a resumed run one step off",
         "runtime/loop.py",
-        'return int(arrays["done"]), state, Recorded.of(arrays)',
-        'return max(0, int(arrays["done"]) - 1), state, Recorded.of(arrays)',
+        'return int(arrays["done"]), dynamics, state, Recorded.of(arrays)',
+        'return max(0, int(arrays["done"]) - 1), dynamics, state, Recorded.of(arrays)',
         ("test_store.py",),
     ),
     Defect(
         "trained on the held-out samples",
         "runtime/loop.py",
-        "train, rates, batches = jax.device_put(every[0]), ",
-        "train, rates, batches = jax.device_put(every[-1]), ",
+        "train, rates = jax.device_put(every[0]), ",
+        "train, rates = jax.device_put(every[-1]), ",
         (
             "test_task.py::test_held_out_samples_are_not_trained_on",
             "test_sweep.py",
