@@ -10,6 +10,7 @@ from matplotlib.collections import LineCollection
 import nfd_jax as nfd
 from nfd_jax import statistics
 from nfd_jax.io import cli, plotting, records
+from nfd_jax.solvers.resolution import RESOLUTION
 from nfd_jax.studies import compare as comparison
 from nfd_jax.studies.compare import Comparison
 
@@ -136,17 +137,17 @@ def test_a_resolution_is_kept_and_decides_a_record(batched, runs, monkeypatch):
     run, made, trained = comparison.Run("coupled", 2), [], comparison._trained
     before = comparison.depends_on(in_batches(), LONGER, run)
     monkeypatch.setattr("nfd_jax.solvers.resolution.EXACT", 4)
-    assert comparison.depends_on(in_batches(), LONGER, run) == before | {"resolution": pytest.approx(0.03)}
+    assert comparison.depends_on(in_batches(), LONGER, run) == before | {"resolution": RESOLUTION}
     monkeypatch.setattr(comparison, "_trained", lambda *run: made.append(run[2].kind) or trained(*run))
     found = comparison.compare(in_batches(), LONGER, folder=runs, progress=False)
     assert made == ["coupled", "decoupled"]
     assert found.network_loss.identical(batched.network_loss)
-    assert (found.limit_resolution == 0.03).all()
+    assert (found.limit_resolution == RESOLUTION).all()
     assert (found.limit_directions > 0).all()
     assert found.limit_directions.dims == ("closure", "depth")
     assert "network_resolution" not in found
     most = found.limit_directions.max().item()
-    assert f"resolution 0.03, at most {most} directions revealed of a matrix." in comparison.table(found)
+    assert f"resolution {RESOLUTION}, at most {most} directions revealed of a matrix." in comparison.table(found)
 
 
 def test_table_and_figure_of_held_out_samples(batched, dataset, tmp_path):
