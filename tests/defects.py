@@ -216,7 +216,7 @@ DEFECTS = [
     Defect(
         "compressed: a missing projection of fresh parts",
         "matrices/compressed.py",
-        'fresh = where(options["needed"], independent)',
+        "fresh = where(needed, independent)",
         "del independent",
         ("test_compressed.py::test_both_directions_see_one_matrix", "test_compressed.py"),
     ),

@@ -171,7 +171,8 @@ class CompressedMatrices(AbstractMatrices):
     ) -> tuple[Vectors, AbstractNoise]:
         """Fresh parts of the images of new directions, zero rows for the others."""
         opposite = self.revealed[1 - direction]
-        options = {"keep": keep, "rotation": x.rotation, "needed": opposite.counts.any(x.active)}
+        needed = opposite.counts.any(x.active)
+        options = {"keep": keep, "rotation": x.rotation, "needed": needed}
         fresh, noise = self.noise.draw(direction, layer, step, x.directions, **options)
         fresh = jnp.where(x.active[:, None], fresh, 0)
         if self.coupled:
@@ -179,7 +180,7 @@ class CompressedMatrices(AbstractMatrices):
             def independent() -> Vectors:
                 return bases.project(opposite.queries, layer, opposite.counts[layer], fresh)[1]
 
-            fresh = where(options["needed"], independent)
+            fresh = where(needed, independent)
         return fresh, noise
 
     def add_gradient(
