@@ -8,6 +8,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from helpers import PERMUTATIONS, two_sample_p
+from scipy.stats import f as f_distribution
+from scipy.stats import t as student
 
 import nfd_jax as nfd
 from nfd_jax._checks import Outcome
@@ -17,6 +19,7 @@ from nfd_jax.matrices.compressed import CompressedMatrices
 from nfd_jax.matrices.noise import BACKWARD, FORWARD, PlainNoise
 from nfd_jax.matrices.resolution import Capacity
 from nfd_jax.runtime import capacity, loop, memory
+from nfd_jax.solvers import multilevel
 
 FINE = 1e-7  # of what float64 can tell from 0: the exact law
 WIDTH, BATCH, CAPACITY = 48, 3, 24
@@ -195,6 +198,55 @@ def test_the_law_of_networks():
     assert two_sample_p(solved.outputs, untied.outputs) == smallest
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [64, 256, 512])
+def test_the_law_of_networks_over_fifty_steps(width):
+    """As above, to losses of a thousandth of the first."""
+    task, model = nfd.datasets.digits(4), nfd.ResNet(4, "tanh")
+    options = {"width": width, "steps": 50, "learning_rate": 1.0, **QUIET}
+    solved = nfd.solve_network(task, model, resolution=0.005, seeds=range(192), **options)
+    trained = nfd.train_networks(task, model, seeds=range(1000, 1192), **options)
+    assert trained.mean("loss")[-1] < 2e-3 * trained.mean("loss")[0]
+    assert two_sample_p(solved.outputs, trained.outputs) > 1 / (1 + PERMUTATIONS)
+
+
+# ------------------------------------------------------------------ estimates
+
+
+def test_error_bars_of_long_training():
+    """Against the exact recursion of a linear network; standard errors at a false-alarm rate of 5e-5 over all entries,
+    and what the bars say of the resolution, which they measure."""
+    gram, targets, steps = np.array([[1.0, 0.3], [0.3, 0.8]]), np.array([1.0, -0.5]), 16
+    task, model = nfd.Task(np.linalg.cholesky(gram) * 2**0.5, targets), nfd.ResNet(4, "identity")
+    options = {"steps": steps, "learning_rate": 1.0, "particles": 256, "tolerance": 100.0, **QUIET}
+    run = nfd.solve_limit(task, model, resolution=0.05, **options)
+    expected = nfd.analytic.linear_outputs(gram, targets, 4, 1.0, 1.0, steps, "coupled")
+    bars = run.errors["outputs"]
+    quantile = student.isf(5e-5 / 2 / expected.size, multilevel.PILOT_DIFFERENCES - 1)
+    bound = (quantile * bars.standard_error + bars.resolution_error)[..., 0]
+    assert np.all(np.abs(run.outputs[..., 0] - expected) <= bound + (4 / 256) ** 2)
+    assert run.settings["resolutions"] == [0.2, 0.1, 0.05]
+    assert "resolution 0.05" in run.summary()
+    assert 0 < max(run.ranks) <= 2 * steps
+    assert 0 < bars.resolution_error[1:].max() < 0.02
+    assert np.all(run.errors["loss"].resolution_error[1:] > 0)
+
+
+def test_two_grids_on_one_path_have_ranks_of_their_own():
+    """And differ no more than those of the exact law do: the ratio of two standard deviations of 24 differences each
+    on the same noise, within what independent ones have at 5e-5."""
+    task, spread = nfd.datasets.digits(3), {}
+    for resolution in (0.0, 0.05):
+        options = {"steps": 12, "learning_rate": 1.0, "particles": 128, "resolution": resolution, **QUIET}
+        options |= {"noise": "plain", "seeds": 24}
+        fine = nfd.solve_limit(task, nfd.ResNet(8, "tanh"), capacity=8, **options)
+        coarse = nfd.solve_limit(task, nfd.ResNet(4, "tanh"), refinement=2, capacity=8, **options)
+        spread[resolution] = (fine.outputs - coarse.outputs)[:, -1].std(axis=0, ddof=1)
+        assert np.all(spread[resolution] < 0.5 * fine.outputs[:, -1].std(axis=0, ddof=1))
+    largest = f_distribution.isf(5e-5 / 3, 23, 23) ** 0.5
+    assert np.all(spread[0.05] < largest * spread[0.0])
+
+
 # ------------------------------------------------------------------ capacity, members, checkpoints
 
 
@@ -305,8 +357,8 @@ def test_what_has_no_resolution():
         nfd.train_networks(task, model, observe=nfd.observables.ranks)
     with pytest.raises(ValueError, match="learned part of a matrix low rank"):
         nfd.solve_network(task, model, resolution=0.1, optimizer="adam")
-    with pytest.raises(ValueError, match=r"resolution=0.1 is of single solutions.*tolerance"):
-        nfd.solve_limit(task, model, resolution=0.1, tolerance=0.1)
+    with pytest.raises(ValueError, match=r"resolution=0.3 is too coarse for error bars, .* at 1.2, .* try 0.02"):
+        nfd.solve_limit(task, model, resolution=0.3, tolerance=0.1)
 
 
 def test_rows_that_do_not_fit_are_not_written_over_others():

@@ -15,7 +15,7 @@ from nfd_jax import analytic
 from nfd_jax._checks import Outcome
 from nfd_jax.matrices.noise import Grid, PlainNoise, gaussians
 from nfd_jax.solvers import estimate, multilevel
-from nfd_jax.solvers.multilevel import Estimate, Extrapolation, Term, ladder, plan_of
+from nfd_jax.solvers.multilevel import Estimate, Extrapolation, Term, ladder, plan_of, resolutions_to
 
 CLOSURES = ("coupled", "decoupled")
 WHOLE = Extrapolation(1, 2)
@@ -69,6 +69,39 @@ def test_what_extrapolation_leaves_is_covered(second, third, power):
     found = Estimate.of(plan, exact(plan, lambda n, L: 1 + 3 / L + second / L**2 + third / L**power), WHOLE)
     assert 0 < np.abs(found.mean - 1) < found.errors.discretisation_error
     assert found.resolved
+
+
+@pytest.mark.parametrize("power", [1.0, 1.5, 2.0])
+def test_what_a_resolution_leaves_is_covered(power):
+    """Differences add up to the finest resolution, and what it leaves falls at least as the resolution does."""
+
+    def value(n, L, resolution):
+        return 1 + 3 / L + 5 / n + 2 * resolution**power
+
+    resolutions = resolutions_to(0.02)
+    assert resolutions == (0.08, 0.04, 0.02)
+    assert resolutions_to(0.0) == (0.0,)
+    plan = plan_of(1024, (4, 8), None, resolutions)
+    samples = {
+        term: np.full(
+            (3, 1),
+            value(term.particles, term.depth, term.resolution)
+            - term.difference * value(term.particles, term.depth / 2, term.resolution)
+            - term.refined * value(term.particles, term.depth, 2 * term.resolution),
+        )
+        for term in plan
+    }
+    found = Estimate.of(plan, samples, None)
+    assert found.mean == pytest.approx(1 + 3 / 8 + 2 * 0.02**power, abs=1e-12)
+    assert 2 * 0.02**power < found.errors.resolution_error <= 3.01 * 2 * 0.04**power
+    assert found.errors.half_width == found.errors.resolution_error
+    assert found.coarse
+    assert not found.resolved
+    # where the last difference is small by chance, that before counts
+    samples[Term(1024, 4, False, 0.02, True)] *= 0
+    other = Estimate.of(plan, samples, None)
+    assert other.errors.resolution_error == pytest.approx(3 * (0.08**power - 0.04**power), rel=1e-9)
+    assert not other.coarse
 
 
 def test_intervals_of_unequal_means_cover():
@@ -277,11 +310,14 @@ def attempt(**changes):
     """Of means with variances that fall as their cost rises."""
     values = {
         "depths": (4, 8, 16),
+        "resolutions": (0.0,),
         "counts": dict.fromkeys(TERMS, 8),
         "half_width": 0.1,
         "loss": 1.0,
         "discretisation_error": 0.0,
         "resolved": False,
+        "resolution_error": 0.0,
+        "coarse": False,
         "quantile": 2.0,
         "variances": {term: 1 / term.cost for term in TERMS},
         "result": None,
@@ -332,6 +368,25 @@ def test_a_deeper_round_is_begun_where_it_can_end():
     assert following(found, seconds=seconds, left=0.99 * least) is None
 
 
+def test_a_finer_round_is_begun_where_the_resolution_counts():
+    resolutions = (0.08, 0.04, 0.02)
+    plan = plan_of(1024, (4, 8, 16), None, resolutions)
+    found = attempt(
+        resolutions=resolutions,
+        counts=dict.fromkeys(plan, 8),
+        variances={term: 1 / term.cost for term in plan},
+        resolution_error=0.04,
+        coarse=True,
+    )
+    finer = following(found)
+    assert finer.resolutions == (0.08, 0.04, 0.02, 0.01)
+    assert finer.depths == found.depths
+    assert finer.counts[Term(1024, 4, False, 0.01, True)] == multilevel.PILOT_DIFFERENCES
+    assert following(found._replace(coarse=False)).resolutions == resolutions  # noise: more replicates
+    assert following(found._replace(resolution_error=0.01)).resolutions == resolutions
+    assert following(found._replace(resolutions=(0.004, 0.002, multilevel.FINEST))) is None
+
+
 class Clock:
     """Time that passes where a solution is drawn, a second for this much work."""
 
@@ -343,7 +398,7 @@ class Clock:
     def monotonic(self):
         return self.now
 
-    def solve(self, replicates, key, particles, depth, refinement, room):
+    def solve(self, replicates, key, particles, depth, refinement, capacity, resolution):
         self.begun.append(self.now)
         self.now += particles * depth / self.WORK
         noise = float(jax.random.normal(jax.random.fold_in(key, 1)))
@@ -355,7 +410,7 @@ def test_every_replicate_is_a_draw_of_its_own(monkeypatch):
     """A key each, which the two grids of a difference share: that of half the depth adds up the other's noise."""
     seen = {}
 
-    def solve(replicates, key, particles, depth, refinement, capacity):
+    def solve(replicates, key, particles, depth, refinement, capacity, resolution):
         key = tuple(np.asarray(jax.random.key_data(key)).tolist())
         seen.setdefault(key, []).append((particles, depth, refinement))
         return {"outputs": np.full((2, 2, 1), depth + np.sum(key) / 2.0**40), "batch_loss": np.ones(1)}

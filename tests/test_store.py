@@ -113,13 +113,21 @@ def test_a_checkpoint_writes_what_is_new(kind, tmp_path, monkeypatch):
         assert [len(array) for array in losses] == 2 * STEPS * [1]  # outputs and loss
 
 
-def test_resumed_estimates_end_with_the_same_bits(tmp_path, monkeypatch):
+@pytest.mark.parametrize("resolution", [0.0, 0.1])
+def test_resumed_estimates_end_with_the_same_bits(tmp_path, monkeypatch, resolution):
     monkeypatch.setattr(multilevel, "PILOT", 3)
     monkeypatch.setattr(multilevel, "PILOT_DIFFERENCES", 3)
 
     def run(**options):
         return nfd.solve_limit(
-            task(), nfd.ResNet(8, "tanh"), steps=2, particles=512, noise="plain", tolerance=10.0, **options
+            task(),
+            nfd.ResNet(8, "tanh"),
+            steps=2,
+            particles=512,
+            noise="plain",
+            tolerance=10.0,
+            resolution=resolution,
+            **options,
         )
 
     whole = run()

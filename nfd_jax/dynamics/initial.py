@@ -32,6 +32,7 @@ class Initial:
     - `coupled`: whether the backward pass sees the same matrices; otherwise independent copies.
     - `matched`: matched noise instead of the exact law of width n (theory section 4), for limits only.
     - `grid`: how layers lie on the finest grid of one Brownian path.
+    - `constraints`: of matched noise, the most of compressed matrices; a quarter of the particles unless given.
     - `capacity`: of compressed matrices; None for the exact law, which has room for all queries.
     - `members`: the axis of several networks side by side under vmap, which share the offsets of their bases.
     """
@@ -47,6 +48,7 @@ class Initial:
     grid: Grid = FINEST
     members: str | None = None
     capacity: Capacity | None = None
+    constraints: int | None = None
 
     @classmethod
     def of(
@@ -58,6 +60,7 @@ class Initial:
         matched: bool = False,
         refinement: int = 1,
         compressed: bool = False,
+        constraints: int | None = None,
     ) -> Initial:
         """That of a problem in coordinates, with capacity for so many matrices and all queries of the run, or for the
         first ones of a run of compressed matrices."""
@@ -68,7 +71,8 @@ class Initial:
         room = min(steps * batch, max(2 * batch, min(MOST_ROOM, ROOM // a_direction)))
         capacity = Capacity(room, min(room, max(2 * batch, MOST_ROOM // 4))) if compressed else None
         steps = 0 if compressed else steps  # which a capacity stands for, so that runs of all lengths share a program
-        return cls(max(1, matrices), width, rank, outputs, steps, batch, coupled, matched, grid, capacity=capacity)
+        shapes = max(1, matrices), width, rank, outputs, steps, batch
+        return cls(*shapes, coupled, matched, grid, capacity=capacity, constraints=constraints)
 
     @property
     def least_bytes(self) -> int:
@@ -115,9 +119,8 @@ class Initial:
         rows = bases.orthonormalise(rows, jnp.zeros_like(rows[:, 0])).directions
         readout, first = rows[: self.outputs], rows[self.outputs :]
         address = jax.random.fold_in(key, HIDDEN_ADDRESS)
-        source = MatchedNoise.create(
-            address, readout, self.matrices, self.directions, self.grid, spread[ends:], self.members
-        )
+        shared = self.grid, spread[ends:], self.members, self.constraints
+        source = MatchedNoise.create(address, readout, self.matrices, self.directions, *shared)
         return Layers(first, self._hidden(source, resolution), readout)
 
     def _rows(self, key: Key, address: int, count: int) -> Float[Array, "rows width"]:

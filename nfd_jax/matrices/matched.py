@@ -70,6 +70,7 @@ class MatchedNoise(AbstractNoise):
     known: tuple[Known, Known]  # of the forward images, of the backward ones
     grid: Grid = eqx.field(static=True, default=FINEST)
     first: QuasiNormals | None = None  # of the first step
+    most: int | None = eqx.field(static=True, default=None)  # constraints; a quarter of the particles unless given
 
     @classmethod
     def create(
@@ -81,6 +82,7 @@ class MatchedNoise(AbstractNoise):
         grid: Grid = FINEST,
         first: QuasiNormals | None = None,
         members: str | None = None,
+        most: int | None = None,
     ) -> MatchedNoise:
         """For matrices of this capacity; `readout` are orthonormal rows known to every matrix from the start, `first`
         the source of the normals of step 0 (by default independent ones, as at later steps), `members` as in
@@ -91,7 +93,7 @@ class MatchedNoise(AbstractNoise):
             rows = jnp.zeros((depth, count + 2 * capacity, width), readout.dtype).at[:, :count].set(readout)
             return Known(rows, bases.Counts(jnp.full((depth,), count, jnp.int32), members))
 
-        return cls(key, (known(), known()), grid, first)
+        return cls(key, (known(), known()), grid, first, most)
 
     def _normals(self, direction: int, layer: Index, step: Index, like: Vectors) -> Vectors:
         spread, depth = self.first, len(self.known[0].rows)
@@ -143,11 +145,12 @@ class MatchedNoise(AbstractNoise):
             if needed is True:  # of the exact law, where there is room for all queries
                 return matched()
             used = jnp.maximum(same.counts[layer], opposite.counts[layer]) + 2 * len(directions)
-            return lax.cond(used <= int(MOST * directions.shape[1]), matched, plain)
+            most = int(MOST * directions.shape[1]) if self.most is None else self.most
+            return lax.cond(used <= most, matched, plain)
 
         fresh, remembered, query = where(needed, draw)
         if not keep:
             return fresh, self
         same, opposite = same.append(layer, fresh, remembered), opposite.append(layer, *query)
         known = (same, opposite) if direction == FORWARD else (opposite, same)
-        return fresh, MatchedNoise(self.key, known, self.grid, self.first)
+        return fresh, MatchedNoise(self.key, known, self.grid, self.first, self.most)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -32,6 +33,7 @@ from nfd_jax.solvers.multilevel import (
     next_draw,
     next_round,
     plan_of,
+    resolutions_to,
 )
 from nfd_jax.solvers.particles import System
 from nfd_jax.solvers.trajectory import HeldOut, Trajectory
@@ -40,6 +42,7 @@ from nfd_jax.task import Task, loss_curvature, loss_gradient, loss_value
 DEEPEST = 1024  # the last depth of a ladder
 CAPACITY = 32  # blocks, times a power of four, of programs for infinite depth
 AVERAGED = "outputs", "batch_loss", "held_out_outputs"  # of a solution
+RANKS = "ranks"  # at its end
 FEWEST_PARTICLES, MOST_PARTICLES = 4096, 8192  # chosen unasked: below, a step costs the same; above, memory counts
 
 
@@ -48,8 +51,9 @@ class Replicates:
     ones, leave the others as they were."""
 
     def __init__(self, system: System, task: Task, seed: int, particles: int, checkpoint: Checkpoint | None):
-        matched = system.matches(particles // 4)  # the same for all, so that biases extrapolate
-        self.system, self.task, self.seed, self.checkpoint = system._replace(matched=matched), task, seed, checkpoint
+        # the same for all, so that biases extrapolate
+        system = system._replace(matched=system.matches(particles // 4), narrowest=particles // 4)
+        self.system, self.task, self.seed, self.checkpoint = system, task, seed, checkpoint
         self.record = checkpoint and checkpoint.record("replicates")
         self.found: dict[Term, list[Parts]] = {}
         self.seconds: dict[Term, float] = {}  # of a replicate, the least measured: the first are compiled
@@ -62,7 +66,7 @@ class Replicates:
         new = {term: parts[self.written.get(term, 0) :] for term, parts in self.found.items()}
         if self.record is not None and any(new.values()):
             named = {
-                f"{term.particles}/{term.depth}/{int(term.difference)}/{self.written.get(term, 0)}/{name}": np.stack(
+                f"{_address(term)}/{self.written.get(term, 0)}/{name}": np.stack(
                     [part[name] for part in parts]
                 )
                 for term, parts in new.items()
@@ -73,8 +77,8 @@ class Replicates:
 
     def _restore(self, arrays: Mapping[str, np.ndarray]) -> None:
         for address, values in arrays.items():
-            particles, depth, difference, first, name = address.split("/", 4)
-            parts = self.found.setdefault(Term(int(particles), int(depth), difference == "1"), [])
+            *term, first, name = address.split("/", 6)
+            parts = self.found.setdefault(_term(*term), [])
             parts.extend({} for _ in range(int(first) + len(values) - len(parts)))
             for number, value in enumerate(values, int(first)):
                 parts[number][name] = value
@@ -87,13 +91,18 @@ class Replicates:
 
         def replicate(number: int) -> Parts:
             key = seed_key(self.seed)
-            for address in (term.particles, term.depth, number):
+            level = (round(1e6 * term.resolution),) if term.refined else ()
+            for address in (term.particles, term.depth, number, *level):
                 key = jax.random.fold_in(key, address)
-            parts = self._solve(key, term.particles, term.depth, 1, capacity)
-            if not term.difference:
+            solve = partial(self._solve, key, term.particles)
+            parts = solve(term.depth, 1, capacity, term.resolution)
+            if term.difference:
+                coarse = solve(term.depth // 2, 2, capacity, term.resolution)
+            elif term.refined:
+                coarse = solve(term.depth, 1, capacity, 2 * term.resolution)
+            else:
                 return parts
-            coarse = self._solve(key, term.particles, term.depth // 2, 2, capacity)
-            return {name: part - coarse[name] for name, part in parts.items()}
+            return {name: part if name == RANKS else part - coarse[name] for name, part in parts.items()}
 
         found.extend(threads.each(replicate, range(len(found), len(found) + count), count))
         self._check(term, len(found) - count)
@@ -101,12 +110,21 @@ class Replicates:
         if self.checkpoint is not None and self.checkpoint.is_due(sum(map(len, self.found.values())), count):
             self.write()
 
-    def _solve(self, key: Key, particles: int, depth: int, refinement: int, capacity: int) -> Parts:
+    def _solve(
+        self, key: Key, particles: int, depth: int, refinement: int, capacity: int, resolution: float
+    ) -> Parts:
+        system = self.system._replace(resolution=resolution)
         with loop.progress_bar("", 0, False) as silent:
             options: dict[str, Any] = {"refinement": refinement, "capacity": capacity}
-            recorded = self.system.solve(key, particles, depth, **options, progress=silent)
-        results = recorded.results(full_batch=self.system.problem.data.full_batch)
-        return {name: np.asarray(results[name], np.float64) for name in AVERAGED if name in results}
+            recorded = system.solve(key, particles, depth, **options, progress=silent)
+        results, steps = recorded.results(full_batch=system.problem.data.full_batch), system.problem.data.steps
+        if (done := len(results["batch_loss"])) < steps:
+            raise MemoryError(
+                f"memory ended a solution of the estimate after {done} of {steps} steps; use fewer particles than "
+                f"{particles}, a resolution above {resolution:g}, or fewer steps"
+            )
+        ranks = {RANKS: recorded.ranks[0][RANKS].max(axis=0).astype(np.float64)} if recorded.ranks else {}
+        return {name: np.asarray(results[name], np.float64) for name in AVERAGED if name in results} | ranks
 
     def have(self, counts: Counts) -> Counts:
         """How many there are of every mean, at most so many."""
@@ -122,15 +140,30 @@ class Replicates:
             if not all(np.isfinite(part).all() for part in parts.values()):
                 self.diverged.setdefault(term, number)
 
+    def ranks(self, counts: Counts) -> tuple[int, ...]:
+        """The largest of the first so many replicates; none of the exact law."""
+        every = [part[RANKS] for term, count in counts.items() for part in self.found[term][:count] if RANKS in part]
+        return tuple(np.max(every, axis=0).astype(int).tolist()) if every else ()
+
     def of(self, counts: Counts, name: str) -> dict[Term, np.ndarray]:
         """The first so many replicates `(R, ...)` of one part, a mean."""
         return {term: np.stack([parts[name] for parts in self.found[term][:count]]) for term, count in counts.items()}
 
 
+def _address(term: Term) -> str:
+    """A mean in the names of a record."""
+    return f"{term.particles}/{term.depth}/{int(term.difference)}/{term.resolution!r}/{int(term.refined)}"
+
+
+def _term(particles: str, depth: str, difference: str, resolution: str, refined: str) -> Term:
+    """The mean of an address."""
+    return Term(int(particles), int(depth), difference == "1", float(resolution), refined == "1")
+
+
 def combine(replicates: Replicates, plan: Plan, counts: Counts, extrapolation: Extrapolation | None) -> Result:
     """All quantities from the first so many replicates of every mean."""
     task, values, errors = replicates.task, {}, {}
-    for name in replicates.found[next(iter(plan))][0]:
+    for name in replicates.found[next(iter(plan))][0].keys() - {RANKS}:
         found = Estimate.of(plan, replicates.of(counts, name), extrapolation)
         values[name], errors[name] = found.mean, found.errors
     losses = {}
@@ -173,7 +206,7 @@ def estimate(
 ) -> Trajectory:
     """The limit with error bars.
 
-    With a tolerance, replicates and (at infinite depth) blocks are added until the 95 % half-width of every loss is
+    With a tolerance, replicates, at infinite depth blocks and of long training resolutions are added until the 95 % half-width of every loss is
     at most `tolerance` times that loss, until a replicate diverges, until `budget` seconds have passed or would pass in
     the next round, or until memory or the last depth of the ladder ends it.
     """
@@ -195,7 +228,7 @@ def estimate(
         if not memory.is_enough(*system.needed(particles, _capacity(2 * deepest, infinite))):
             break
         deepest *= 2
-    wanted, attempt, finite = first_round(particles, depths), None, True
+    wanted, attempt, finite = first_round(particles, depths, resolutions_to(system.resolution)), None, True
     with loop.progress_bar("limit with error bars", 0, progress) as bar:
         while True:
             capacity = _capacity(wanted.depths[-1], infinite)
@@ -204,8 +237,8 @@ def estimate(
                 break  # time was over before the next depth had an answer
             finite = replicates.are_finite(counts)
             with np.errstate(over="ignore", invalid="ignore"):  # where training diverges
-                plan = plan_of(particles, wanted.depths, extrapolation)
-                latest = Attempt.of(wanted.depths, counts, combine(replicates, plan, counts, extrapolation))
+                plan = plan_of(particles, wanted.depths, extrapolation, wanted.resolutions)
+                latest = Attempt.of(wanted, counts, combine(replicates, plan, counts, extrapolation))
             bar.set_postfix(half_width=f"{latest.half_width:.2g} of the loss", refresh=False)
             left = _left(deadline)
             if attempt is None or not finite or left > 0 or latest.half_width <= attempt.half_width:
@@ -218,12 +251,14 @@ def estimate(
     replicates.write()
     arguments |= {
         "depths": list(attempt.depths),
+        **({"resolution": attempt.resolutions[-1], "resolutions": list(attempt.resolutions)} if system.resolution else {}),
         "replicates": {str(tuple(term)): count for term, count in attempt.counts.items()},
         "tolerance": tolerance,
         "budget": budget,
     }
     met = None if tolerance is None else finite and attempt.half_width <= tolerance
-    return _trajectory(attempt.result, system.problem.data, task, seed, arguments, met)
+    ranks = replicates.ranks(attempt.counts)
+    return _trajectory(attempt.result, system.problem.data, task, seed, arguments, met, ranks)
 
 
 def _capacity(depth: int, infinite: bool) -> int:
@@ -260,7 +295,13 @@ def _left(deadline: float) -> float:
 
 
 def _trajectory(
-    result: Result, data: Data, task: Task, seed: int, arguments: dict[str, Any], met: bool | None
+    result: Result,
+    data: Data,
+    task: Task,
+    seed: int,
+    arguments: dict[str, Any],
+    met: bool | None,
+    ranks: tuple[int, ...],
 ) -> Trajectory:
     """The estimate as users see it."""
     values, held_out = result.values, None
@@ -278,4 +319,5 @@ def _trajectory(
         held_out=held_out,
         errors=result.errors,
         tolerance_met=met,
+        ranks=ranks,
     )

@@ -17,6 +17,7 @@ from nfd_jax.runtime import devices, ensemble
 from nfd_jax.runtime.store import Checkpoint
 from nfd_jax.seeds import check_seed, seed_sequence
 from nfd_jax.solvers import estimate
+from nfd_jax.solvers.multilevel import resolutions_to
 from nfd_jax.solvers.networks import check_linear
 from nfd_jax.solvers.particles import System
 from nfd_jax.solvers.resolution import resolution_of
@@ -78,7 +79,9 @@ def solve_limit(
       more than this part of its length, and updates are kept up to this part of their norm
       (`nfd_jax.matrices.compressed`), so that cost grows with the ranks of the bases, which level off, and not with
       steps x batch. The loss falls at a rate that is right up to resolution^2. By default 0 up to 512 queries
-      (steps x batch), and 0.02 beyond. Matched noise lasts as long as ranks allow, and is plain from there on.
+      (steps x batch), and 0.02 beyond. Matched noise lasts as long as ranks allow, and is plain from there on. An
+      estimate measures what its resolution leaves, by solutions at four times and at twice it on the same noise, and
+      with a tolerance goes on to finer ones where that asks for them.
     - `capacity`, `refinement`: of a solution, for studies of depth: in blocks, so that all depths up to it share a
       compiled program; and how many times finer the grid is whose noise drives it. The model's depth with refinement r
       and r times the depth follow one Brownian path.
@@ -186,11 +189,11 @@ def _system(
     one_of("noise", noise, NOISES)
     problem = Problem.of(task, model, training, finite=False)
     check_linear(problem.settings.optimizer)
-    taken = resolution_of(0.0 if with_errors and resolution is None else resolution, problem)
-    if with_errors and taken:
+    taken = resolution_of(resolution, problem)
+    if with_errors and (coarsest := resolutions_to(taken)[0]) >= 1:
         raise ValueError(
-            f"resolution={resolution!r} is of single solutions: the error bars of an estimate would not count it; "
-            "leave it out, or leave out tolerance and give a finite depth"
+            f"resolution={resolution!r} is too coarse for error bars, which start from solutions at {coarsest:g}, not "
+            "below 1; try 0.02"
         )
     ends = closure == "coupled", noise == "matched", task.dimension
     system = System(model, problem.in_coordinates(), *ends, taken)

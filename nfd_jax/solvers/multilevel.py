@@ -7,7 +7,10 @@ An estimate is a weighted sum of independent means (multilevel Monte Carlo over 
   since their variance falls with l, although finer grids cost more;
 - at infinite depth the last two differences have other weights, those of Richardson extrapolation, twice, of an error
   in the powers of 1/L that `expansion` says: 2/3 and 8/3 for 1/L and 1/L^2. The second extrapolation's correction, all
-  of it, counts as the discretisation error. Whether two depths follow one path changes no mean, only variances.
+  of it, counts as the discretisation error. Whether two depths follow one path changes no mean, only variances;
+- of long training, all these at four times a resolution, and differences of solutions on the coarsest grid from those
+  at twice their resolution on the same noise, down to it. What is left is bounded by three times the last of these
+  differences, or what that of the resolution before lets expect: a difference alone understates it.
 
 Replicates are shared out so that the standard error falls fastest for the work (Neyman). Outputs are averaged first
 and losses taken from their mean, which has no bias of the size of one solution's variance.
@@ -29,20 +32,28 @@ from nfd_jax.statistics import CONFIDENCE
 COARSEST, FIRST = 4, 16  # depths of a ladder: the least start, and the first end at infinity
 FEWEST = 2  # replicates, without which there is no error
 PILOT, PILOT_DIFFERENCES = 16, 8  # replicates from which more are planned; differences add little to the error
+RESOLUTIONS = 3  # at first, each half of the one before: two differences, of which the first checks the second
+DROPPED = 3.0  # last differences that may be left; they fall by 2 at least, which would leave one
+FINEST = 1e-3  # resolution, below which the exact law costs no more
 GROWTH = 4  # at most so many times more replicates a round, as variances are only estimates
 
 
 class Term(NamedTuple):
-    """A mean over replicates: of a solution, or of its difference from one with half the blocks, on one path."""
+    """A mean over replicates: of a solution, or of its difference from one with half the blocks, on one path, or from one
+    at twice the resolution, on the same noise."""
 
     particles: int
     depth: int
-    difference: bool
+    difference: bool  # of depths
+    resolution: float = 0.0
+    refined: bool = False  # a difference of resolutions
 
     @property
     def cost(self) -> float:
-        """Work of one replicate, in particles times blocks."""
-        return self.particles * self.depth * (1.5 if self.difference else 1.0)
+        """Work of one replicate, in particles times blocks; by resolution as measured."""
+        work = self.particles * self.depth * (1.5 if self.difference else 1.0)
+        work *= 1.7 if self.refined else 1.0
+        return work / self.resolution**0.5 if self.resolution else work
 
 
 Plan = dict[Term, float]  # the weight of every mean
@@ -56,6 +67,11 @@ def ladder(depth: int | float) -> tuple[int, ...]:
     while depths[0] % 2 == 0 and depths[0] >= 2 * COARSEST:
         depths.insert(0, depths[0] // 2)
     return tuple(depths)
+
+
+def resolutions_to(finest: float) -> tuple[float, ...]:
+    """Resolutions down to this one, each half of the last; of the exact law there is one."""
+    return tuple(finest * 2.0**power for power in reversed(range(RESOLUTIONS))) if finest else (0.0,)
 
 
 class Extrapolation(NamedTuple):
@@ -85,14 +101,20 @@ class Extrapolation(NamedTuple):
         return 1 / (x - 1) - x * self.before
 
 
-def plan_of(particles: int, depths: tuple[int, ...], extrapolation: Extrapolation | None) -> Plan:
+def plan_of(
+    particles: int,
+    depths: tuple[int, ...],
+    extrapolation: Extrapolation | None,
+    resolutions: tuple[float, ...] = (0.0,),
+) -> Plan:
     """The means that make up an estimate."""
-    plan = {Term(particles, depths[0], False): 4 / 3, Term(particles // 4, depths[0], False): -1 / 3}
-    plan |= {Term(particles, depth, True): 1.0 for depth in depths[1:]}
+    first, *finer = resolutions
+    plan = {Term(particles, depths[0], False, first): 4 / 3, Term(particles // 4, depths[0], False, first): -1 / 3}
+    plan |= {Term(particles, depth, True, first): 1.0 for depth in depths[1:]}
     if extrapolation:
         for depth, weight in zip(depths[-2:], (extrapolation.before, extrapolation.last), strict=True):
-            plan[Term(particles, depth, True)] += weight
-    return plan
+            plan[Term(particles, depth, True, first)] += weight
+    return plan | {Term(particles, depths[0], False, resolution, True): 1.0 for resolution in finer}
 
 
 class Estimate(NamedTuple):
@@ -102,6 +124,7 @@ class Estimate(NamedTuple):
     errors: ErrorBars
     variances: dict[Term, np.ndarray]  # of one weighted replicate
     resolved: np.ndarray  # whether the discretisation error is more than noise
+    coarse: np.ndarray  # whether that of the resolution is
 
     @classmethod
     def of(cls, plan: Plan, samples: Mapping[Term, np.ndarray], extrapolation: Extrapolation | None) -> Estimate:
@@ -114,16 +137,42 @@ class Estimate(NamedTuple):
         freedom = np.where(square > 0, total**2 / np.where(square > 0, square, 1), math.inf)
         quantile = student.ppf(0.5 + CONFIDENCE / 2, np.minimum(freedom, 1e6))
         mean = np.sum([plan[term] * values for term, values in means.items()], axis=0)
-        left, resolved = np.zeros_like(total), np.zeros_like(total, bool)
-        if extrapolation:
-            (x, y), share = extrapolation.ratios, abs(extrapolation.before)
-            differences = [term for term in plan if term.difference]  # in order of depth
-            corrections = [share * np.abs(x * means[b] - means[a]) for a, b in itertools.pairwise(differences)]
-            # of the last, or what that of the depth before, of second order, lets expect
-            left = np.max([correction / y**age for age, correction in enumerate(corrections[:-3:-1])], axis=0)
-            before, last = (parts[term] / plan[term] ** 2 for term in differences[-2:])
-            resolved = corrections[-1] > 2 * share * np.sqrt(x**2 * last + before)
-        return cls(mean, ErrorBars(np.sqrt(total), left, quantile), variances, resolved)
+        depth = _of_depth(plan, means, parts, extrapolation) if extrapolation else Bias.none(total)
+        resolution = _of_resolution(means, parts) if any(term.refined for term in plan) else Bias.none(total)
+        bars = ErrorBars(np.sqrt(total), depth.bound, resolution.bound, quantile)
+        return cls(mean, bars, variances, depth.resolved, resolution.resolved)
+
+
+class Bias(NamedTuple):
+    """A bound on what a mean is off by however many replicates it has, and whether that bound is more than noise."""
+
+    bound: np.ndarray
+    resolved: np.ndarray
+
+    @classmethod
+    def none(cls, like: np.ndarray) -> Bias:
+        """Where there is none."""
+        return cls(np.zeros_like(like), np.zeros_like(like, bool))
+
+
+def _of_depth(
+    plan: Plan, means: Mapping[Term, np.ndarray], variances: Mapping[Term, np.ndarray], extrapolation: Extrapolation
+) -> Bias:
+    """What extrapolation to infinite depth leaves. `variances` are those of weighted means."""
+    (x, y), share = extrapolation.ratios, abs(extrapolation.before)
+    differences = [term for term in plan if term.difference]  # in order of depth
+    corrections = [share * np.abs(x * means[b] - means[a]) for a, b in itertools.pairwise(differences)]
+    # of the last, or what that of the depth before, of second order, lets expect
+    left = np.max([correction / y**age for age, correction in enumerate(corrections[:-3:-1])], axis=0)
+    before, last = (variances[term] / plan[term] ** 2 for term in differences[-2:])
+    return Bias(left, corrections[-1] > 2 * share * np.sqrt(x**2 * last + before))
+
+
+def _of_resolution(means: Mapping[Term, np.ndarray], variances: Mapping[Term, np.ndarray]) -> Bias:
+    """What the finest resolution leaves, by the last difference or half of that before."""
+    before, last = [term for term in means if term.refined][-2:]
+    left = DROPPED * np.maximum(np.abs(means[last]), np.abs(means[before]) / 2)
+    return Bias(left, np.abs(means[last]) > 2 * np.sqrt(variances[last]))
 
 
 class Result(NamedTuple):
@@ -138,27 +187,33 @@ class Attempt(NamedTuple):
     """What a round came to, at the step whose loss is known worst."""
 
     depths: tuple[int, ...]
+    resolutions: tuple[float, ...]
     counts: Counts
     half_width: float  # of the loss, relative to it; infinite where either is not a finite number
     loss: float
     discretisation_error: float
     resolved: bool  # whether that is more than noise
+    resolution_error: float
+    coarse: bool  # whether that is
     quantile: float
     variances: dict[Term, float]  # of one weighted replicate
     result: Result
 
     @classmethod
-    def of(cls, depths: tuple[int, ...], counts: Counts, result: Result) -> Attempt:
-        """The attempt that these replicates make."""
+    def of(cls, wanted: Round, counts: Counts, result: Result) -> Attempt:
+        """The attempt at a round that these replicates make."""
         relative = _relative(result.values["loss"], result.errors["loss"].half_width)
         worst, errors = int(np.argmax(relative)), result.errors["loss"]
         return cls(
-            depths,
+            wanted.depths,
+            wanted.resolutions,
             counts,
             float(relative[worst]),
             float(result.values["loss"][worst]),
             float(errors.discretisation_error[worst]),
             bool(result.loss.resolved[worst]),
+            float(errors.resolution_error[worst]),
+            bool(result.loss.coarse[worst]),
             float(errors.quantile[worst]),
             {term: float(variance[worst]) for term, variance in result.loss.variances.items()},
             result,
@@ -169,12 +224,13 @@ class Round(NamedTuple):
     """What to draw for the next answer: replicates of every mean."""
 
     depths: tuple[int, ...]
+    resolutions: tuple[float, ...]
     counts: Counts
 
 
-def first_round(particles: int, depths: tuple[int, ...]) -> Round:
+def first_round(particles: int, depths: tuple[int, ...], resolutions: tuple[float, ...] = (0.0,)) -> Round:
     """Enough of every mean to plan more."""
-    return Round(depths, _pilot(plan_of(particles, depths, None)))
+    return Round(depths, resolutions, _pilot(plan_of(particles, depths, None, resolutions)))
 
 
 def next_draw(counts: Counts, have: Counts, *, answered: bool, late: bool, finite: bool) -> Term | None:
@@ -194,27 +250,31 @@ def next_draw(counts: Counts, have: Counts, *, answered: bool, late: bool, finit
 def next_round(
     attempt: Attempt, tolerance: float | None, *, seconds: Mapping[Term, float], left: float, deepest: int
 ) -> Round | None:
-    """More replicates or, at infinite depth, another depth; None where the estimate ends: within its tolerance, for
-    want of it, at the `deepest` depth, or because nothing more can be drawn in the seconds that are `left`.
+    """More replicates, at infinite depth another depth, and of long training another resolution; None where the
+    estimate ends: within its tolerance, for want of it, at the `deepest` depth or the finest resolution, or because
+    nothing more can be drawn in the seconds that are `left`.
 
     `seconds` of a replicate have been measured for some means; others take as long for their cost as the fastest of
     these. Where time is short, there are fewer replicates than the tolerance asks for, in proportion.
     """
     if tolerance is None or not tolerance < attempt.half_width < math.inf:
         return None
-    depths, goal, error = attempt.depths, tolerance * attempt.loss, attempt.discretisation_error
-    deeper = error > goal / 3 and attempt.resolved
-    if deeper:
+    depths, resolutions, goal = attempt.depths, attempt.resolutions, tolerance * attempt.loss
+    error = attempt.discretisation_error + attempt.resolution_error
+    if attempt.discretisation_error > goal / 3 and attempt.resolved:
         depths = (*depths, 2 * depths[-1])
-        if depths[-1] > deepest:
-            return None
+    if attempt.resolution_error > goal / 3 and attempt.coarse:
+        resolutions = (*resolutions, resolutions[-1] / 2)
+    if depths[-1] > deepest or 0 < resolutions[-1] < FINEST:
+        return None
+    more_terms = depths != attempt.depths or resolutions != attempt.resolutions
     allowed = 0.9 * max(goal - error, goal / 2) / attempt.quantile
     wanted = _allocate(attempt.variances, allowed, attempt.counts)
-    if not deeper and all(count <= attempt.counts[term] for term, count in wanted.items()):
-        wanted = {term: count + count // 2 for term, count in attempt.counts.items()}  # noise counted as discretisation
+    if not more_terms and all(count <= attempt.counts[term] for term, count in wanted.items()):
+        wanted = {term: count + count // 2 for term, count in attempt.counts.items()}  # noise counted as a bias
 
     particles = max(term.particles for term in attempt.counts)
-    least = _pilot(plan_of(particles, depths, None)) if deeper else attempt.counts
+    least = _pilot(plan_of(particles, depths, None, resolutions)) if more_terms else attempt.counts
     least = {term: max(count, attempt.counts.get(term, 0)) for term, count in least.items()}
     more = {term: max(0, wanted.get(term, 0) - count) for term, count in least.items()}
     pace = min((each / term.cost for term, each in seconds.items()), default=0.0)
@@ -223,11 +283,11 @@ def next_round(
     needed = sum(each[term] * count for term, count in more.items())
     share = min(1.0, max(left, 0.0) / needed) if needed else 1.0
     counts = {term: count + math.floor(share * more[term]) for term, count in least.items()}
-    return None if left < 0 or counts == attempt.counts else Round(depths, counts)
+    return None if left < 0 or counts == attempt.counts else Round(depths, resolutions, counts)
 
 
 def _pilot(plan: Plan) -> Counts:
-    return {term: PILOT_DIFFERENCES if term.difference else PILOT for term in plan}
+    return {term: PILOT_DIFFERENCES if term.difference or term.refined else PILOT for term in plan}
 
 
 def _relative(loss: np.ndarray, half_width: np.ndarray) -> np.ndarray:

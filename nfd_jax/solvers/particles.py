@@ -15,7 +15,7 @@ from nfd_jax.dynamics.conditioned import Conditioned
 from nfd_jax.dynamics.initial import Initial
 from nfd_jax.dynamics.problem import Problem
 from nfd_jax.dynamics.units import Units
-from nfd_jax.matrices.matched import least_width
+from nfd_jax.matrices.matched import MOST, least_width
 from nfd_jax.models import AbstractModel
 from nfd_jax.runtime import devices, ensemble, loop, memory
 from nfd_jax.runtime.loop import Recorded
@@ -31,6 +31,7 @@ class System(NamedTuple):
     matched: bool
     dimension: int  # d
     resolution: float = 0.0  # of compressed matrices; 0 for the exact law
+    narrowest: int | None = None  # particles of the narrowest solution that others are compared with
 
     def matches(self, particles: int) -> bool:
         """Whether the noise is matched with so many particles; with too few it is plain."""
@@ -51,7 +52,9 @@ class System(NamedTuple):
         matrices = replace(self.model, depth=capacity or depth).matrices
         matched = self.matches(particles)
         compressed = self.resolution > 0
-        initial = Initial.of(self.problem, matrices, particles, self.coupled, matched, refinement, compressed)
+        # noise gives way to plain at the same ranks in all solutions that are compared
+        most = int(MOST * self.narrowest) if matched and compressed and self.narrowest else None
+        initial = Initial.of(self.problem, matrices, particles, self.coupled, matched, refinement, compressed, most)
         return Conditioned(self.problem.settings, self.units(depth), initial, self.resolution or None)
 
     def needed(self, particles: int, capacity: int) -> tuple[int, int]:

@@ -30,17 +30,19 @@ class ErrorBars(NamedTuple):
 
     - `standard_error`: of the Monte-Carlo average.
     - `discretisation_error`: a bound on what is left of the finite depth, for the limit of infinite depth.
+    - `resolution_error`: a bound on what a resolution leaves, of long training.
     - `quantile`: of Student's distribution, for 95 % and the degrees of freedom that there were.
     """
 
     standard_error: np.ndarray
     discretisation_error: np.ndarray
+    resolution_error: np.ndarray
     quantile: np.ndarray
 
     @property
     def half_width(self) -> np.ndarray:
         """Half the width of the 95 % interval."""
-        return self.quantile * self.standard_error + self.discretisation_error
+        return self.quantile * self.standard_error + self.discretisation_error + self.resolution_error
 
 
 @dataclass(frozen=True, eq=False)
@@ -250,7 +252,7 @@ class Trajectory:
         if "matched_from" in self.settings:
             parts.append(f"matched noise gave way to plain, and needs particles={self.settings['matched_from']}")
         if self.ranks:
-            images, updates = self.ranks
+            images, updates = self.ranks  # of an estimate those of the solutions of the finest resolution
             parts.append(f"resolution {self.settings['resolution']:g}: {images} directions revealed, {updates} updated")
         return "; ".join(parts if len(bad) == count else [*parts, self._final_loss()])
 
@@ -300,7 +302,7 @@ class Trajectory:
         if self.ensemble:
             coordinates["seed"] = labels(self.seeds)
         for name, bars in self.errors.items():
-            for kind in ("standard_error", "discretisation_error", "half_width"):
+            for kind in ("standard_error", "discretisation_error", "resolution_error", "half_width"):
                 variables[f"{name}_{kind}"] = (variables[name][0], getattr(bars, kind))
         observed = labelled(self.observed, member, self.axes, self.task, self.settings.get("depth"))
         settings = json.dumps(dict(self.settings), default=str)
