@@ -332,8 +332,8 @@ DEFECTS = [
     Defect(
         "weights of the two numbers of particles",
         "solvers/multilevel.py",
-        "Term(particles, depths[0], False): 4 / 3, Term(particles // 4, depths[0], False): -1 / 3",
-        "Term(particles, depths[0], False): 5 / 4, Term(particles // 4, depths[0], False): -1 / 4",
+        "depths[0], False, first): 4 / 3, Term(particles // 4, depths[0], False, first): -1 / 3",
+        "depths[0], False, first): 5 / 4, Term(particles // 4, depths[0], False, first): -1 / 4",
         ("test_multilevel.py::test_first_orders_are_extrapolated_away",),
     ),
     Defect(
@@ -346,8 +346,8 @@ DEFECTS = [
     Defect(
         "replicates of one seed",
         "solvers/estimate.py",
-        "for address in (term.particles, term.depth, number):",
-        "for address in (term.particles, term.depth, number // 2):",
+        "for address in (term.particles, term.depth, number, *level):",
+        "for address in (term.particles, term.depth, number // 2, *level):",
         (
             "test_multilevel.py::test_every_replicate_is_a_draw_of_its_own",
             "test_multilevel.py",
@@ -356,9 +356,23 @@ DEFECTS = [
     Defect(
         "coarse and fine grids of two paths",
         "solvers/estimate.py",
-        "coarse = self._solve(key, term.particles, term.depth // 2, 2, capacity)",
-        "coarse = self._solve(key, term.particles, term.depth // 2, 1, capacity)",
+        "coarse = solve(term.depth // 2, 2, capacity, term.resolution)",
+        "coarse = solve(term.depth // 2, 1, capacity, term.resolution)",
         ("test_multilevel.py::test_every_replicate_is_a_draw_of_its_own", "test_multilevel.py"),
+    ),
+    Defect(
+        "differences of resolutions from those of a fourth",
+        "solvers/estimate.py",
+        "coarse = solve(term.depth, 1, capacity, 2 * term.resolution)",
+        "coarse = solve(term.depth, 1, capacity, 4 * term.resolution)",
+        ("test_multilevel.py::test_a_difference_of_resolutions_is_of_one_noise", "test_multilevel.py"),
+    ),
+    Defect(
+        "what a resolution leaves by the last difference alone",
+        "solvers/multilevel.py",
+        "np.maximum(np.abs(means[last]), np.abs(means[before]) / 2)",
+        "np.abs(means[last])",
+        ("test_multilevel.py::test_what_a_resolution_leaves_is_covered", "test_multilevel.py"),
     ),
     Defect(
         "error of the last difference alone",

@@ -17,7 +17,7 @@ has added to it are therefore two matrices of low rank, each in bases of its own
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -30,43 +30,11 @@ from nfd_jax.matrices.noise import FORWARD, AbstractNoise, where
 from nfd_jax.matrices.resolution import Capacity, Resolved
 from nfd_jax.matrices.response import Response
 from nfd_jax.matrices.revealed import Learned, Revealed
+from nfd_jax.matrices.rows import Rows
 
 LEAST = 30  # roundings of the terms of an update, below which what is left of it is noise
 COARSEST = 0.3  # resolution of backward queries that count for little
 KEPT = 0.5  # of the resolution: what an update that has passed it is brought down to, so that not every step adds to it
-
-
-class Rows(NamedTuple):
-    """Rows `(depth, capacity, width)`, and how many are in use: orthonormal ones that span x in all updates so far."""
-
-    rows: bases.Basis
-    counts: bases.Counts
-
-    @classmethod
-    def nothing(cls, depth: int, capacity: int, width: int, dtype: Any, members: str | None) -> Rows:
-        """Before the first update."""
-        rows = jnp.zeros((depth, capacity, width), dtype)
-        return cls(rows, bases.Counts(jnp.zeros((depth,), jnp.int32), members))
-
-    def split(self, layer: Index, vectors: Vectors) -> tuple[bases.Coordinates, Vectors]:
-        """Coordinates of vectors, and what is left of them."""
-        return bases.project(self.rows, layer, self.counts[layer], vectors)
-
-    def along(self, layer: Index, vectors: Vectors) -> bases.Coordinates:
-        """Their coordinates alone."""
-        tiles = bases.Tiles.of(self.rows, self.counts[layer], len(vectors))
-
-        def one_tile(index: Index, coordinates: bases.Coordinates) -> bases.Coordinates:
-            tile = tiles.read(self.rows, layer, index)
-            every = tile.coordinates(coordinates) + bases.inner(tile.rows, vectors)
-            return lax.dynamic_update_slice_in_dim(coordinates, every, tile.first, axis=0)
-
-        start = jnp.zeros((self.rows.shape[1], len(vectors)), vectors.dtype)
-        return lax.fori_loop(0, tiles.number, one_tile, start)
-
-    def combine(self, layer: Index, coordinates: bases.Coordinates) -> Vectors:
-        """The vectors with these coordinates."""
-        return bases.combine(self.rows, layer, self.counts[layer], coordinates)
 
 
 class CompressedMatrices(AbstractMatrices):
@@ -191,7 +159,7 @@ class CompressedMatrices(AbstractMatrices):
         x, g = forward.T / sizes[0], backward.T / sizes[1]
         # U = g^T x lacks |U (1 - P_x)|^2
         gram, weights = bases.inner(x, x), bases.inner(g, g)
-        along, rest = of_x.split(layer, x)
+        along, rest = of_x.project(layer, x)
         whole, lacking = (jnp.sum(weights * each) for each in (gram, bases.inner(rest, rest)))
         least = LEAST * float(jnp.finfo(x.dtype).eps) * jnp.trace(gram) * jnp.trace(weights)
         most = jnp.maximum(self.resolution**2 * whole, least)
@@ -255,7 +223,7 @@ def _extended(
     count, none = known.counts[layer], jnp.zeros_like(vectors)
 
     def some() -> tuple[Array, Array, Array]:
-        x = bases.split(known.rows, layer, count, vectors)
+        x = known.split(layer, vectors)
         triangular = jnp.where(x.active[:, None], x.triangular.high, 0)
         squares, rotation = jnp.linalg.eigh(bases.product(bases.product(triangular, weights), triangular.T))
         active = jnp.cumsum(jnp.maximum(squares, 0)) > most
@@ -267,4 +235,4 @@ def _extended(
 
     rows, coordinates, active = lax.cond(known.counts.any(jnp.isfinite(most)), some, nothing)
     along = lax.dynamic_update_slice_in_dim(along, coordinates, count, axis=0)
-    return Rows(bases.write(known.rows, layer, count, rows), known.counts.add(layer, active)), along
+    return known.append(layer, rows, active), along

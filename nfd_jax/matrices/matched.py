@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import NamedTuple
 
 import equinox as eqx
 import jax.numpy as jnp
@@ -22,6 +21,7 @@ from nfd_jax.matrices.noise import (
     rotated,
     where,
 )
+from nfd_jax.matrices.rows import Rows
 from nfd_jax.matrices.sobol import QuasiNormals
 
 MOST = 0.25  # constraints and a block together, of the particles
@@ -35,27 +35,6 @@ def least_width(batch: int, steps: int, outputs: int, evaluated: int = 0) -> int
     return 4 * (outputs + 2 * batch * steps + 2 * block)
 
 
-class Known(NamedTuple):
-    """Orthonormal rows, `(depth, capacity, width)`, of which the first `counts` of a layer are in use."""
-
-    rows: bases.Basis
-    counts: bases.Counts
-
-    def split(self, layer: Index, vectors: Vectors) -> bases.Split:
-        """Vectors taken apart into what is known and what is new."""
-        return bases.split(self.rows, layer, self.counts[layer], vectors)
-
-    def without(self, layer: Index, vectors: Vectors) -> Vectors:
-        """What is left of vectors without their part along the rows."""
-        return bases.project(self.rows, layer, self.counts[layer], vectors)[1]
-
-    def append(self, layer: Index, rows: Vectors, active: Bool[Array, " batch"]) -> Known:
-        """With the active ones of a block in use too. They fit wherever the queries of both directions do: a query adds
-        at most the fresh parts of its directions to one of them, and its directions to the other."""
-        written = bases.write(self.rows, layer, self.counts[layer], bases.compact(rows, active))
-        return Known(written, self.counts.add(layer, active))
-
-
 class MatchedNoise(AbstractNoise):
     """Orthonormal fresh parts, orthogonal to their query and to what `known` holds: the readout, the images of earlier
     queries in the same direction, and the queries of the opposite one, which in the coupled closure belong to the law.
@@ -67,7 +46,7 @@ class MatchedNoise(AbstractNoise):
     """
 
     key: Key
-    known: tuple[Known, Known]  # of the forward images, of the backward ones
+    known: tuple[Rows, Rows]  # of the forward images, of the backward ones
     grid: Grid = eqx.field(static=True, default=FINEST)
     first: QuasiNormals | None = None  # of the first step
     most: int | None = eqx.field(static=True, default=None)  # constraints; a quarter of the particles unless given
@@ -89,9 +68,9 @@ class MatchedNoise(AbstractNoise):
         `RevealedMatrices.create`."""
         count, width = readout.shape
 
-        def known() -> Known:  # both in memory of their own
+        def known() -> Rows:  # both in memory of their own
             rows = jnp.zeros((depth, count + 2 * capacity, width), readout.dtype).at[:, :count].set(readout)
-            return Known(rows, bases.Counts(jnp.full((depth,), count, jnp.int32), members))
+            return Rows(rows, bases.Counts(jnp.full((depth,), count, jnp.int32), members))
 
         return cls(key, (known(), known()), grid, first, most)
 
@@ -129,8 +108,8 @@ class MatchedNoise(AbstractNoise):
             return jnp.where(asked[:, None], every, 0)
 
         def matched() -> tuple[Vectors, Array, tuple[Vectors, Array]]:
-            query = same.split(layer, directions)  # with care
-            fresh = same.without(layer, normals())
+            query = same.split(layer, directions)
+            _, fresh = same.project(layer, normals())
             fresh = fresh - bases.product(bases.inner(fresh, query.directions), query.directions)
             fresh, _ = bases.cholesky_qr(fresh, 2)
             if not keep:
@@ -151,6 +130,12 @@ class MatchedNoise(AbstractNoise):
         fresh, remembered, query = where(needed, draw)
         if not keep:
             return fresh, self
-        same, opposite = same.append(layer, fresh, remembered), opposite.append(layer, *query)
+        # they fit wherever the queries of both directions do: a query adds at most the fresh parts of its directions to
+        # one of them, and its directions to the other
+        additions = (fresh, remembered), query
+        same, opposite = (
+            known.append(layer, bases.compact(rows, active), active)
+            for known, (rows, active) in zip((same, opposite), additions, strict=True)
+        )
         known = (same, opposite) if direction == FORWARD else (opposite, same)
         return fresh, MatchedNoise(self.key, known, self.grid, self.first, self.most)

@@ -66,9 +66,7 @@ class Replicates:
         new = {term: parts[self.written.get(term, 0) :] for term, parts in self.found.items()}
         if self.record is not None and any(new.values()):
             named = {
-                f"{_address(term)}/{self.written.get(term, 0)}/{name}": np.stack(
-                    [part[name] for part in parts]
-                )
+                f"{_address(term)}/{self.written.get(term, 0)}/{name}": np.stack([part[name] for part in parts])
                 for term, parts in new.items()
                 for name in (parts[0] if parts else ())
             }
@@ -110,9 +108,7 @@ class Replicates:
         if self.checkpoint is not None and self.checkpoint.is_due(sum(map(len, self.found.values())), count):
             self.write()
 
-    def _solve(
-        self, key: Key, particles: int, depth: int, refinement: int, capacity: int, resolution: float
-    ) -> Parts:
+    def _solve(self, key: Key, particles: int, depth: int, refinement: int, capacity: int, resolution: float) -> Parts:
         system = self.system._replace(resolution=resolution)
         with loop.progress_bar("", 0, False) as silent:
             options: dict[str, Any] = {"refinement": refinement, "capacity": capacity}
@@ -206,9 +202,10 @@ def estimate(
 ) -> Trajectory:
     """The limit with error bars.
 
-    With a tolerance, replicates, at infinite depth blocks and of long training resolutions are added until the 95 % half-width of every loss is
-    at most `tolerance` times that loss, until a replicate diverges, until `budget` seconds have passed or would pass in
-    the next round, or until memory or the last depth of the ladder ends it.
+    With a tolerance, replicates, at infinite depth blocks and of long training resolutions are added until the 95 %
+    half-width of every loss is at most `tolerance` times that loss, until a replicate diverges, until `budget` seconds
+    have passed or would pass in the next round, or until memory, the last depth of the ladder or the finest resolution
+    ends it.
     """
     deadline = time.monotonic() + budget
     infinite = depth == math.inf
@@ -251,12 +248,13 @@ def estimate(
     replicates.write()
     arguments |= {
         "depths": list(attempt.depths),
-        **({"resolution": attempt.resolutions[-1], "resolutions": list(attempt.resolutions)} if system.resolution else {}),
         "replicates": {str(tuple(term)): count for term, count in attempt.counts.items()},
         "tolerance": tolerance,
         "budget": budget,
     }
     met = None if tolerance is None else finite and attempt.half_width <= tolerance
+    if system.resolution:
+        arguments |= {"resolution": attempt.resolutions[-1], "resolutions": list(attempt.resolutions)}
     ranks = replicates.ranks(attempt.counts)
     return _trajectory(attempt.result, system.problem.data, task, seed, arguments, met, ranks)
 

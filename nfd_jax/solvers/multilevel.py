@@ -39,8 +39,8 @@ GROWTH = 4  # at most so many times more replicates a round, as variances are on
 
 
 class Term(NamedTuple):
-    """A mean over replicates: of a solution, or of its difference from one with half the blocks, on one path, or from one
-    at twice the resolution, on the same noise."""
+    """A mean over replicates: of a solution, or of its difference from one with half the blocks, on one path, or from
+    one at twice the resolution, on the same noise."""
 
     particles: int
     depth: int
