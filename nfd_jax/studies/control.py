@@ -14,8 +14,8 @@ from jax import lax
 import nfd_jax as nfd
 from nfd_jax.statistics import Sampled, bootstrap, combined
 from nfd_jax.studies._curves import Curve
-from nfd_jax.studies._findings import Finding, about, at_most
-from nfd_jax.studies._frozen_ends import ARCHITECTURES, angle, balanced, branch_of, draw, forward
+from nfd_jax.studies._findings import Finding, about, at_least, at_most
+from nfd_jax.studies._frozen_ends import ARCHITECTURES, angle, balanced, branch_of, forward, initial
 from nfd_jax.studies._panels import Line, Panel
 from nfd_jax.studies._seeds import halved
 from nfd_jax.studies._study import Arrays, Cell, Results, Study
@@ -23,8 +23,19 @@ from nfd_jax.studies._study import Arrays, Cell, Results, Study
 NAMES = {"mlp": "ReLU MLP", "resnet": "ResNet, b = L^-1/2"}
 TABLES = {"mlp": "muP", "resnet": "depth-muP"}  # the row of the table that trains it
 START = ("table", "source", "control")
-RULES = {"table": "SGD", "polyak": "SGD, one Polyak's rate", "adam": "Adam", "control": "control"}
-LEFT = 0.1  # of the first loss: speeds of training are averaged while there is more
+RULES = ("table", "polyak", "adam", "control")
+# Log of the last loss under control over that by other rules. Where the speed is flat under both, neither gains a factor
+# of two; what adapts its rate may beat what does not.
+TWICE = 0.7
+BESIDE = {
+    "mlp": {"table": ("FSF", at_most(0)), "polyak": ("FSF", at_most(0)), "adam": ("ours", at_most(0))},
+    "resnet": {
+        "table": ("FSF", at_most(TWICE)),
+        "polyak": ("FSF", about(0, TWICE)),
+        "adam": ("ours", at_most(TWICE)),
+    },
+}
+APART = 5  # steps between those at which sensitivities are measured
 
 
 @dataclass(frozen=True)
@@ -40,14 +51,16 @@ class Sizes:
     train_seeds: int = 8
     samples: int = 16
     steps: int = 40
-    lowest: float = 2**-7
+    lowest: float = 2**-5
     ratio: float = 2.0
-    rates: int = 10
+    rates: int = 11
 
 
 def cells(sizes: Sizes) -> list[Cell]:
     """Sensitivities at the start of both architectures, and training by every rule."""
     halved("train_seeds", sizes.train_seeds)
+    if sizes.steps % APART:
+        raise ValueError(f"steps of study 'control' must be a multiple of {APART}, got {sizes.steps}")
     depths = {"mlp": sizes.mlp_depths, "resnet": sizes.resnet_depths}
     start = [
         {"kind": "start", "architecture": name, "depth": depth, **dict.fromkeys(TRAINING)}
@@ -97,14 +110,14 @@ def measure(
         return jax.vmap(lambda rate: _training(key, depth, width, x, y, branch, rule, rate, steps))(grid)
 
     loss, speed = jax.jit(lambda keys: lax.map(of_seed, keys))(keys)
-    axes = ("seed", "rate", "step")
-    return {"loss": (axes, np.asarray(loss)), "speed": (axes, np.asarray(speed))}
+    axes = ("seed", "rate")
+    return {"loss": ((*axes, "step"), np.asarray(loss)), "speed": ((*axes, "apart"), np.asarray(speed))}
 
 
 def _start(key: Any, depth: int, width: int, x: Any, branch: float) -> dict[str, Any]:
     """|dh|_rms / |dloss| of the last features on one input, whose output is the loss: at large width its gradient is
     that of any loss. Control has its scales from another input."""
-    hidden, ends = draw(key, depth, width, x.shape[1])
+    hidden, ends = initial(key, depth, width, x.shape[1])
     source = ends._replace(multiplier=jnp.sqrt(branch**2 * depth))
     own, scaled = _controlled(hidden, ends, x[:1], jnp.ones(1), branch)
     return {
@@ -147,31 +160,183 @@ def _optimizer(rule: str | None, rate: Any, branch: float, depth: int, width: in
 
 
 def _training(
-    key: Any, depth: int, width: int, x: Any, y: Any, branch: float, rule: str | None, rate: Any, steps: int | None
+    key: Any, depth: int, width: int, x: Any, y: Any, branch: float, rule: str | None, rate: Any, steps: int
 ) -> tuple[Any, Any]:
-    """Losses `(steps + 1,)` and relative speeds `(steps,)`: |h_{t+1} - h_t|_rms over the relative decrease of the loss
-    to first order."""
-    hidden, ends = draw(key, depth, width, x.shape[1])
+    """Losses `(steps + 1,)`, and the sensitivity of the last features times the root mean square of f - y, at every
+    `APART`-th step: the backward pass is in proportion to f - y, and their product says the same at any loss."""
+    hidden, ends = initial(key, depth, width, x.shape[1])
     if rule == "control":
         hidden, ends = _controlled(hidden, ends, x, -y, branch)
-    optimizer = _optimizer(rule, rate, branch, depth, width)
+    optimizer = optax.with_extra_args_support(_optimizer(rule, rate, branch, depth, width))
 
     def objective(parameters: Any) -> Any:
-        features, outputs = forward(parameters["hidden"], ends, x, branch)
-        return 0.5 * jnp.mean((outputs - y) ** 2), features
+        return 0.5 * jnp.mean((forward(parameters["hidden"], ends, x, branch)[1] - y) ** 2)
+
+    def updated(parameters: Any, state: Any) -> Any:
+        loss, gradient = jax.value_and_grad(objective)(parameters)
+        updates, after = optimizer.update(gradient, state, parameters, value=loss)
+        return updates, after, loss, gradient
 
     def step(carry: Any, _: None) -> Any:
-        parameters, state, (loss, features), gradient = carry
-        updates, state = optimizer.update(gradient, state, parameters, value=loss)
-        decrease = -jnp.sum(updates["hidden"] * gradient["hidden"])
-        after = optax.apply_updates(parameters, updates)
-        found, gradient = jax.value_and_grad(objective, has_aux=True)(after)
-        speed = jnp.sqrt(jnp.mean((found[1] - features) ** 2)) * loss / decrease
-        return (after, state, found, gradient), (found[0], speed)
+        parameters, state = carry
+        updates, state, loss, _ = updated(parameters, state)
+        return (optax.apply_updates(parameters, updates), state), loss
+
+    def some_steps(carry: Any, _: None) -> Any:
+        parameters, _ = carry
+        updates, _, loss, gradient = updated(*carry)
+        _, moved = jax.jvp(lambda at: forward(at["hidden"], ends, x, branch)[0], (parameters,), (updates,))
+        sensitivity = jnp.sqrt(jnp.mean(moved**2)) / -jnp.sum(updates["hidden"] * gradient["hidden"])
+        carry, losses = lax.scan(step, carry, length=APART)
+        return carry, (losses, sensitivity * jnp.sqrt(2 * loss))
 
     parameters = {"hidden": hidden}
-    found, gradient = jax.value_and_grad(objective, has_aux=True)(parameters)
-    optimizer = optax.with_extra_args_support(optimizer)
-    start = (parameters, optimizer.init(parameters), found, gradient)
-    _, (losses, speeds) = lax.scan(step, start, length=steps)
-    return jnp.append(found[0], losses), speeds
+    (last, _), (losses, speeds) = lax.scan(some_steps, (parameters, optimizer.init(parameters)), length=steps // APART)
+    return jnp.append(losses, objective(last)), speeds
+
+
+def _sensitivities(results: Results, architecture: str, rule: str) -> Curve:
+    """At the start, geometric mean over seeds, along depth."""
+    return results.where(kind="start", architecture=architecture).curve(
+        "depth", lambda kept: bootstrap(_geometric, kept[rule].values.astype(np.float64))
+    )
+
+
+def _geometric(values: np.ndarray) -> np.ndarray:
+    """Mean over seeds."""
+    return np.exp(np.mean(np.log(values), axis=0))
+
+
+def _judged(results: Results, architecture: str, rule: str, depth: int) -> Sampled:
+    """Mean logs of every other seed at the rate that is best for the rest, `(steps + 1 + speeds,)`: of the losses, then
+    of the speeds. Rates at which any member diverges are out; not a number where none is left."""
+    kept = results.one(kind="training", architecture=architecture, rule=rule, depth=depth)
+    losses = kept.loss.values.astype(np.float64)
+    usable, last = (np.isfinite(losses) & (losses > 0)).all(axis=(0, 2)), losses.shape[-1] - 1
+    values = np.concatenate([losses, np.abs(kept.speed.values.astype(np.float64))], axis=-1)
+    if not usable.any():
+        return bootstrap(lambda x: x.mean(axis=0), np.full((len(values) // 2, values.shape[-1]), np.nan))
+    with np.errstate(divide="ignore"):  # of a speed where nothing moved
+        logs = np.log(values[:, usable])
+
+    def at_best(choosing: np.ndarray, judging: np.ndarray) -> np.ndarray:
+        return judging[:, np.argmin(choosing[:, :, last].mean(axis=0))].mean(axis=0)
+
+    return bootstrap(at_best, logs[::2], logs[1::2], seed=depth)
+
+
+def _losses(results: Results, architecture: str, rule: str, depth: int) -> Sampled:
+    steps = results.sizes.steps
+    return _judged(results, architecture, rule, depth).map(lambda logs: logs[: steps + 1])
+
+
+def _speeds(results: Results, architecture: str, rule: str) -> Curve:
+    """Over training at the best rate, geometric mean over steps and seeds, along depth."""
+    depths, steps = results.sizes.train_depths, results.sizes.steps
+    found = [_judged(results, architecture, rule, depth) for depth in depths]
+    return Curve.of(depths, [each.map(lambda logs: np.exp(np.mean(logs[steps + 1 :]))) for each in found])
+
+
+def conclude(results: Results) -> list[Finding]:
+    """Exponents of sensitivities in depth, their size beside the closed form, and losses beside those of others."""
+    sizes, found = results.sizes, []
+    start = {
+        ("mlp", "table"): ("FSF; Jelassi et al.", about(0.5, 0.1)),
+        ("mlp", "source"): ("FSF", about(0, 0.1)),
+        ("mlp", "control"): ("FSF", about(0, 0.1)),
+        ("resnet", "table"): ("FSF", about(0, 0.1)),
+        ("resnet", "control"): ("FSF", about(0, 0.1)),
+    }
+    for (architecture, rule), (source, predicted) in start.items():
+        quantity = f"sensitivity ~ L^p at the start, {NAMES[architecture]}, {_called(architecture, rule)}"
+        found += _sensitivities(results, architecture, rule).findings(quantity, (source, predicted))
+    for architecture, depths in (("mlp", sizes.mlp_depths), ("resnet", sizes.resnet_depths)):
+        depth, curve = depths[-1], _sensitivities(results, architecture, "table")
+        ratio = curve.values.map(lambda values: np.log(values[-1] * _cosine(architecture, depth)))  # noqa: B023
+        quantity = f"log(sensitivity / closed form), L = {depth}, {NAMES[architecture]}, {TABLES[architecture]}"
+        found.append(Finding(quantity, "free matrices", about(0, depth / sizes.width), ratio.estimate()))
+    for rule, predicted in (("table", at_least(0.25)), ("control", about(0, 0.25))):
+        quantity = f"sensitivity x rms(f - y) ~ L^p over training, {NAMES['mlp']}, {_called('mlp', rule)}"
+        found += _speeds(results, "mlp", rule).findings(quantity, ("FSF; 1/4 is ours", predicted))
+    depth = sizes.train_depths[-1]
+    for architecture, name in NAMES.items():
+        own = _losses(results, architecture, "control", depth)
+        for rule, (source, predicted) in BESIDE[architecture].items():
+            other = _losses(results, architecture, rule, depth)
+            ratio = combined(lambda ours, theirs: ours[-1] - theirs[-1], own, other)
+            quantity = f"log(loss / loss by {_called(architecture, rule)}), control, {name}, L = {depth}"
+            found.append(Finding(quantity, source, predicted, ratio.estimate()))
+    return found
+
+
+def _called(architecture: str, rule: str) -> str:
+    table = TABLES[architecture]
+    names = {"table": f"{table}, SGD", "polyak": f"{table}, Polyak's rate", "adam": f"{table}, Adam"}
+    return (names | {"source": "equal shares, f times b L^1/2", "control": "control"})[rule]
+
+
+def _cosine(architecture: str, depth: int) -> float:
+    return angle(branch_of(architecture, depth), depth)
+
+
+def draw(results: Results) -> list[Panel]:
+    """Sensitivity against depth at the start and over training, and losses against steps."""
+    sizes, panels = results.sizes, []
+    for architecture, depths in (("mlp", sizes.mlp_depths), ("resnet", sizes.resnet_depths)):
+        rules = START if architecture == "mlp" else ("table", "control")
+        lines = [_sensitivities(results, architecture, rule).line(_called(architecture, rule)) for rule in rules]
+        along = np.geomspace(min(depths), max(depths), 50)
+        expected = [1 / _cosine(architecture, depth) for depth in along]
+        lines.append(Line("1 / cos theta, closed form", along, expected, curve=True))
+        panels.append(Panel(f"at the start, {NAMES[architecture]}", "depth L", "|dh|_rms / |dloss|", lines))
+    lines = [
+        _speeds(results, architecture, rule).line(f"{_called(architecture, rule)}, {NAMES[architecture]}")
+        for architecture in ARCHITECTURES
+        for rule in ("table", "control")
+    ]
+    panels.append(Panel("over training, best rates", "depth L", "|dh|_rms / |dloss| x rms(f - y)", lines))
+    for architecture, name in NAMES.items():
+        depth, steps = sizes.train_depths[-1], np.arange(sizes.steps + 1)
+        lines = [
+            Line.of(_called(architecture, rule), steps, _losses(results, architecture, rule, depth).map(np.exp))
+            for rule in RULES
+        ]
+        panels.append(Panel(f"{name}, L = {depth}, best rate each", "step", "loss", lines, log_x=False))
+    return panels
+
+
+STUDY = Study(
+    name="control",
+    number=16,
+    claim="with rates eta / (L |grad_l|^2) and scales set by the speed of features, sensitivity |df|_rms / |dloss| "
+    "does not grow with depth: flat in ReLU MLPs, where muP's grows as L^1/2, and as flat as depth-muP's in ResNets",
+    source="FSF, Jelassi et al. for muP's growth",
+    setting="h <- sqrt(1 - b^2) h + b W relu(h), b = 1 or L^-1/2, He-normal W, ends frozen; at the start one input, "
+    "scales from another; training on two classes of digits, full batches, a rate each: its loss is of one half of the "
+    "seeds, which the other half chose; control asks for a share of the loss a step, as Polyak's rate for all matrices does",
+    sizes={
+        "smoke": Sizes(
+            mlp_depths=(2, 4),
+            resnet_depths=(2, 4),
+            width=32,
+            seeds=4,
+            train_depths=(2, 4),
+            train_width=16,
+            train_seeds=4,
+            samples=2,
+            steps=APART,
+            lowest=0.25,
+            rates=3,
+        ),
+        "laptop": Sizes(),
+        "accelerator": Sizes(
+            width=1024, seeds=32, train_depths=(8, 16, 32, 64), train_width=512, train_seeds=16, samples=64, steps=100
+        ),
+    },
+    cells=cells,
+    measure=measure,
+    conclude=conclude,
+    draw=draw,
+    cost=lambda cell: cell["depth"] * (1 if cell["kind"] == "start" else 40),
+    least={"mlp_depths": 2, "resnet_depths": 2, "train_depths": 2},
+)

@@ -186,8 +186,8 @@ def _settled(
             break
         if not left:
             raise ValueError(
-                f"{what} is off by a factor of {factor:.3g} after rounds={rounds} rescalings of {some(list(paths))}; name "
-                "the weights in which it is linear, or raise rounds"
+                f"{what} is off by a factor of {factor:.3g} after rounds={rounds} rescalings of {some(list(paths))}; "
+                "name the weights in which it is linear, or raise rounds"
             )
         for path in paths:
             factors[path] *= factor

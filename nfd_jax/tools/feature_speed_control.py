@@ -89,10 +89,10 @@ def feature_speed_control(
     - `speed`: of the features, one number or one by name (those that it leaves out are free).
 
     Returns an optax transformation. Its updates are positive multiples of the gradients, so chain
-    `optax.scale_by_learning_rate` behind. State: `FeatureSpeedState`, a pytree; `optax.tree.get(state, "rates")` reads a
-    part of that of a chain. A layer with a gradient of zero is left alone, and its share goes to none. Where the
-    gradient of any layer, or a loss that `minimum` needs, is not finite, the step is skipped (all updates 0, rates kept)
-    and counted by layer.
+    `optax.scale_by_learning_rate` behind. State: `FeatureSpeedState`, a pytree; `optax.tree.get(state, "rates")` reads
+    a part of that of a chain. A layer with a gradient of zero is left alone, and its share goes to none. Where the
+    gradient of any layer, or a loss that `minimum` needs, is not finite, the step is skipped (all updates 0, rates
+    kept) and counted by layer.
 
     **Costs:** a norm a layer, as much as reading the gradients once. With `features` also one forward pass with its
     tangent, of two to three forward passes, at every k-th step.
