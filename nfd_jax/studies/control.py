@@ -24,8 +24,8 @@ NAMES = {"mlp": "ReLU MLP", "resnet": "ResNet, b = L^-1/2"}
 TABLES = {"mlp": "muP", "resnet": "depth-muP"}  # the row of the table that trains it
 START = ("table", "source", "control")
 RULES = ("table", "polyak", "adam", "control")
-# Log of the last loss under control over that by other rules. Where the speed is flat under both, neither gains a factor
-# of two; what adapts its rate may beat what does not.
+# Log of the last loss under control over that by other rules. Where the speed is flat under both, neither gains a
+# factor of two; what adapts its rate may beat what does not.
 TWICE = 0.7
 BESIDE = {
     "mlp": {"table": ("FSF", at_most(0)), "polyak": ("FSF", at_most(0)), "adam": ("ours", at_most(0))},
@@ -96,15 +96,15 @@ def measure(
     rates: int | None,
 ) -> Arrays:
     """At the start: sensitivities by rule and seed. Training: losses and relative speeds by rate, seed and step."""
-    branch = branch_of(architecture, depth)
+    branch, dtype = branch_of(architecture, depth), jnp.result_type(float)
     keys = jnp.stack([nfd.seed_key(1000 * depth + seed) for seed in range(seeds)])
     if kind == "start":
-        x = jnp.asarray(nfd.datasets.digits(2).inputs, jnp.float32)
+        x = jnp.asarray(nfd.datasets.digits(2).inputs, dtype)
         found = jax.jit(lambda keys: lax.map(lambda key: _start(key, depth, width, x, branch), keys))(keys)
         return {name: (("seed",), np.asarray(each)) for name, each in found.items()}
     task = nfd.datasets.digits(samples)
-    x, y = jnp.asarray(task.inputs, jnp.float32), jnp.asarray(task.targets[:, 0], jnp.float32)
-    grid = jnp.asarray([lowest * ratio**place for place in range(rates)], jnp.float32)
+    x, y = jnp.asarray(task.inputs, dtype), jnp.asarray(task.targets[:, 0], dtype)
+    grid = jnp.asarray([lowest * ratio**place for place in range(rates)], dtype)
 
     def of_seed(key: Any) -> Any:
         return jax.vmap(lambda rate: _training(key, depth, width, x, y, branch, rule, rate, steps))(grid)
@@ -313,7 +313,8 @@ STUDY = Study(
     source="FSF, Jelassi et al. for muP's growth",
     setting="h <- sqrt(1 - b^2) h + b W relu(h), b = 1 or L^-1/2, He-normal W, ends frozen; at the start one input, "
     "scales from another; training on two classes of digits, full batches, a rate each: its loss is of one half of the "
-    "seeds, which the other half chose; control asks for a share of the loss a step, as Polyak's rate for all matrices does",
+    "seeds, which the other half chose; control asks for a share of the loss a step, as Polyak's rate for all "
+    "matrices does",
     sizes={
         "smoke": Sizes(
             mlp_depths=(2, 4),

@@ -10,6 +10,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from scipy.optimize import brentq
 
 from nfd_jax._checks import finite_float, positive_int
 from nfd_jax._text import in_columns
@@ -31,6 +32,7 @@ from nfd_jax.tools.coordinate_check import squared_loss
 from nfd_jax.tools.feature_speed_control import movements, rates_of
 
 CLOSE = 1e-3  # how near, in proportion, a size or a speed has to come to the one asked for
+MOST = 60  # doublings and halvings of a readout
 
 
 def balance_scales(
@@ -79,10 +81,10 @@ def balance_scales(
     - `layers`, `shares`, `stacked`: those of `feature_speed_control`.
     - `size`, `speed`: 1 by default. With eta of the learning rate the loss falls by eta and the feature moves by
       eta times `speed`.
-    - `rounds`: most rescalings of one feature, and of the readout. One is enough where a feature is linear in its
-      weights, and for a readout where the gradient of the loss does not depend on small outputs.
+    - `rounds`: most rescalings of one feature. One is enough where a feature is linear in its weights.
 
-    Returns `BalancedScales`. It takes a forward pass a feature and round, of one compiled program. Raises ValueError or
+    Returns `BalancedScales`. It takes a forward pass a feature and round, of one compiled program, and some ten of a
+    forward, a backward and a forward pass with tangents for the readout. Raises ValueError or
     TypeError for names that are not there, features that are 0 or not finite, and those that don't come to their size.
     """
     size, speed = finite_float("size", size, strict=True), finite_float("speed", speed, strict=True)
@@ -118,14 +120,14 @@ def balance_scales(
         own = [path for path, feature in feature_of.items() if feature == name]
         arrays = _settled(
             f"the size of feature {name!r}",
-            lambda arrays: size / float(sizes_of(arrays, inputs)[name]),  # noqa: B023
+            lambda arrays: float(size / sizes_of(arrays, inputs)[name]),  # noqa: B023
             *(arrays, own, factors, rounds),
         )
-    arrays = _settled(
-        f"the sensitivity of feature {of!r}",
-        lambda arrays: float(sensitivity(arrays, inputs, targets)) / speed,
-        *(arrays, last, factors, rounds),
+    multiplier = _readout_factor(
+        lambda factor: float(sensitivity(_times(arrays, last, factor), inputs, targets)) / speed, of, last
     )
+    factors |= {path: factors[path] * multiplier for path in last}
+    arrays = _times(arrays, last, multiplier)
     measured = sizes_of(arrays, inputs)
     sizes = {name: float(measured[name]) for name in named}
     moved = [name for name in feature_of.values() if abs(math.log(sizes[name] / size)) > 2 * CLOSE]
@@ -189,13 +191,47 @@ def _settled(
                 f"{what} is off by a factor of {factor:.3g} after rounds={rounds} rescalings of {some(list(paths))}; "
                 "name the weights in which it is linear, or raise rounds"
             )
-        for path in paths:
-            factors[path] *= factor
-        arrays = jax.tree_util.tree_map_with_path(
-            lambda path, leaf: leaf * factor if path_name(path) in paths else leaf,  # noqa: B023
-            arrays,
-        )
+        factors |= {path: factors[path] * factor for path in paths}
+        arrays = _times(arrays, paths, factor)
     return arrays
+
+
+def _readout_factor(excess: Callable[[float], float], of: str, paths: Sequence[str]) -> float:
+    """The smallest factor of the readout at which the sensitivity is the one asked for: `excess`, its ratio to that,
+    is in proportion to 1 / factor while outputs are small, and no power where they are not."""
+    first, low = excess(1.0), 1.0
+    if not (math.isfinite(first) and first > 0):
+        raise ValueError(
+            f"the sensitivity of feature {of!r} must be positive and finite at the initial weights, got {first:g}; "
+            f"draw {some(list(paths))} not 0, and name layers that move the feature"
+        )
+    for _ in range(MOST):  # below the root, then just above
+        if excess(low) > 1:
+            break
+        low /= 2
+    high = low
+    for _ in range(MOST):
+        if excess(high) <= 1:
+            break
+        low, high = high, 2 * high
+    if not excess(low) >= 1 >= excess(high):
+        raise ValueError(
+            f"no multiple of {some(list(paths))} gives feature {of!r} the speed asked for; factors {low:.3g} to "
+            f"{high:.3g} were tried: give a readout that multiplies its whole backward pass, or another speed"
+        )
+    if low == high:
+        return low
+    root = brentq(lambda at: math.log(excess(math.exp(at))), math.log(low), math.log(high), xtol=CLOSE / 10)
+    return math.exp(root)
+
+
+def _times(arrays: PyTree, paths: Sequence[str], factor: float) -> PyTree:
+    """With those at `paths` multiplied."""
+
+    def leaf(path: Any, value: Any) -> Any:
+        return value * jnp.asarray(factor, value.dtype) if path_name(path) in paths else value
+
+    return jax.tree_util.tree_map_with_path(leaf, arrays)
 
 
 def _patterns(readout: Sequence[str]) -> Sequence[str]:
