@@ -63,7 +63,7 @@ def cells(sizes: Sizes) -> list[Cell]:
         raise ValueError(f"steps of study 'control' must be a multiple of {APART}, got {sizes.steps}")
     depths = {"mlp": sizes.mlp_depths, "resnet": sizes.resnet_depths}
     start = [
-        {"kind": "start", "architecture": name, "depth": depth, **dict.fromkeys(TRAINING)}
+        {"kind": "start", "architecture": name, "depth": depth, **UNTRAINED}
         for name in ARCHITECTURES
         for depth in depths[name]
     ]
@@ -79,7 +79,8 @@ def cells(sizes: Sizes) -> list[Cell]:
     ]
 
 
-TRAINING = ("rule", "samples", "steps", "lowest", "ratio", "rates")
+# Arguments on which a cell of the start does not depend.
+UNTRAINED = {"rule": "", "samples": 0, "steps": 0, "lowest": 0.0, "ratio": 0.0, "rates": 0}
 
 
 def measure(
@@ -88,12 +89,12 @@ def measure(
     depth: int,
     width: int,
     seeds: int,
-    rule: str | None,
-    samples: int | None,
-    steps: int | None,
-    lowest: float | None,
-    ratio: float | None,
-    rates: int | None,
+    rule: str,
+    samples: int,
+    steps: int,
+    lowest: float,
+    ratio: float,
+    rates: int,
 ) -> Arrays:
     """At the start: sensitivities by rule and seed. Training: losses and relative speeds by rate, seed and step."""
     branch, dtype = branch_of(architecture, depth), jnp.result_type(float)
@@ -136,11 +137,9 @@ def _controlled(hidden: Any, ends: Any, x: Any, slopes: Any, branch: float) -> t
 def _sensitivity(hidden: Any, ends: Any, x: Any, slopes: Any, branch: float, *, equal: bool = True) -> Any:
     """Under rates that give all matrices an equal share, or one rate for all, of the loss `mean(slopes * outputs)`."""
     gradient = jax.grad(lambda hidden: jnp.mean(slopes * forward(hidden, ends, x, branch)[1]))(hidden)
-    direction = gradient
-    if equal:
-        control = _control(every_matrix=True)
-        direction, _ = control.update({"hidden": gradient}, control.init({"hidden": hidden}))
-        direction = direction["hidden"]
+    control = _control(every_matrix=equal)
+    step: Any = control.update({"hidden": gradient}, control.init({"hidden": hidden}))[0]
+    direction = step["hidden"]
     _, moved = jax.jvp(lambda hidden: forward(hidden, ends, x, branch)[0], (hidden,), (direction,))
     return jnp.sqrt(jnp.mean(moved**2)) / jnp.sum(direction * gradient)
 
@@ -150,7 +149,7 @@ def _control(*, every_matrix: bool, **options: Any) -> optax.GradientTransformat
     return nfd.feature_speed_control({"*": "hidden"}, stacked=stacked, **options)
 
 
-def _optimizer(rule: str | None, rate: Any, branch: float, depth: int, width: int) -> optax.GradientTransformation:
+def _optimizer(rule: str, rate: Any, branch: float, depth: int, width: int) -> optax.GradientTransformation:
     """A rate of 1 is, of SGD, about that which takes the loss of a linear model; of Adam, that which moves h by 1."""
     if rule == "table":
         return optax.sgd(2 * rate / (branch**2 * depth))
@@ -160,7 +159,7 @@ def _optimizer(rule: str | None, rate: Any, branch: float, depth: int, width: in
 
 
 def _training(
-    key: Any, depth: int, width: int, x: Any, y: Any, branch: float, rule: str | None, rate: Any, steps: int
+    key: Any, depth: int, width: int, x: Any, y: Any, branch: float, rule: str, rate: Any, steps: int
 ) -> tuple[Any, Any]:
     """Losses `(steps + 1,)`, and the sensitivity of the last features times the root mean square of f - y, at every
     `APART`-th step: the backward pass is in proportion to f - y, and their product says the same at any loss."""

@@ -21,7 +21,7 @@ class Place(NamedTuple):
     """Where a parameter belongs: the name of its layer, and how many of that name a first axis holds, if it does."""
 
     layer: str
-    count: int | None
+    stack: int | None
 
 
 def real_arrays(tree: PyTree) -> dict[str, Any]:
@@ -105,16 +105,16 @@ def assign_layers(tree: PyTree, layers: Layers | None, stacked: Sequence[str] = 
 def _check_counts(places: Mapping[str, Place | None]) -> None:
     counts: dict[str, int | None] = {}
     for path, place in places.items():
-        if place and counts.setdefault(place.layer, place.count) != place.count:
+        if place and counts.setdefault(place.layer, place.stack) != place.stack:
             raise ValueError(
                 f"stacked: the arrays of layer {place.layer!r} must all have the same first axis of layers, or none; "
-                f"{path} has {place.count}, another {counts[place.layer]}"
+                f"{path} has {place.stack}, another {counts[place.layer]}"
             )
 
 
 def shares_of(places: Mapping[str, Place | None], shares: Shares | None) -> dict[str, float]:
     """The share of every layer (of each of a stack), all together 1."""
-    counts = {place.layer: place.count or 1 for place in places.values() if place}
+    counts = {place.layer: place.stack or 1 for place in places.values() if place}
     if shares is None:
         weights = dict.fromkeys(counts, 1.0)
     else:
@@ -142,7 +142,7 @@ def squared_norms(tree: PyTree, places: Mapping[str, Place | None]) -> dict[str,
     for path, leaf in real_arrays(tree).items():
         place = places[path]
         if place:
-            axes = tuple(range(0 if place.count is None else 1, leaf.ndim))
+            axes = tuple(range(0 if place.stack is None else 1, leaf.ndim))
             square = jnp.sum(leaf.astype(precision()) ** 2, axis=axes)
             found[place.layer] = found[place.layer] + square if place.layer in found else square
     return found
@@ -156,7 +156,7 @@ def scaled(tree: PyTree, places: Mapping[str, Place | None], factors: Mapping[st
         if place is None:
             return jnp.zeros_like(value)
         factor = factors[place.layer]
-        if place.count is not None:
+        if place.stack is not None:
             factor = factor.reshape(-1, *(1 for _ in value.shape[1:]))
         product = (value.astype(precision()) * factor).astype(value.dtype)
         return jnp.where(factor == 0, jnp.zeros_like(value), product)

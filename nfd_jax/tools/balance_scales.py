@@ -221,7 +221,7 @@ def _readout_factor(excess: Callable[[float], float], of: str, paths: Sequence[s
         )
     if low == high:
         return low
-    root = brentq(lambda at: math.log(excess(math.exp(at))), math.log(low), math.log(high), xtol=CLOSE / 10)
+    root: Any = brentq(lambda at: math.log(excess(math.exp(at))), math.log(low), math.log(high), xtol=CLOSE / 10)
     return math.exp(root)
 
 

@@ -35,12 +35,12 @@ WHOLE = "features"  # the name of features that are one array
 class FeatureSpeedState(NamedTuple):
     """State of `feature_speed_control`; what is by layer is `()`, or `(layers,)` of a stack.
 
-    `count`: steps taken, without those skipped. `rates`, `norms`: eta_l, per unit of the learning rate, and |grad_l|^2
+    `steps`: those taken, without those skipped. `rates`, `norms`: eta_l, per unit of the learning rate, and |grad_l|^2
     when they were last set. `skipped`: by layer, the steps at which its gradient was not finite; `skipped_loss`, those
     at which the value of the loss was not.
     """
 
-    count: Array
+    steps: Array
     rates: dict[str, Array]
     norms: dict[str, Array]
     skipped: dict[str, Array]
@@ -125,13 +125,13 @@ def feature_speed_control(
 
     def update(
         updates: PyTree,
-        state: FeatureSpeedState,
+        state: Any,
         params: PyTree | None = None,
         *,
         value: Any = None,
         inputs: Any = None,
         **extra_args: Any,
-    ) -> tuple[PyTree, FeatureSpeedState]:
+    ) -> tuple[PyTree, Any]:
         places = assign_layers(updates, layers, stacked)
         norms = squared_norms(updates, places)
         _check_state(norms, state)
@@ -147,12 +147,12 @@ def feature_speed_control(
                 rates = {name: _ratio(rate, fastest) for name, rate in rates.items()}
             return {name: rate * excess for name, rate in rates.items()}
 
-        due = usable & (state.count % every == 0)
+        due = usable & (state.steps % every == 0)
         rates, kept = lax.cond(due, lambda: (measured(), norms), lambda: (state.rates, state.norms))
         applied = {name: jnp.where(usable, rate, jnp.zeros_like(rate)) for name, rate in rates.items()}
         skipped = {name: state.skipped[name] + infinite[name].astype(jnp.int32) for name in norms}
-        count = state.count + usable.astype(jnp.int32)
-        after = FeatureSpeedState(count, rates, kept, skipped, state.skipped_loss + lost.astype(jnp.int32))
+        steps = state.steps + usable.astype(jnp.int32)
+        after = FeatureSpeedState(steps, rates, kept, skipped, state.skipped_loss + lost.astype(jnp.int32))
         return scaled(updates, places, applied), after
 
     return optax.GradientTransformationExtraArgs(init, update)
