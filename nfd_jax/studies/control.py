@@ -106,7 +106,8 @@ def measure(
     def of_seed(key: Any) -> Any:
         return jax.vmap(lambda rate: _training(key, depth, width, x, y, branch, rule, rate, steps))(grid)
 
-    loss, speed = jax.jit(lambda keys: lax.map(of_seed, keys))(keys)
+    with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of integer counts
+        loss, speed = jax.jit(lambda keys: lax.map(of_seed, keys))(keys)
     axes = ("seed", "rate")
     return {"loss": ((*axes, "step"), np.asarray(loss)), "speed": ((*axes, "apart"), np.asarray(speed))}
 

@@ -18,6 +18,7 @@ from nfd_jax._types import PyTree
 from nfd_jax.tools._experiment import Features, is_real, rms
 from nfd_jax.tools._layers import (
     Layers,
+    Place,
     Shares,
     assign_layers,
     named_by_pattern,
@@ -92,7 +93,6 @@ def balance_scales(
     arrays, static = eqx.partition(model, eqx.is_inexact_array)
     paths = list(real_arrays(arrays))
     places = assign_layers(arrays, layers, stacked)
-    weights = shares_of(places, shares)
     named = _check_features(model, features, inputs, targets, loss, output)
     feature_of = _feature_of(scales, paths, named)
     if of not in named:
@@ -102,19 +102,8 @@ def balance_scales(
     def computed(arrays: PyTree, inputs: PyTree) -> Mapping[str, Any]:
         return features(eqx.combine(arrays, static), inputs)
 
-    @jax.jit
-    def sizes_of(arrays: PyTree, inputs: PyTree) -> dict[str, Any]:
-        return {name: rms(each) for name, each in computed(arrays, inputs).items()}
-
-    @jax.jit
-    def sensitivity(arrays: PyTree, inputs: PyTree, targets: PyTree) -> Any:
-        gradients = jax.grad(lambda arrays: loss(computed(arrays, inputs)[output], targets))(arrays)
-        norms = squared_norms(gradients, places)
-        rates = rates_of(norms, weights, math.inf)
-        step = scaled(gradients, places, rates)
-        speeds = movements(lambda arrays: {of: computed(arrays, inputs)[of]}, arrays, step)
-        return speeds[of] / sum(jnp.sum(rates[name] * norm) for name, norm in norms.items())
-
+    sizes_of = jax.jit(lambda arrays, inputs: {name: rms(each) for name, each in computed(arrays, inputs).items()})
+    sensitivity = _sensitivity(computed, loss, output, of, places, shares_of(places, shares))
     factors = dict.fromkeys(paths, 1.0)
     for name in (name for name in named if name in feature_of.values()):
         own = [path for path, feature in feature_of.items() if feature == name]
@@ -166,6 +155,28 @@ class BalancedScales:
 
     def __str__(self) -> str:
         return self.table()
+
+
+def _sensitivity(
+    computed: Callable[[PyTree, PyTree], Mapping[str, Any]],
+    loss: Callable[[Any, Any], Any],
+    output: str,
+    of: str,
+    places: Mapping[str, Place | None],
+    shares: Mapping[str, float],
+) -> Callable[[PyTree, PyTree, PyTree], Any]:
+    """|df|_rms / |dloss| of one feature under a step of `feature_speed_control`, of arrays, inputs and targets."""
+
+    @jax.jit
+    def sensitivity(arrays: PyTree, inputs: PyTree, targets: PyTree) -> Any:
+        gradients = jax.grad(lambda arrays: loss(computed(arrays, inputs)[output], targets))(arrays)
+        norms = squared_norms(gradients, places)
+        rates = rates_of(norms, shares, math.inf)
+        step = scaled(gradients, places, rates)
+        speeds = movements(lambda arrays: {of: computed(arrays, inputs)[of]}, arrays, step)
+        return speeds[of] / sum(jnp.sum(rates[name] * norm) for name, norm in norms.items())
+
+    return sensitivity
 
 
 def _settled(
