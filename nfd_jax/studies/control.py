@@ -45,7 +45,7 @@ class Sizes:
     mlp_depths: tuple[int, ...] = (4, 8, 16, 32, 64)
     resnet_depths: tuple[int, ...] = (4, 16, 64, 256)
     width: int = 256
-    seeds: int = 16
+    seeds: int = 32
     train_depths: tuple[int, ...] = (8, 32)
     train_width: int = 128
     train_seeds: int = 16
@@ -295,11 +295,16 @@ def draw(results: Results) -> list[Panel]:
     for architecture, name in NAMES.items():
         depth, steps = sizes.train_depths[-1], np.arange(sizes.steps + 1)
         lines = [
-            Line.of(_called(architecture, rule), steps, _losses(results, architecture, rule, depth).map(np.exp))
+            Line.of(_called(architecture, rule), steps, _losses(results, architecture, rule, depth).map(_tens))
             for rule in RULES
         ]
-        panels.append(Panel(f"{name}, L = {depth}, best rate each", "step", "loss", lines, log_x=False))
+        title = f"{name}, L = {depth}, best rate each"
+        panels.append(Panel(title, "step", "log10 of the loss, mean", lines, log_x=False, log_y=False))
     return panels
+
+
+def _tens(logs: np.ndarray) -> np.ndarray:
+    return logs / np.log(10)
 
 
 STUDY = Study(
