@@ -280,10 +280,18 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(wrong):
         "layer 1": 0,
         "layer 2": int(wrong == "gradient"),
     }
-    assert int(state.skipped_loss) == int(wrong == "loss")
+    assert int(state.skipped_other) == int(wrong == "loss")
     assert jax.tree.all(jax.tree.map(jnp.array_equal, state.rates, first.rates))
     updates, _ = update(gradients, state, value)
     np.testing.assert_allclose(of_layers(contributions(gradients, updates)), value / 3, rtol=1e-12)
+
+
+def test_features_whose_movement_is_not_finite():
+    parameters = {"w": jnp.array([1.0])}
+    control = nfd.feature_speed_control(features=lambda p: jnp.log(p["w"] - 1))
+    updates, state = control.update(parameters, control.init(parameters), parameters)
+    assert updates["w"].item() == state.rates["['w']"] == 0
+    assert (int(state.steps), int(state.skipped_other)) == (0, 1)
 
 
 CASES = {

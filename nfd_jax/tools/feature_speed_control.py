@@ -7,7 +7,7 @@ the one asked for, whatever the widths, the depth and the scales of the weights 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -36,15 +36,15 @@ class FeatureSpeedState(NamedTuple):
     """State of `feature_speed_control`; what is by layer is `()`, or `(layers,)` of a stack.
 
     `steps`: those taken, without those skipped. `rates`, `norms`: eta_l, per unit of the learning rate, and |grad_l|^2
-    when they were last set. `skipped`: by layer, the steps at which its gradient was not finite; `skipped_loss`, those
-    at which the value of the loss was not.
+    when they were last set. `skipped`: by layer, the steps at which its gradient was not finite; `skipped_other`, those
+    at which the value of the loss or the movement of the features was not.
     """
 
     steps: Array
     rates: dict[str, Array]
     norms: dict[str, Array]
     skipped: dict[str, Array]
-    skipped_loss: Array
+    skipped_other: Array
 
 
 def feature_speed_control(
@@ -91,8 +91,8 @@ def feature_speed_control(
     Returns an optax transformation. Its updates are positive multiples of the gradients, so chain
     `optax.scale_by_learning_rate` behind. State: `FeatureSpeedState`, a pytree; `optax.tree.get(state, "rates")` reads
     a part of that of a chain. A layer with a gradient of zero is left alone, and its share goes to none. Where the
-    gradient of any layer, or a loss that `minimum` needs, is not finite, the step is skipped (all updates 0, rates
-    kept) and counted by layer.
+    gradient of any layer, a loss that `minimum` needs, or the movement of `features` is not finite, the step is skipped
+    (all updates 0, rates kept) and counted by layer.
 
     **Costs:** a norm a layer, as much as reading the gradients once. With `features` also one forward pass with its
     tangent, of two to three forward passes, at every k-th step.
@@ -138,24 +138,43 @@ def feature_speed_control(
         excess = _excess(value, floor)
         infinite = {name: ~jnp.isfinite(norm) for name, norm in norms.items()}
         lost = ~jnp.isfinite(excess)
-        usable = ~(lost | jnp.stack([jnp.any(each) for each in infinite.values()]).any())
+        usable = ~lost & _all(~each for each in infinite.values())
 
         def measured() -> dict[str, Array]:
             rates = rates_of(norms, shares_of(places, shares), spread)
             if movement is not None:
                 fastest = movement.fastest(params, scaled(updates, places, rates), inputs)
-                rates = {name: _ratio(rate, fastest) for name, rate in rates.items()}
+                factor = jnp.where(jnp.isfinite(fastest), _ratio(1.0, fastest), jnp.nan)
+                rates = {name: rate * factor for name, rate in rates.items()}
             return {name: rate * excess for name, rate in rates.items()}
 
         due = usable & (state.steps % every == 0)
         rates, kept = lax.cond(due, lambda: (measured(), norms), lambda: (state.rates, state.norms))
-        applied = {name: jnp.where(usable, rate, jnp.zeros_like(rate)) for name, rate in rates.items()}
-        skipped = {name: state.skipped[name] + infinite[name].astype(jnp.int32) for name in norms}
-        steps = state.steps + usable.astype(jnp.int32)
-        after = FeatureSpeedState(steps, rates, kept, skipped, state.skipped_loss + lost.astype(jnp.int32))
+        applied, after = _after(state, rates, kept, infinite, lost)
         return scaled(updates, places, applied), after
 
     return optax.GradientTransformationExtraArgs(init, update)
+
+
+def _after(
+    state: FeatureSpeedState,
+    rates: Mapping[str, Array],
+    norms: dict[str, Array],
+    infinite: Mapping[str, Array],
+    lost: Array,
+) -> tuple[dict[str, Array], FeatureSpeedState]:
+    """The rates of this step, 0 where it is skipped, and the state after it."""
+    sound = _all(jnp.isfinite(rate) for rate in rates.values())
+    usable = sound & ~lost & _all(~each for each in infinite.values())
+    kept = {name: jnp.where(sound, rate, state.rates[name]) for name, rate in rates.items()}
+    applied = {name: jnp.where(usable, rate, jnp.zeros_like(rate)) for name, rate in kept.items()}
+    skipped = {name: state.skipped[name] + each.astype(jnp.int32) for name, each in infinite.items()}
+    steps, others = state.steps + usable.astype(jnp.int32), (lost | ~sound).astype(jnp.int32)
+    return applied, FeatureSpeedState(steps, kept, norms, skipped, state.skipped_other + others)
+
+
+def _all(conditions: Iterable[Array]) -> Array:
+    return jnp.stack([jnp.all(each) for each in conditions]).all()
 
 
 def rates_of(norms: Mapping[str, Array], shares: Mapping[str, float], spread: float) -> dict[str, Array]:
