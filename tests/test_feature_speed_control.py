@@ -429,6 +429,14 @@ def test_bad_scales_are_named(case, plain):
         plain.balance_scales(Network(), Network.features, X, Y, **(BALANCE | changes))
 
 
+def test_features_that_are_not_in_order():
+    def backwards(model, inputs):
+        return dict(reversed(model.features(inputs).items()))
+
+    with pytest.raises(ValueError, match=r"in the order in which they are computed, .*: layer 1, layer 2 changed"):
+        nfd.balance_scales(Network(), backwards, X, Y, **BALANCE)
+
+
 def test_a_feature_that_is_zero_has_no_scale():
     zero = eqx.tree_at(lambda m: m.layers[0], Network(), replace_fn=lambda layer: jax.tree.map(jnp.zeros_like, layer))
     with pytest.raises(ValueError, match="the size of feature 'layer 0' can't be set"):

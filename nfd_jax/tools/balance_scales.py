@@ -75,7 +75,8 @@ def balance_scales(
     - `model`, `features`: any pytree, and `(model, inputs)` to named arrays of activations, as for `coordinate_check`.
     - `inputs`, `targets`: one batch.
     - `scales`: patterns of paths of weights to the features that they set; every `*` in a name stands for what the
-      pattern's matched. Pre-activations, or branches before they are added to a stream. Biases may be left out.
+      pattern's matched. Pre-activations, or branches before they are added to a stream; of one weight each, or of
+      several whose images add up. Biases may be left out.
     - `readout`: patterns of the paths that multiply the backward pass of all features and have no feature above.
     - `output`, `loss`: the feature that enters the loss, and `(outputs, targets)` to a number.
     - `of`: the feature whose sensitivity is set, mostly the last one.
@@ -84,9 +85,9 @@ def balance_scales(
       eta times `speed`.
     - `rounds`: most rescalings of one feature. One is enough where a feature is linear in its weights.
 
-    Returns `BalancedScales`. It takes a forward pass a feature and round, of one compiled program, and some ten of a
-    forward, a backward and a forward pass with tangents for the readout. Raises ValueError or
-    TypeError for names that are not there, features that are 0 or not finite, and those that don't come to their size.
+    Returns `BalancedScales`. It takes a forward pass a feature and round, of one compiled program, and for the readout
+    some ten passes forward, backward and forward again with tangents. Raises ValueError or TypeError for names that are
+    not there, features that are 0, not finite, out of order, or don't come to their size.
     """
     size, speed = finite_float("size", size, strict=True), finite_float("speed", speed, strict=True)
     rounds = positive_int("rounds", rounds)
