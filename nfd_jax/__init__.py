@@ -19,7 +19,9 @@ from nfd_jax.solvers.sweep import sweep
 from nfd_jax.solvers.trajectory import ErrorBars, HeldOut, Trajectory
 from nfd_jax.task import Task
 from nfd_jax.tools._coordinates import Coordinate, CoordinateCheck
+from nfd_jax.tools.balance_scales import BalancedScales, balance_scales
 from nfd_jax.tools.coordinate_check import coordinate_check
+from nfd_jax.tools.feature_speed_control import FeatureSpeedState, feature_speed_control
 from nfd_jax.tools.scale_rates import ScaledParameter, ScaledRates, scale_rates
 from nfd_jax.tools.suggest_learning_rate import SuggestedRate, suggest_learning_rate
 from nfd_jax.training import Training
@@ -31,10 +33,12 @@ __all__ = [
     "MLP",
     "AbstractDynamics",
     "Autodiff",
+    "BalancedScales",
     "Conditioned",
     "Coordinate",
     "CoordinateCheck",
     "ErrorBars",
+    "FeatureSpeedState",
     "HeldOut",
     "Optimizer",
     "Outcome",
@@ -56,8 +60,10 @@ __all__ = [
     "__version__",
     "alpha_gamma",
     "analytic",
+    "balance_scales",
     "coordinate_check",
     "datasets",
+    "feature_speed_control",
     "limit_dynamics",
     "network_dynamics",
     "observables",

@@ -31,6 +31,7 @@ class Defect(NamedTuple):
 
 
 NETWORK, LIMIT, CLAIMS = "test_network.py", "test_limit.py", "test_claims.py"
+SPEED = ("test_feature_speed_control.py",)
 
 DEFECTS = [
     # ------------------------------------------------------------------ optimizers and rates
@@ -416,6 +417,70 @@ DEFECTS = [
         "np.abs(measured.values).max() + 1e-300) ** 2",
         "np.abs(measured.values).max() + 1e-300)",
         ("test_statistics.py::test_power_is_weighted_least_squares", "test_statistics.py"),
+    ),
+    # ------------------------------------------------------------------ speed of features
+    Defect(
+        "speed control: a rate over the norm, not its square",
+        "tools/_layers.py",
+        "square = jnp.sum(leaf.astype(precision()) ** 2, axis=axes)",
+        "square = jnp.sqrt(jnp.sum(leaf.astype(precision()) ** 2, axis=axes))",
+        SPEED,
+    ),
+    Defect(
+        "speed control: a stack as one layer",
+        "tools/_layers.py",
+        "axes = tuple(range(0 if place.stack is None else 1, leaf.ndim))",
+        "axes = tuple(range(leaf.ndim))",
+        SPEED,
+    ),
+    Defect(
+        "speed control: frozen arrays move",
+        "tools/_layers.py",
+        "            return jnp.zeros_like(value)\n        factor",
+        "            return value\n        factor",
+        SPEED,
+    ),
+    Defect(
+        "speed control: a skipped step moves the others",
+        "tools/feature_speed_control.py",
+        "jnp.where(usable, rate, jnp.zeros_like(rate)) for",
+        "rate for",
+        SPEED,
+    ),
+    Defect(
+        "speed control: the slowest feature for the fastest",
+        "tools/feature_speed_control.py",
+        "for name, speed in asked.items()]).max()",
+        "for name, speed in asked.items()]).min()",
+        SPEED,
+    ),
+    Defect(
+        "speed control: rates of every step",
+        "tools/feature_speed_control.py",
+        "(state.steps % every == 0)",
+        "(state.steps % 1 == 0)",
+        SPEED,
+    ),
+    Defect(
+        "speed control: a readout the wrong way",
+        "tools/balance_scales.py",
+        "inputs, targets)) / speed, of, last",
+        "inputs, targets)) * speed, of, last",
+        SPEED,
+    ),
+    Defect(
+        "study control: half the common blocks of the closed form",
+        "studies/_frozen_ends.py",
+        "(1 + 2 * branch**2 * common)",
+        "(1 + branch**2 * common)",
+        ("test_control.py",),
+    ),
+    Defect(
+        "study control: judged on the seeds that chose",
+        "studies/control.py",
+        "bootstrap(at_best, logs[::2], logs[1::2], seed=depth)",
+        "bootstrap(at_best, logs[::2], logs[::2], seed=depth)",
+        ("test_control.py", CLAIMS),
     ),
     # ------------------------------------------------------------------ studies
     Defect(

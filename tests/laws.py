@@ -11,7 +11,7 @@ import numpy as np
 import xarray as xr
 
 from nfd_jax import studies
-from nfd_jax.studies import _reuse, _study, collapse, degeneracy, diversity, nonlinearity
+from nfd_jax.studies import _frozen_ends, _reuse, _study, collapse, control, degeneracy, diversity, nonlinearity
 
 SEEDS, SCATTER = 8, 1e-3
 
@@ -167,6 +167,23 @@ def interaction(cell, sizes, scattered, falling="depth_mup"):
     return {"together": ("seed", together), "movement": ("seed", movement), "first_order": ("seed", np.ones(SEEDS))}
 
 
+def control_of(cell, sizes, scattered, grows=0.0, held=0.0, over=0.5, behind=-1.0, beside=0.0):
+    """Sensitivities at the start of the closed form times L^-grows, of L^held under control, and over training of
+    L^over under other rules; losses under control a factor e^behind of others' in MLPs, e^beside in ResNets; the second
+    rate best for all."""
+    L, architecture = float(cell["depth"]), cell["architecture"]
+    if cell["kind"] == "start":
+        expected = L**-grows / _frozen_ends.angle(_frozen_ends.branch_of(architecture, cell["depth"]), cell["depth"])
+        values = {"table": expected, "source": L**held, "control": L**held}
+        return {name: ("seed", scattered(each)) for name, each in values.items()}
+    mine, mlp = cell["rule"] == "control", architecture == "mlp"
+    last = np.exp(mine * (behind if mlp else beside)) * (1 + np.abs(np.arange(sizes.rates) - 1))
+    losses = scattered(last[:, None] ** np.linspace(0, 1, sizes.steps + 1), sizes.train_seeds)
+    speed = L ** (held if mine else over) * np.ones((sizes.rates, sizes.steps // control.APART))
+    axes = ("seed", "rate")
+    return {"loss": ((*axes, "step"), losses), "speed": ((*axes, "apart"), scattered(speed, sizes.train_seeds))}
+
+
 CLAIMED = {
     "width": width,
     "depth": depth,
@@ -180,4 +197,5 @@ CLAIMED = {
     "diversity": diversity_of,
     "nonlinearity": nonlinearity_of,
     "interaction": interaction,
+    "control": control_of,
 }

@@ -71,6 +71,17 @@ CASES = {
     "nonlinearity, the others": (laws.nonlinearity_of, {"best": "others"}, NOTHING),
     "interaction": (laws.interaction, {}, EVERYTHING),
     "interaction, exchanged": (laws.interaction, {"falling": "complete_p"}, NOTHING),
+    "control": (laws.control_of, {}, EVERYTHING),
+    "control, exchanged": (
+        laws.control_of,
+        {"grows": 0.5, "held": 0.5, "over": 0.0, "behind": 1.0, "beside": 2.0},
+        NOTHING,
+    ),
+    "control, no gain": (
+        laws.control_of,
+        {"grows": 0.25, "behind": 0.1, "over": 0.1},
+        "control, Res|p at the start, .*(control|times)|training.* control",
+    ),
 }
 
 

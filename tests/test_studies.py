@@ -297,7 +297,15 @@ def as_users():
         yield
 
 
-LONG = ("width", "depth", "reuse", "scaling", "collapse", "transfer")  # over eight seconds, of several limits each
+LONG = (
+    "width",
+    "depth",
+    "reuse",
+    "scaling",
+    "collapse",
+    "transfer",
+    "control",
+)  # over eight seconds, of several limits each
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from typing import Any
 from nfd_jax._functions import blamed
 from nfd_jax.studies import (
     collapse,
+    control,
     degeneracy,
     depth,
     diversity,
@@ -46,6 +47,7 @@ MODULES = (
     diversity,
     nonlinearity,
     interaction,
+    control,
 )
 STUDIES: dict[str, Study] = {module.STUDY.name: module.STUDY for module in MODULES}
 GROUP = "nfd_jax.studies"  # of entry points, by which an installed package gives studies a name
