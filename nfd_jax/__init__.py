@@ -20,6 +20,9 @@ from nfd_jax.solvers.trajectory import ErrorBars, HeldOut, Trajectory
 from nfd_jax.task import Task
 from nfd_jax.tools._coordinates import Coordinate, CoordinateCheck
 from nfd_jax.tools.coordinate_check import coordinate_check
+from nfd_jax.tools.feature_spectrum import Spectrum, feature_spectrum, jacobian_spectrum
+from nfd_jax.tools.feature_speed import FeatureSpeed, feature_speed
+from nfd_jax.tools.network_speed import network_speed
 from nfd_jax.tools.scale_rates import ScaledParameter, ScaledRates, scale_rates
 from nfd_jax.tools.suggest_learning_rate import SuggestedRate, suggest_learning_rate
 from nfd_jax.training import Training
@@ -35,6 +38,7 @@ __all__ = [
     "Coordinate",
     "CoordinateCheck",
     "ErrorBars",
+    "FeatureSpeed",
     "HeldOut",
     "Optimizer",
     "Outcome",
@@ -48,6 +52,7 @@ __all__ = [
     "ScaledRates",
     "Scaling",
     "Snapshot",
+    "Spectrum",
     "SuggestedRate",
     "Task",
     "Training",
@@ -58,8 +63,12 @@ __all__ = [
     "analytic",
     "coordinate_check",
     "datasets",
+    "feature_spectrum",
+    "feature_speed",
+    "jacobian_spectrum",
     "limit_dynamics",
     "network_dynamics",
+    "network_speed",
     "observables",
     "parametrization",
     "scale_rates",
