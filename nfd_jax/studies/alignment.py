@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import jax
@@ -31,27 +30,28 @@ class Sizes:
     strengths: tuple[float, ...] = (0.25, 0.5, 1.0, 2.0)
     horizons: tuple[float, ...] = (0.25, 1.0, 4.0)
     width: int = 200
-    seeds: int = 12
+    seeds: int = 24
 
 
 def cells(sizes: Sizes) -> list[Cell]:
-    """The MLP, and every family of residual networks at every depth."""
+    """The MLP, and every family of residual networks at every depth; spectra at the largest."""
     if sizes.mlp_depth < 2 * SHALLOWEST:
         raise ValueError(f"mlp_depth of study 'alignment' must be at least {2 * SHALLOWEST}, got {sizes.mlp_depth}")
     families = [(SMALL, 1.0), (LARGE, 1.0), *((CURVE, s) for s in sizes.strengths), *((OURS, T) for T in sizes.horizons)]
-    others = [{"family": name, "scale": at, "depth": L} for L in sizes.depths for name, at in families]
-    return [{"family": MLP, "scale": 1.0, "depth": sizes.mlp_depth}, *others]
+    grid = [(L, name, at, L == max(sizes.depths)) for L in sizes.depths for name, at in families]
+    every = [(sizes.mlp_depth, MLP, 1.0, True), *grid]
+    return [{"family": name, "scale": at, "depth": L, "moments": moments} for L, name, at, moments in every]
 
 
-def measure(family: str, scale: float, depth: int, width: int, seeds: int) -> Arrays:
+def measure(family: str, scale: float, depth: int, moments: bool, width: int, seeds: int) -> Arrays:
     """The cosine at every layer of every network, and that which the moments of its kernel predict."""
     found = [
-        angles(seed_key(seed), scales_of(family, scale, depth), depth, width, True)
+        angles(seed_key(seed), scales_of(family, scale, depth), depth, width, moments)
         for seed in own_seeds(seeds, family, scale, depth)
     ]
-    cosine, moments = (np.asarray(jax.device_get(each), np.float64) for each in zip(*found, strict=True))
-    axes = ("seed", "layer")
-    return {"cosine": (axes, cosine), "predicted": (axes, moments[..., 0] / np.sqrt(moments[..., 1]))}
+    cosine, spectra = (np.asarray(jax.device_get(each), np.float64) for each in zip(*found, strict=True))
+    record = {"cosine": (("seed", "layer"), cosine)}
+    return record | ({"predicted": (("seed", "layer"), spectra[..., 0] / np.sqrt(spectra[..., 1]))} if moments else {})
 
 
 def scales_of(family: str, scale: float, depth: int) -> Scales:
@@ -139,7 +139,6 @@ def _named(sizes: Sizes) -> list[tuple[str, float, int, str]]:
 
 def draw(results: Results) -> list[Panel]:
     """The MLP along its layers; one curve in sqrt(L) b; and the angle along depth at several scales of branches."""
-    sizes = results.sizes
     return [_mlp(results), _one_curve(results), _own(results), _against_depth(results)]
 
 
@@ -221,6 +220,6 @@ STUDY = Study(
     measure=measure,
     conclude=conclude,
     draw=draw,
-    cost=lambda cell: cell["depth"],
+    cost=lambda cell: cell["depth"] * (3 if cell["moments"] else 1),
     least={"depths": 2},
 )

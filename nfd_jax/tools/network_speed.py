@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from nfd_jax._checks import finite_float
+from nfd_jax._checks import finite_float, positive_int
 from nfd_jax._types import Array, PyTree, Scalar
 from nfd_jax.dynamics.autodiff import Autodiff, trainable, with_weights
 from nfd_jax.dynamics.base import SGD, AbstractDynamics, Record
@@ -70,28 +70,57 @@ def network_speed(
     take plain SGD. Returns a `FeatureSpeed`. Raises ValueError or TypeError for bad arguments, and where a number is
     not finite.
     """
-    eta = finite_float("rate", rate, strict=True)
-    steps = int(finite_float("trained", trained))
-    if width is not None and engine == "dense":
-        pass
-    elif training.rule != SGD:
-        raise ValueError(f"optimizer must be plain SGD for revealed matrices and limits, got {training.rule.name!r} "
-                         "with momentum or decay; use engine='dense'")
-    schedule = [*(training.rates[min(k, len(training.rates) - 1)] for k in range(steps)), eta, 0.0]
-    recipe = replace(training, steps=steps + 2, learning_rate=schedule.__getitem__, observe=_fields, evaluate_at=None)
+    found = step_quantities(
+        task,
+        model,
+        training,
+        width=width,
+        backward=backward,
+        engine=engine,
+        closure=closure,
+        particles=particles,
+        rate=rate,
+        trained=trained,
+        seed=seed,
+    )
+    names = tuple(f"h_{layer + (not model.structure.skip)}" for layer in range(model.blocks + 1))
+    for quantity, values in found.items():
+        if not np.isfinite(values).all():
+            where = f" of {names[int(np.argmin(np.isfinite(values)))]}" if np.ndim(values) else ""
+            raise ValueError(f"{quantity}{where} is not finite after trained={trained} steps; lower learning_rate")
+    loss, loss_decay, loss_change = (float(found.pop(name)) for name in ("loss", "loss_decay", "loss_change"))
+    return FeatureSpeed(names, **found, loss=loss, loss_decay=loss_decay, loss_change=loss_change)
+
+
+def step_quantities(
+    task: Task,
+    model: AbstractModel,
+    training: Training,
+    *,
+    width: int | None,
+    backward: str = "tied",
+    engine: str = "dense",
+    closure: str = "coupled",
+    particles: int = 4096,
+    rate: float | int = SMALL,
+    trained: int = 0,
+    seed: int = 0,
+) -> dict[str, np.ndarray]:
+    """The arrays of `network_speed` by name, finite or not."""
+    eta, before = finite_float("rate", rate, strict=True), positive_int("trained", trained, 0)
+    if (width is None or engine != "dense") and training.rule != SGD:
+        raise ValueError(
+            f"optimizer={training.rule.name!r} with its momentum and decay must be plain SGD for revealed matrices and "
+            "limits; use engine='dense'"
+        )
+    schedule = [*(float(training.rates[min(k, training.steps - 1)]) for k in range(before)), eta, 0.0]
+    recipe = replace(training, steps=before + 2, learning_rate=schedule.__getitem__, observe=_fields, evaluate_at=None)
     with jax.enable_x64(True):
         if width is None:
             dynamics, problem = limit_dynamics(task, model, recipe, particles=particles, closure=closure)
         else:
             dynamics, problem = network_dynamics(task, model, recipe, width=width, engine=engine, backward=backward)
-        found = _measured(dynamics, problem, check_seed("seed", seed), steps)
-    names = tuple(f"h_{layer + (not model.structure.skip)}" for layer in range(model.blocks + 1))
-    for quantity, values in found.items():
-        if not np.isfinite(values).all():
-            where = f" of {names[int(np.argmin(np.isfinite(values)))]}" if np.ndim(values) else ""
-            raise ValueError(f"{quantity}{where} is not finite after {steps} steps: training diverged; lower its rate")
-    loss, loss_decay, loss_change = (float(found.pop(name)) for name in ("loss", "loss_decay", "loss_change"))
-    return FeatureSpeed(names, **found, loss=loss, loss_decay=loss_decay, loss_change=loss_change)
+        return _measured(dynamics, problem, check_seed("seed", seed), before)
 
 
 def _fields(snapshot: Snapshot) -> dict[str, Array]:
