@@ -16,16 +16,19 @@ from typing import Any
 
 from nfd_jax._functions import blamed
 from nfd_jax.studies import (
+    alignment,
     collapse,
     degeneracy,
     depth,
     diversity,
     independence,
     interaction,
+    isometry,
     nonlinearity,
     plane,
     reuse,
     scaling,
+    speed_identity,
     transfer,
     width,
 )
@@ -46,6 +49,9 @@ MODULES = (
     diversity,
     nonlinearity,
     interaction,
+    speed_identity,
+    alignment,
+    isometry,
 )
 STUDIES: dict[str, Study] = {module.STUDY.name: module.STUDY for module in MODULES}
 GROUP = "nfd_jax.studies"  # of entry points, by which an installed package gives studies a name
