@@ -86,7 +86,7 @@ def angles(
         cosine = -jnp.sum(df * g) / jnp.sqrt(size * jnp.sum(df**2))
         if not with_moments:
             return (df, kernel), (cosine, jnp.zeros(0))
-        A = scales.skip * jnp.eye(width) + scales.branch * W * open_
+        A = scales.skip * jnp.eye(width) + scales.branch * W * open_[None]
         kernel = A @ kernel @ A.T + jnp.eye(width) / (depth * size)
         return (df, kernel), (cosine, jnp.stack([jnp.trace(kernel), jnp.sum(kernel**2)]) / width)
 

@@ -28,6 +28,7 @@ VARIANTS: dict[str, tuple[tuple[str, str, str], str, str, str]] = {
     "MLP, relu, muP": (("MLP", "", "relu"), "mup", "cross_entropy", "sgd"),
     "MLP, tanh, muP": (("MLP", "", "tanh"), "mup", "mse", "sgd"),
 }
+SLOWER = {"adam": 0.02, "sp": 0.1}  # rates of these, over that of the others: Adam's are of another kind
 TIED = {"tied": True, "untied": False, "coupled": True, "decoupled": False}  # whether g is a derivative
 ONE, SEVERAL = "one input", "trained"
 NOTHING = 1e-6  # relative: what is left of the formula at no rate, of roundings and second differences
@@ -36,18 +37,19 @@ FAILS = 0.01  # relative: by less than this a formula would not be seen to fail
 
 @dataclass(frozen=True)
 class Sizes:
-    """The grid: `rates` of the measured step, in units of the rate that trains, for finite networks; `widths` beside
-    the limits of `particles`."""
+    """The grid: `rates` of the measured step, in units of the rate that trains, at which hardly any ReLU flips; `widths`
+    beside the limits of `particles`, with more seeds."""
 
-    rates: tuple[float, ...] = (1e-2, 1e-3, 1e-4, 1e-5)
+    rates: tuple[float, ...] = (1e-4, 1e-5, 1e-6, 1e-7)
     width: int = 64
     depth: int = 6
-    widths: tuple[int, ...] = (64, 256, 1024)
+    widths: tuple[int, ...] = (32, 128, 512)
     particles: int = 2048
     blocks: int = 8
     steps: int = 5
     samples: int = 4
     seeds: int = 6
+    network_seeds: int = 48
     learning_rate: float = 0.5
 
 
@@ -58,7 +60,10 @@ def cells(sizes: Sizes) -> list[Cell]:
     along = [("tied", sizes.steps, width) for width in every] + [("tied", 0, widest)]
     along += [("untied", k, widest) for k in (0, sizes.steps)]
     along += [(kind, k, None) for kind in ("coupled", "decoupled") for k in (0, sizes.steps)]
-    closures = [{"kind": kind, "trained": k, "width": width} for kind, k, width in along]
+    closures = [
+        {"kind": kind, "trained": k, "width": width, "seeds": sizes.network_seeds if width else sizes.seeds}
+        for kind, k, width in along
+    ]
     return [*variants, *closures]
 
 
@@ -98,14 +103,12 @@ def measure(
 
 
 def _variant(kind: str, depth: int, samples: int, learning_rate: float) -> tuple[nfd.Task, Any, nfd.Training, float]:
-    """Task, model, recipe and rate; all weights train. Adam moves a weight by its rate, whatever its gradient."""
+    """Task, model, recipe and rate; all weights train."""
     (name, block, activation), row, loss, optimizer = VARIANTS[kind]
     model = nfd.MLP(depth, activation) if name == "MLP" else nfd.ResNet(depth, activation, block=block)
     several = {"classes": (0, 1, 2), "loss": loss} if loss == "cross_entropy" else {}
-    rate = learning_rate * (0.02 if optimizer == "adam" else 1.0)
-    recipe = nfd.Training(
-        1, rate, parametrization=row, optimizer=optimizer, train_input=True, train_readout=True
-    )
+    rate = learning_rate * SLOWER.get(optimizer, SLOWER.get(row, 1.0))
+    recipe = nfd.Training(1, rate, parametrization=row, optimizer=optimizer, train_input=True, train_readout=True)
     return nfd.datasets.digits(samples, **several), model, recipe, rate
 
 
@@ -214,7 +217,7 @@ STUDY = Study(
     " on the right; then ReLU, depth-muP, T = 1, tied and untied networks and both limits, where g is a derivative and "
     "where it is not",
     sizes={
-        "smoke": Sizes((1e-2, 1e-3, 1e-4), 16, 2, (32, 64), 256, 4, 1, 3, 3),
+        "smoke": Sizes((1e-4, 1e-5), 16, 2, (16, 32), 64, 2, 1, 2, 2, 4),
         "laptop": Sizes(),
         "accelerator": Sizes(width=256, depth=32, widths=(64, 256, 1024, 4096), particles=16_384, blocks=64, seeds=16),
     },

@@ -113,7 +113,10 @@ def feature_spectrum(
     given = by_pattern("rates", rates, dict.fromkeys(paths)) if isinstance(rates, Mapping) else dict.fromkeys(paths, rates)
     numbers = [jnp.asarray(finite_float(f"rate of {path}", given.get(path, 0.0))) for path in paths]
     apply = partial(_kernel_product, features, feature, numbers, model, inputs)
-    return _spectrum(apply, program.zeros([feature])[feature], largest, probes, leading, seed)
+    found = _spectrum(apply, program.zeros([feature])[feature], largest, probes, leading, seed)
+    if not found.samples.any():
+        raise ValueError(f"the kernel of {feature!r} is zero: no parameter with a rate in rates={rates!r} moves it")
+    return found
 
 
 def jacobian_spectrum(

@@ -176,7 +176,7 @@ def _loss_gradients(dynamics: Any, record: Record, targets: Array) -> Array:
     output = _output_scale(dynamics, width)
     if record.outputs.shape[1] > 1:
         return output**2 / width * gradients
-    return output / width * loss_gradient(dynamics.settings.loss, record.outputs, targets) * gradients
+    return output / width * loss_gradient(dynamics.settings.loss, record.outputs, targets)[None] * gradients
 
 
 def _output_scale(dynamics: Any, width: int) -> Scalar | float:
@@ -231,5 +231,5 @@ def _of_revealed(dynamics: Conditioned, state: PyTree, after: PyTree, rate: Any,
     learned = later.hidden.parameters.learned - before.hidden.parameters.learned
     squares = jnp.sum(learned**2, axis=(1, 2)).reshape(-1, count)
     rates = jnp.array([*[units.rates["inner"]] * (count - 1), units.rates["hidden"]])
-    found["hidden"] = units.output**2 * jnp.sum(squares / (rate * rates), axis=1)
+    found["hidden"] = units.output**2 * jnp.sum(squares / (rate * rates)[None], axis=1)
     return found
