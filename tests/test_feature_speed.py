@@ -1,6 +1,5 @@
-"""Feature speed: forward derivatives against finite steps, kernels against explicit Jacobians, closed forms, bad input."""
+"""Feature speed: forward derivatives against finite steps, kernels against Jacobians, closed forms, bad input."""
 
-import re
 from functools import partial
 
 import equinox as eqx
@@ -62,7 +61,10 @@ def step():
     small = 1e-5
     ahead, behind = moved(small), moved(-small)
     speeds = {name: RATE * np.asarray(ahead[name] - behind[name]) / (2 * small) for name in ahead}
-    pulls = {"embedded": jax.grad(rest)(before["embedded"], MODEL.blocks), "stream": jax.grad(rest)(before["stream"], [])}
+    pulls = {
+        "embedded": jax.grad(rest)(before["embedded"], MODEL.blocks),
+        "stream": jax.grad(rest)(before["stream"], []),
+    }
     squares = [RATE * float(jnp.sum(leaf**2)) for leaf in jax.tree.leaves((gradients.embed, gradients.blocks))]
     return speeds, {name: np.asarray(pull) for name, pull in pulls.items()}, moved(RATE), squares
 
@@ -139,7 +141,9 @@ RATES = {".embed.*": 0.5, ".blocks[1].up.*": 2.0}
 def kernel():
     """K of the stream from explicit Jacobians, and the Jacobian from the embedding to it."""
     parameters, static = eqx.partition(MODEL, eqx.is_inexact_array)
-    jacobians = jax.jacrev(lambda parameters: features(eqx.combine(parameters, static), INPUTS)["stream"].ravel())(parameters)
+    jacobians = jax.jacrev(lambda parameters: features(eqx.combine(parameters, static), INPUTS)["stream"].ravel())(
+        parameters
+    )
     parts = [
         rate * np.asarray(J).reshape(len(J), -1) @ np.asarray(J).reshape(len(J), -1).T
         for rate, layer in ((0.5, jacobians.embed), (2.0, jacobians.blocks[1].up))
@@ -177,7 +181,9 @@ def test_spectra(name, kernel):
     found = SPECTRA[name](MODEL, features, INPUTS, largest=2, leading=3, probes=200)
     assert not found.exact
     assert np.isnan(found.condition)
-    for one, other in zip((*found.moments, found.cosine, found.spread), (*exact.moments, exact.cosine, exact.spread), strict=True):
+    for one, other in zip(
+        (*found.moments, found.cosine, found.spread), (*exact.moments, exact.cosine, exact.spread), strict=True
+    ):
         assert 0 < one.standard_error < abs(other.value)
         assert abs(one.value - other.value) < 5 * one.standard_error + abs(other.value) / 200  # and the bias of a ratio
     gaps = np.abs(found.eigenvalues[:, None] - values).min(axis=1)
@@ -198,7 +204,9 @@ def test_the_kernel_moves_features(kernel):
 
     optimizer = optax.stateless(update)
     found = speed(optimizer=optimizer)
-    pull = np.asarray(jax.grad(lambda h: squared_loss(jax.vmap(MODEL.head)(h), TARGETS))(features(MODEL, INPUTS)["stream"]))
+    pull = np.asarray(
+        jax.grad(lambda h: squared_loss(jax.vmap(MODEL.head)(h), TARGETS))(features(MODEL, INPUTS)["stream"])
+    )
     np.testing.assert_allclose(found.cosine[1], cosine(pull.ravel(), kernel[0] @ pull.ravel()), rtol=1e-10)
     assert found.cosine[1] > nfd.feature_spectrum(MODEL, features, INPUTS, "stream", rates=RATES).least_cosine
 
@@ -210,9 +218,17 @@ CLASSES = nfd.datasets.digits(3, classes=(0, 1, 2), loss="cross_entropy")
 BOTH = {"train_input": True, "train_readout": True}
 NETWORKS = {
     "dense": (TASK, nfd.ResNet(2), {"width": 8, **BOTH, "richness": 2.0}),
-    "adam": (CLASSES, nfd.ResNet(2, "tanh", block="inner"), {"width": 8, **BOTH, "optimizer": "adam", "learning_rate": 0.02}),
+    "adam": (
+        CLASSES,
+        nfd.ResNet(2, "tanh", block="inner"),
+        {"width": 8, **BOTH, "optimizer": "adam", "learning_rate": 0.02},
+    ),
     "ntp": (CLASSES, nfd.MLP(3, "gelu"), {"width": 8, "parametrization": "ntp", **BOTH, "richness": 0.5}),
-    "revealed": (CLASSES, nfd.ResNet(2, "tanh", block="inner"), {"width": 16, "engine": "revealed", **BOTH, "richness": 2.0}),
+    "revealed": (
+        CLASSES,
+        nfd.ResNet(2, "tanh", block="inner"),
+        {"width": 16, "engine": "revealed", **BOTH, "richness": 2.0},
+    ),
     "coupled": (TASK, nfd.ResNet(2, "tanh"), {"width": None, "particles": 64}),
     "untied": (TASK, nfd.ResNet(2), {"width": 8, "backward": "untied"}),
     "decoupled": (TASK, nfd.ResNet(2, "tanh"), {"width": None, "particles": 64, "closure": "decoupled"}),
@@ -339,7 +355,11 @@ def without(model, inputs):
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"layers": ["streams"]}, ValueError, "layers names 'streams', which features does not return; it has embedded"),
+        (
+            {"layers": ["streams"]},
+            ValueError,
+            "layers names 'streams', which features does not return; it has embedded",
+        ),
         ({"layers": {"stream": ".block.*"}}, ValueError, "layers: no parameter takes '.block.*'"),
         ({"layers": "stream"}, TypeError, "layers must be names of features, or map them"),
         ({"layers": []}, ValueError, "layers must name a feature, got none"),
@@ -349,7 +369,11 @@ def without(model, inputs):
         ({"optimizer": 0.1}, TypeError, "optimizer must be an optax transformation"),
         ({"function": 3}, TypeError, "features must be a function of a model and inputs, got 3"),
         ({"function": lambda model, x: model(x)}, TypeError, "features must return a mapping from names to arrays"),
-        ({"function": lambda model, x: {"outputs": 1.0}}, TypeError, "features must return arrays of real .* 'outputs'"),
+        (
+            {"function": lambda model, x: {"outputs": 1.0}},
+            TypeError,
+            "features must return arrays of real .* 'outputs'",
+        ),
         ({"function": without}, ValueError, "features returns 'stream', but makes nothing of that array"),
         ({"inputs": INPUTS.at[0, 0].set(jnp.nan)}, ValueError, r"inputs must be finite, which inputs\[0, 0\] is not"),
         ({"model": {"a": 1}}, ValueError, "model must hold arrays of inexact dtype"),
@@ -370,11 +394,16 @@ def test_bad_input(plain, options, error, message):
         ("kernel", {"rates": -1.0}, ValueError, "rate of .embed.weight must be a finite number at least 0"),
         ("kernel", {"rates": {".head.*": 1.0}}, ValueError, "the kernel of 'stream' is zero"),
         ("kernel", {"probes": 1}, ValueError, "probes must be at least 2, got 1"),
-        ("jacobian", {"start": "outputs"}, ValueError, "nothing of the array that features returns as 'outputs' enters"),
+        (
+            "jacobian",
+            {"start": "outputs"},
+            ValueError,
+            "nothing of the array .* 'outputs' enters",
+        ),
     ],
 )
 def test_bad_spectra(name, options, error, message):
-    with pytest.raises(error, match=re.escape(message)):
+    with pytest.raises(error, match=message):
         SPECTRA[name](MODEL, features, INPUTS, **options)
 
 

@@ -1,5 +1,5 @@
-"""Streams of one input at initialisation, h_l = a h_{l-1} + b W_l relu(h_{l-1}), as the feature speed formula's source
-has them: the angle at every layer from one forward, one backward and one forward derivative sweep, and the spectrum that
+"""Streams of one input at initialisation, h_l = a h_{l-1} + b W_l relu(h_{l-1}): the feature speed formula's source has
+them. The angle at every layer from one forward, one backward and one forward derivative sweep, and the spectrum that
 predicts it.
 
 h_0 and the readout are frozen, and every layer takes the same share of the loss decay, eta_l = 1 / (L |grad_l|^2). So
@@ -56,8 +56,8 @@ def free_cosine(spread: float, layers: np.ndarray | int) -> np.ndarray:
 
     `spread`: v = Tr (A A^T)^2 / (n q^2) - 1 of one layer's Jacobian A, q = Tr A A^T / n. By moments of free matrices
     K_l / q^l has the moments l and sum_{k < l} (v k^2 + 2 k + 1), in units of its first rate. v is 0 for orthogonal A,
-    1 for Gaussian W, 1 for W relu' with orthogonal W, 2 with Gaussian W; b^2 s / q for a I + b W relu' of variance s / n,
-    q = a^2 + b^2 s / 2.
+    1 for Gaussian W, 1 for W relu' with orthogonal W, 2 with Gaussian W; b^2 s / q for a I + b W relu' with W of
+    variance s / n, q = a^2 + b^2 s / 2.
     """
     number = np.asarray(layers, float)
     return 1 / np.sqrt(1 + spread * (number - 1) * (2 * number - 1) / (6 * number))

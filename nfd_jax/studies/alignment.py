@@ -37,8 +37,13 @@ def cells(sizes: Sizes) -> list[Cell]:
     """The MLP, and every family of residual networks at every depth; spectra at the largest."""
     if sizes.mlp_depth < 2 * SHALLOWEST:
         raise ValueError(f"mlp_depth of study 'alignment' must be at least {2 * SHALLOWEST}, got {sizes.mlp_depth}")
-    families = [(SMALL, 1.0), (LARGE, 1.0), *((CURVE, s) for s in sizes.strengths), *((OURS, T) for T in sizes.horizons)]
-    grid = [(L, name, at, L == max(sizes.depths)) for L in sizes.depths for name, at in families]
+    families = [
+        (SMALL, 1.0),
+        (LARGE, 1.0),
+        *((CURVE, s) for s in sizes.strengths),
+        *((OURS, T) for T in sizes.horizons),
+    ]
+    grid = [(L, name, at, max(sizes.depths) == L) for L in sizes.depths for name, at in families]
     every = [(sizes.mlp_depth, MLP, 1.0, True), *grid]
     return [{"family": name, "scale": at, "depth": L, "moments": moments} for L, name, at, moments in every]
 
@@ -123,7 +128,9 @@ def conclude(results: Results) -> list[Finding]:
     for family, scale, depth, name in _named(sizes):
         cosine = bootstrap(np.mean, results.one(family=family, scale=scale, depth=depth).cosine.values[:, -1])
         closed = about(float(scales_of(family, scale, depth).cosine(depth)), NEAR)
-        found.append(Finding(f"cos theta_L, {name}", "free matrices, relu' afresh in every layer", closed, cosine.estimate()))
+        found.append(
+            Finding(f"cos theta_L, {name}", "free matrices, relu' afresh in every layer", closed, cosine.estimate())
+        )
     return found
 
 
@@ -145,7 +152,9 @@ def draw(results: Results) -> list[Panel]:
 def _mlp(results: Results) -> Panel:
     sizes = results.sizes
     layers, every = _fitted(sizes), np.arange(1, sizes.mlp_depth + 1)
-    cosine, predicted = (_along(results, name).map(lambda values: values[layers - 1]) for name in ("cosine", "predicted"))
+    cosine, predicted = (
+        _along(results, name).map(lambda values: values[layers - 1]) for name in ("cosine", "predicted")
+    )
     lines = [
         Line.of("measured", layers, cosine, fit_power(layers, cosine), -0.5),
         Line.of("M_1 / sqrt(M_2) of K", layers, predicted),
@@ -206,9 +215,9 @@ def _against_depth(results: Results) -> Panel:
 STUDY = Study(
     name="alignment",
     number=14,
-    claim="cos(theta) ~ l^-1/2 in ReLU MLPs, a function of sqrt(L) b in ResNets, M_1 / sqrt(M_2) of the kernel's spectrum",
+    claim="cos(theta) ~ l^-1/2 in ReLU MLPs, a function of sqrt(L) b in ResNets; M_1 / sqrt(M_2) of the spectrum",
     source="FSF sections 3 and 4",
-    setting="h <- sqrt(1 - b^2) h + b W relu(h), W He-normal, and our own block, at initialisation: one Gaussian input, "
+    setting="h <- sqrt(1 - b^2) h + b W relu(h), W He-normal, and our own block, untrained: one Gaussian input, "
     "ends frozen, eta_l = eta / (L |grad_l|^2); beside both sources a closed form of ours for gates drawn afresh in "
     "every layer, which those of a residual stream are not",
     sizes={

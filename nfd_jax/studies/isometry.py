@@ -193,7 +193,9 @@ def conclude(results: Results) -> list[Finding]:
             curve = _curve(results, activation, init, "spread")
             found += curve.findings(f"spread of squared singular values of d h_L / d h_0 ~ L^p, {named}", predicted)
     exact = bootstrap(np.max, results.one(activation=EXACT[0], init=EXACT[1], depth=deepest).spread.values)
-    found.append(Finding(f"spread, {_named(*EXACT)}, L = {deepest}", "isometry, to rounding", at_most(1e-4), exact.estimate()))
+    found.append(
+        Finding(f"spread, {_named(*EXACT)}, L = {deepest}", "isometry, to rounding", at_most(1e-4), exact.estimate())
+    )
     for activation in ACTIVATIONS:
         for init in INITS:
             record = results.one(activation=activation, init=init, depth=deepest)
@@ -204,7 +206,11 @@ def conclude(results: Results) -> list[Finding]:
     for (activation, init), spread in SPREADS.items():
         cosine = bootstrap(np.mean, results.one(activation=activation, init=init, depth=deepest).cosine.values)
         closed = about(float(free_cosine(spread, deepest)), 0.03)
-        found.append(Finding(f"cos theta_L, {_named(activation, init)}, L = {deepest}", "free matrices", closed, cosine.estimate()))
+        found.append(
+            Finding(
+                f"cos theta_L, {_named(activation, init)}, L = {deepest}", "free matrices", closed, cosine.estimate()
+            )
+        )
     bound = "least cos - 2 sqrt(kappa) / (1 + kappa) of all networks"
     found.append(Finding(bound, "Kantorovich, kappa of K", at_least(-1e-3), _margin(results).estimate()))
     return found

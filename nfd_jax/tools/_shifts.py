@@ -13,6 +13,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+from jax.core import eval_jaxpr  # pyright: ignore[reportMissingImports]
 from jax.extend import core
 
 from nfd_jax._functions import blamed
@@ -100,7 +101,7 @@ def _evaluated(equation: Any, values: list[Any]) -> list[Any]:
     """As a program of its own: how primitives are bound differs between versions of jax."""
     given = {atom: value for atom, value in zip(equation.invars, values, strict=True) if isinstance(atom, core.Var)}
     alone = core.Jaxpr((), list(given), equation.outvars, [equation], debug_info=UNNAMED)
-    return jax.core.eval_jaxpr(alone, (), *given.values())
+    return eval_jaxpr(alone, (), *given.values())
 
 
 def _joined(equation: Any, values: list[Any]) -> list[Any]:

@@ -1,8 +1,8 @@
 """Spectra behind the angle: of the backward-to-feature kernel, and of the Jacobian from one layer to another.
 
-Under SGD at rates eta_l features move by df_v = -K_v b_v, with the kernel K_v = sum_{l <= v} eta_l J_l J_l^T and J_l the
-Jacobian of f_v in the parameters of layer l. So cos(theta_v) = <b, K b> / (|b| |K b|); for a b like a Gaussian vector
-that knows nothing of K this is M_1 / sqrt(M_2), M_k = Tr K^k / m (Chizat and Netrapalli, arXiv 2311.18718, section 3),
+Under SGD at rates eta_l features move by df_v = -K_v b_v, with the kernel K_v = sum_{l <= v} eta_l J_l J_l^T and J_l
+the Jacobian of f_v in the parameters of layer l. So cos(theta_v) = <b, K b> / (|b| |K b|); for a b like a Gaussian
+vector that knows nothing of K this is M_1 / sqrt(M_2), M_k = Tr K^k / m (Chizat and Netrapalli, arXiv 2311.18718, section 3),
 and it is never below 2 sqrt(kappa) / (1 + kappa), kappa the condition number of K (Kantorovich).
 """
 
@@ -101,7 +101,7 @@ def feature_spectrum(
     - `model`, `features`, `inputs`: as `feature_speed` takes them. `feature`: the name of f_v.
     - `rates`: eta_l of every parameter under SGD, one number, or numbers by patterns of paths; others have rate 0.
     - `largest`: the dimension m, entries of f_v over all samples, up to which all eigenvalues are computed, from m^2
-      numbers. Above, K acts only by products with Jacobians: moments by Hutchinson's estimator on `probes` random signs,
+      numbers. Above, K acts only by products with Jacobians: moments by Hutchinson's estimator on `probes` signs,
       and the `leading` eigenvalues by Lanczos (ARPACK).
     - `seed`: of the probes and of the first vector of Lanczos.
 
@@ -110,7 +110,9 @@ def feature_spectrum(
     program = _checked(model, features, inputs)
     check_named("feature", [feature], program.names)
     paths = [path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(program.parameters)]
-    given = by_pattern("rates", rates, dict.fromkeys(paths)) if isinstance(rates, Mapping) else dict.fromkeys(paths, rates)
+    given = (
+        by_pattern("rates", rates, dict.fromkeys(paths)) if isinstance(rates, Mapping) else dict.fromkeys(paths, rates)
+    )
     numbers = [jnp.asarray(finite_float(f"rate of {path}", given.get(path, 0.0))) for path in paths]
     apply = partial(_kernel_product, features, feature, numbers, model, inputs)
     found = _spectrum(apply, program.zeros([feature])[feature], largest, probes, leading, seed)
@@ -131,7 +133,7 @@ def jacobian_spectrum(
     leading: int = 8,
     seed: int = 0,
 ) -> Spectrum:
-    """The spectrum of J J^T, J the Jacobian of the feature `end` in the feature `start`: squares of its singular values.
+    """The spectrum of J J^T, J the Jacobian of the feature `end` in the feature `start`: its squared singular values.
 
     Samples are taken together: where they do not interact the values of all are pooled. Its `condition` is that of J
     squared. Other arguments, and errors, are those of `feature_spectrum`.
@@ -172,9 +174,7 @@ def _kernel_product(
 
 
 @eqx.filter_jit
-def _jacobian_product(
-    features: Features, start: str, end: str, model: PyTree, inputs: PyTree, vectors: Array
-) -> Array:
+def _jacobian_product(features: Features, start: str, end: str, model: PyTree, inputs: PyTree, vectors: Array) -> Array:
     """J J^T z of every row z."""
     program = Program(features, model, inputs)
 

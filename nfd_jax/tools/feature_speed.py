@@ -54,6 +54,13 @@ class FeatureSpeed:
     loss_decay: float
     loss_change: float
 
+    @classmethod
+    def of(cls, names: tuple[str, ...], found: Mapping[str, np.ndarray]) -> FeatureSpeed:
+        """From arrays by name, of which others are left out."""
+        layers = {name: found[name] for name in ("cosine", "speed", "moved", "backward", "decay")}
+        loss, decay, change = (float(found[name]) for name in ("loss", "loss_decay", "loss_change"))
+        return cls(names, **layers, loss=loss, loss_decay=decay, loss_change=change)
+
     @property
     def through(self) -> np.ndarray:
         """-<b_v, df_v>: the left side of the formula, whose right side is `decay`."""
@@ -72,7 +79,7 @@ class FeatureSpeed:
     def table(self) -> str:
         """All numbers, one layer a line."""
         columns = "cosine", "speed", "moved", "backward", "decay", "sensitivity"
-        lines = [("layer", *columns, "")]
+        lines: list[tuple[str, ...]] = [("layer", *columns, "")]
         for place, name in enumerate(self.names):
             numbers = (f"{getattr(self, column)[place]:.4g}" for column in columns)
             lines.append((name, *numbers, "dead" if name in self.dead else ""))
@@ -142,9 +149,7 @@ def feature_speed(
     found = _measured(features, loss, output, names, up_to, optimizer, state, model, inputs, targets)
     found = {name: np.asarray(values, np.float64) for name, values in found.items()}
     check_finite(names, found)
-    numbers = {name: float(found.pop(name)) for name in ("loss", "loss_decay", "loss_change")}
-    del found["gradient"]
-    return FeatureSpeed(names, **found, **numbers)
+    return FeatureSpeed.of(names, found)
 
 
 @eqx.filter_jit
@@ -180,7 +185,9 @@ def _measured(
         "loss_decay": sum(products),
         "loss_change": value_after - value,
         "gradient": jnp.sqrt(sum(_inner(leaf, leaf) for leaf in jax.tree.leaves(gradients))),
-        "decay": jnp.stack([sum((p for p, within in zip(products, up, strict=True) if within), 0.0 * value) for up in up_to]),
+        "decay": jnp.stack(
+            [sum((p for p, within in zip(products, up, strict=True) if within), 0.0 * value) for up in up_to]
+        ),
     }
     layers = [angle(moved[name], backward[name]) | {"moved": rms(after[name] - before[name])} for name in names]
     return whole | {key: jnp.stack([layer[key] for layer in layers]) for key in layers[0]}

@@ -88,8 +88,7 @@ def network_speed(
         if not np.isfinite(values).all():
             where = f" of {names[int(np.argmin(np.isfinite(values)))]}" if np.ndim(values) else ""
             raise ValueError(f"{quantity}{where} is not finite after trained={trained} steps; lower learning_rate")
-    loss, loss_decay, loss_change = (float(found.pop(name)) for name in ("loss", "loss_decay", "loss_change"))
-    return FeatureSpeed(names, **found, loss=loss, loss_decay=loss_decay, loss_change=loss_change)
+    return FeatureSpeed.of(names, found)
 
 
 def step_quantities(
@@ -179,7 +178,7 @@ def _loss_gradients(dynamics: Any, record: Record, targets: Array) -> Array:
     return output / width * loss_gradient(dynamics.settings.loss, record.outputs, targets)[None] * gradients
 
 
-def _output_scale(dynamics: Any, width: int) -> Scalar | float:
+def _output_scale(dynamics: Any, width: int) -> Any:
     """f = output V^T h_L / n, for V of N(0, 1) entries."""
     if isinstance(dynamics, Conditioned):
         return dynamics.units.output
@@ -191,16 +190,16 @@ def _output_scale(dynamics: Any, width: int) -> Scalar | float:
 def _decay_of_layers(dynamics: Any, state: PyTree, after: PyTree, rate: Any, x: Any, y: Any) -> dict[str, Array]:
     """-<grad, dW> of the input layer, in place 0 of `(L + 1,)`, of the blocks in the places after it, and of the
     readout."""
-    decays = (_of_dense if isinstance(dynamics, Autodiff) else _of_revealed)(dynamics, state, after, rate, x, y)
-    inside = sum(decays.get(role, jnp.zeros(())) for role in ("inner", "hidden"))
-    blocks = jnp.concatenate([jnp.zeros(1), jnp.atleast_1d(inside)]) if inside.ndim else jnp.zeros(1)
+    dense = isinstance(dynamics, Autodiff)
+    decays = _of_dense(dynamics, state, after, x, y) if dense else _of_revealed(dynamics, state, after, rate)
+    inside = jnp.asarray(sum(decays[role] for role in ("inner", "hidden") if role in decays))
+    blocks = jnp.concatenate([jnp.zeros(1), inside])
     first = jnp.zeros_like(blocks).at[0].set(decays.get("input", 0.0))
     return {"input": first, "blocks": blocks, "readout": decays.get("readout", jnp.zeros(()))}
 
 
-def _of_dense(dynamics: Autodiff, state: PyTree, after: PyTree, rate: Any, x: Any, y: Any) -> dict[str, Array]:
+def _of_dense(dynamics: Autodiff, state: PyTree, after: PyTree, x: Any, y: Any) -> dict[str, Array]:
     """From gradients and weights before and after, forward ones where there are two copies."""
-    del rate
     network, settings = state.network, dynamics.settings
     weights, moved = (trainable(settings.trained, each.network) for each in (state, after))
 
@@ -219,9 +218,8 @@ def _of_dense(dynamics: Autodiff, state: PyTree, after: PyTree, rate: Any, x: An
     return found
 
 
-def _of_revealed(dynamics: Conditioned, state: PyTree, after: PyTree, rate: Any, x: Any, y: Any) -> dict[str, Array]:
+def _of_revealed(dynamics: Conditioned, state: PyTree, after: PyTree, rate: Any) -> dict[str, Array]:
     """eta |grad|^2 = |dW|^2 / eta under plain SGD, from the coordinates of dW in orthonormal bases."""
-    del x, y
     units, count = dynamics.units, dynamics.settings.structure.matrices
     before, later = state.layers, after.layers
     width, found = before.readout.shape[1], {}
