@@ -119,8 +119,9 @@ def _variant(kind: str, depth: int, samples: int, learning_rate: float) -> tuple
 
 def _rest(found: dict[str, np.ndarray]) -> np.ndarray:
     """Left over right side, minus 1, behind every block; 0 where both are."""
-    left, right = (found["cosine"] * found["speed"] * found["backward"])[1:], found["decay"][1:]
-    return np.divide(left - right, right, out=np.zeros_like(right), where=right != 0)
+    with np.errstate(all="ignore"):  # where training diverged
+        left, right = (found["cosine"] * found["speed"] * found["backward"])[1:], found["decay"][1:]
+        return np.divide(left - right, right, out=np.zeros_like(right), where=right != 0)
 
 
 def _law(results: Results, name: str, trained: int) -> tuple[Curve, Sampled]:

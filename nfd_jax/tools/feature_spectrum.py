@@ -1,9 +1,9 @@
 """Spectra behind the angle: of the backward-to-feature kernel, and of the Jacobian from one layer to another.
 
 Under SGD at rates eta_l features move by df_v = -K_v b_v, with the kernel K_v = sum_{l <= v} eta_l J_l J_l^T and J_l
-the Jacobian of f_v in the parameters of layer l. So cos(theta_v) = <b, K b> / (|b| |K b|); for a b like a Gaussian
-vector that knows nothing of K this is M_1 / sqrt(M_2), M_k = Tr K^k / m (Chizat and Netrapalli, arXiv 2311.18718, section 3),
-and it is never below 2 sqrt(kappa) / (1 + kappa), kappa the condition number of K (Kantorovich).
+the Jacobian of f_v in the parameters of layer l. So cos(theta_v) = <b, K b> / (|b| |K b|). For a b like a Gaussian
+vector that knows nothing of K this is M_1 / sqrt(M_2), M_k = Tr K^k / m (Chizat and Netrapalli, arXiv 2311.18718); it
+is never below 2 sqrt(kappa) / (1 + kappa), kappa the condition number of K (Kantorovich).
 """
 
 from __future__ import annotations
