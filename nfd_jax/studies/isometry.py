@@ -228,7 +228,8 @@ def draw(results: Results) -> list[Panel]:
             if (activation, init) != EXACT:  # 0 to rounding
                 spreads.append(spread.line(name, fitted=False))
                 against.append(Line(name, spread.values.values, cosine.values.values, cosine.values.half_widths))
-    width = results.sizes.width
+    width, fine = results.sizes.width, np.geomspace(0.1, max(line.x.max() for line in against), 50)
+    against.append(Line("(1 + spread / 3)^-1/2, free matrices", fine, (1 + fine / 3) ** -0.5, curve=True))
     return [
         Panel(f"alignment, n = {width}", "depth L", "cos theta_L", cosines),
         Panel("conditioning of d h_L / d h_0", "depth L", "spread of squared singular values", spreads),

@@ -50,12 +50,17 @@ class Sizes:
     samples: int = 4
     seeds: int = 6
     network_seeds: int = 96
+    variant_seeds: int = 32
     learning_rate: float = 0.5
 
 
 def cells(sizes: Sizes) -> list[Cell]:
     """Every variant before and after training; and closures at every width for one input, and after training."""
-    variants = [{"kind": name, "trained": k, "width": sizes.width} for name in VARIANTS for k in (0, sizes.steps)]
+    variants = [
+        {"kind": name, "trained": k, "width": sizes.width, "seeds": sizes.variant_seeds}
+        for name in VARIANTS
+        for k in (0, sizes.steps)
+    ]
     every, widest = sizes.widths, max(sizes.widths)
     along = [("tied", sizes.steps, width) for width in every] + [("tied", 0, widest)]
     along += [("untied", k, widest) for k in (0, sizes.steps)]
@@ -228,7 +233,7 @@ STUDY = Study(
     "on the right; then ReLU, depth-muP, T = 1, tied and untied networks and both limits, where g is a derivative and "
     "where it is not",
     sizes={
-        "smoke": Sizes((1e-4, 1e-5), 16, 2, (16, 32), 64, 2, 1, 2, 2, 4),
+        "smoke": Sizes((1e-4, 1e-5), 16, 2, (16, 32), 64, 2, 1, 2, 2, 4, 4),
         "laptop": Sizes(),
         "accelerator": Sizes(width=256, depth=32, widths=(64, 256, 1024, 4096), particles=16_384, blocks=64, seeds=16),
     },
