@@ -31,6 +31,7 @@ class Defect(NamedTuple):
 
 
 NETWORK, LIMIT, CLAIMS = "test_network.py", "test_limit.py", "test_claims.py"
+SPEED = "test_feature_speed.py"
 
 DEFECTS = [
     # ------------------------------------------------------------------ optimizers and rates
@@ -445,6 +446,63 @@ DEFECTS = [
         "mean[0] / mean[1]",
         "mean[1] / mean[0]",
         (CLAIMS,),
+    ),
+    # ------------------------------------------------------------------ feature speed
+    Defect(
+        "shifts that enter nothing behind them",
+        "tools/_shifts.py",
+        "known[variable] = marks[variable](value) if variable in marks else value",
+        "known[variable] = value",
+        (SPEED,),
+    ),
+    Defect(
+        "only the layer of a feature for all up to it",
+        "tools/feature_speed.py",
+        "number <= place[name]",
+        "number == place[name]",
+        (SPEED,),
+    ),
+    Defect(
+        "the kernel without its rates",
+        "tools/feature_spectrum.py",
+        "rate.astype(leaf.dtype) * leaf",
+        "leaf",
+        (SPEED,),
+    ),
+    Defect(
+        "errors of moments of one probe",
+        "tools/feature_spectrum.py",
+        "function(samples.mean(axis=0)), self.samples",
+        "function(samples[0]), self.samples",
+        (SPEED,),
+    ),
+    Defect(
+        "loss gradients of one output without its scale",
+        "tools/network_speed.py",
+        "return output / width * loss_gradient",
+        "return 1 / width * loss_gradient",
+        (SPEED,),
+    ),
+    Defect(
+        "the decay of revealed layers at the rate of hidden ones",
+        "tools/network_speed.py",
+        "moved**2) / (rate * units.rates[role])",
+        "moved**2) / rate",
+        (SPEED,),
+    ),
+    Defect(
+        "a stream whose kernel forgets its gates",
+        "studies/_stream.py",
+        "scales.branch * W * open_[None]",
+        "scales.branch * W",
+        (SPEED,),
+    ),
+    Defect(
+        "the closed form of one layer less",
+        "studies/_stream.py",
+        "(number - 1) * (2 * number - 1)",
+        "(number - 2) * (2 * number - 1)",
+        (SPEED,),
     ),
 ]
 

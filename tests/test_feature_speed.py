@@ -186,6 +186,8 @@ def test_spectra(name, kernel):
     ):
         assert 0 < one.standard_error < abs(other.value)
         assert abs(one.value - other.value) < 5 * one.standard_error + abs(other.value) / 200  # and the bias of a ratio
+    variance = 2 * (np.sum(matrix**2) - np.sum(np.diag(matrix) ** 2)) / len(matrix) ** 2  # of one probe's M_1
+    np.testing.assert_allclose(found.moments[0].standard_error, (variance / 200) ** 0.5, rtol=0.35)  # 6 % by chance
     gaps = np.abs(found.eigenvalues[:, None] - values).min(axis=1)
     assert np.all(gaps <= found.residuals + 1e-9 * values[0])
     np.testing.assert_allclose(found.eigenvalues, values[:3], rtol=1e-6)
@@ -227,7 +229,7 @@ NETWORKS = {
     "revealed": (
         CLASSES,
         nfd.ResNet(2, "tanh", block="inner"),
-        {"width": 16, "engine": "revealed", **BOTH, "richness": 2.0},
+        {"width": 16, "engine": "revealed", "parametrization": "ntp", **BOTH, "richness": 2.0},
     ),
     "coupled": (TASK, nfd.ResNet(2, "tanh"), {"width": None, "particles": 64}),
     "untied": (TASK, nfd.ResNet(2), {"width": 8, "backward": "untied"}),
