@@ -229,7 +229,7 @@ NETWORKS = {
     "revealed": (
         CLASSES,
         nfd.ResNet(2, "tanh", block="inner"),
-        {"width": 16, "engine": "revealed", "parametrization": "ntp", **BOTH, "richness": 2.0},
+        {"width": 16, "engine": "revealed", "parametrization": "sp", **BOTH, "learning_rate": 0.01},
     ),
     "coupled": (TASK, nfd.ResNet(2, "tanh"), {"width": None, "particles": 64}),
     "untied": (TASK, nfd.ResNet(2), {"width": 8, "backward": "untied"}),

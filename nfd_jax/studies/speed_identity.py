@@ -123,10 +123,10 @@ def _variant(kind: str, depth: int, samples: int, learning_rate: float) -> tuple
 
 
 def _rest(found: dict[str, np.ndarray]) -> np.ndarray:
-    """Left over right side, minus 1, behind every block; 0 where both are."""
+    """Left over right side, minus 1, behind every block; not a number where nothing is left to descend."""
     with np.errstate(all="ignore"):  # where training diverged
         left, right = (found["cosine"] * found["speed"] * found["backward"])[1:], found["decay"][1:]
-        return np.divide(left - right, right, out=np.zeros_like(right), where=right != 0)
+        return np.divide(left - right, right, out=np.full_like(right, np.nan), where=right != 0)
 
 
 def _law(results: Results, name: str, trained: int) -> tuple[Curve, Sampled]:
@@ -231,7 +231,7 @@ STUDY = Study(
     source="FSF theorem 1",
     setting="digits, one small step in float64, all layers v; blocks, MLP, losses, rows, Adam with -sum <grad_l, dW_l> "
     "on the right; then ReLU, depth-muP, T = 1, tied and untied networks and both limits, where g is a derivative and "
-    "where it is not",
+    "where it is not; rests of the median network, as that of one in which a ReLU flips does not fall smoothly",
     sizes={
         "smoke": Sizes((1e-4, 1e-5), 16, 2, (16, 32), 64, 2, 1, 2, 2, 4, 4),
         "laptop": Sizes(),

@@ -113,8 +113,9 @@ def step_quantities(
             "limits; use engine='dense'"
         )
     schedule = [*(float(training.rates[min(k, training.steps - 1)]) for k in range(before)), eta, 0.0]
-    recipe = replace(training, steps=before + 2, learning_rate=schedule.__getitem__, observe=_fields, evaluate_at=None)
+    changes = {"steps": before + 2, "learning_rate": schedule.__getitem__, "observe": _fields, "evaluate_at": None}
     with jax.enable_x64(True):
+        recipe = replace(training, **changes)
         if width is None:
             dynamics, problem = limit_dynamics(task, model, recipe, particles=particles, closure=closure)
         else:
