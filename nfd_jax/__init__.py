@@ -21,7 +21,10 @@ from nfd_jax.task import Task
 from nfd_jax.tools._coordinates import Coordinate, CoordinateCheck
 from nfd_jax.tools.balance_scales import BalancedScales, balance_scales
 from nfd_jax.tools.coordinate_check import coordinate_check
+from nfd_jax.tools.feature_spectrum import Spectrum, feature_spectrum, jacobian_spectrum
+from nfd_jax.tools.feature_speed import FeatureSpeed, feature_speed
 from nfd_jax.tools.feature_speed_control import FeatureSpeedState, feature_speed_control
+from nfd_jax.tools.network_speed import network_speed
 from nfd_jax.tools.scale_rates import ScaledParameter, ScaledRates, scale_rates
 from nfd_jax.tools.suggest_learning_rate import SuggestedRate, suggest_learning_rate
 from nfd_jax.training import Training
@@ -38,6 +41,7 @@ __all__ = [
     "Coordinate",
     "CoordinateCheck",
     "ErrorBars",
+    "FeatureSpeed",
     "FeatureSpeedState",
     "HeldOut",
     "Optimizer",
@@ -52,6 +56,7 @@ __all__ = [
     "ScaledRates",
     "Scaling",
     "Snapshot",
+    "Spectrum",
     "SuggestedRate",
     "Task",
     "Training",
@@ -63,9 +68,13 @@ __all__ = [
     "balance_scales",
     "coordinate_check",
     "datasets",
+    "feature_spectrum",
+    "feature_speed",
     "feature_speed_control",
+    "jacobian_spectrum",
     "limit_dynamics",
     "network_dynamics",
+    "network_speed",
     "observables",
     "parametrization",
     "scale_rates",

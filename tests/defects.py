@@ -31,7 +31,8 @@ class Defect(NamedTuple):
 
 
 NETWORK, LIMIT, CLAIMS = "test_network.py", "test_limit.py", "test_claims.py"
-SPEED = ("test_feature_speed_control.py",)
+SPEED = "test_feature_speed.py"
+CONTROL = ("test_feature_speed_control.py",)
 
 DEFECTS = [
     # ------------------------------------------------------------------ optimizers and rates
@@ -424,49 +425,49 @@ DEFECTS = [
         "tools/_layers.py",
         "square = jnp.sum(leaf.astype(precision()) ** 2, axis=axes)",
         "square = jnp.sqrt(jnp.sum(leaf.astype(precision()) ** 2, axis=axes))",
-        SPEED,
+        CONTROL,
     ),
     Defect(
         "speed control: a stack as one layer",
         "tools/_layers.py",
         "axes = tuple(range(0 if place.stack is None else 1, leaf.ndim))",
         "axes = tuple(range(leaf.ndim))",
-        SPEED,
+        CONTROL,
     ),
     Defect(
         "speed control: frozen arrays move",
         "tools/_layers.py",
         "            return jnp.zeros_like(value)\n        factor",
         "            return value\n        factor",
-        SPEED,
+        CONTROL,
     ),
     Defect(
         "speed control: a skipped step moves the others",
         "tools/feature_speed_control.py",
         "jnp.where(usable, rate, jnp.zeros_like(rate)) for",
         "rate for",
-        SPEED,
+        CONTROL,
     ),
     Defect(
         "speed control: the slowest feature for the fastest",
         "tools/feature_speed_control.py",
         "for name, speed in asked.items()]).max()",
         "for name, speed in asked.items()]).min()",
-        SPEED,
+        CONTROL,
     ),
     Defect(
         "speed control: rates of every step",
         "tools/feature_speed_control.py",
         "(state.steps % every == 0)",
         "(state.steps % 1 == 0)",
-        SPEED,
+        CONTROL,
     ),
     Defect(
         "speed control: a readout the wrong way",
         "tools/balance_scales.py",
         "inputs, targets)) / speed, of, last",
         "inputs, targets)) * speed, of, last",
-        SPEED,
+        CONTROL,
     ),
     Defect(
         "study control: half the common blocks of the closed form",
@@ -524,6 +525,63 @@ DEFECTS = [
         "mean[0] / mean[1]",
         "mean[1] / mean[0]",
         (CLAIMS,),
+    ),
+    # ------------------------------------------------------------------ feature speed
+    Defect(
+        "shifts that enter nothing behind them",
+        "tools/_shifts.py",
+        "known[variable] = marks[variable](value) if variable in marks else value",
+        "known[variable] = value",
+        (SPEED,),
+    ),
+    Defect(
+        "only the layer of a feature for all up to it",
+        "tools/feature_speed.py",
+        "number <= place[name]",
+        "number == place[name]",
+        (SPEED,),
+    ),
+    Defect(
+        "the kernel without its rates",
+        "tools/feature_spectrum.py",
+        "rate.astype(leaf.dtype) * leaf",
+        "leaf",
+        (SPEED,),
+    ),
+    Defect(
+        "errors of moments of one probe",
+        "tools/feature_spectrum.py",
+        "function(samples.mean(axis=0)), self.samples",
+        "function(samples[0]), self.samples",
+        (SPEED,),
+    ),
+    Defect(
+        "loss gradients of one output without its scale",
+        "tools/network_speed.py",
+        "return output / width * loss_gradient",
+        "return 1 / width * loss_gradient",
+        (SPEED,),
+    ),
+    Defect(
+        "the decay of revealed layers at the rate of hidden ones",
+        "tools/network_speed.py",
+        "moved**2) / (rate * units.rates[role])",
+        "moved**2) / rate",
+        (SPEED,),
+    ),
+    Defect(
+        "a stream whose kernel forgets its gates",
+        "studies/_stream.py",
+        "scales.branch * W * open_[None]",
+        "scales.branch * W",
+        (SPEED,),
+    ),
+    Defect(
+        "the closed form of one layer less",
+        "studies/_stream.py",
+        "(number - 1) * (2 * number - 1)",
+        "(number - 2) * (2 * number - 1)",
+        (SPEED,),
     ),
 ]
 

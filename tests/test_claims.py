@@ -71,6 +71,24 @@ CASES = {
     "nonlinearity, the others": (laws.nonlinearity_of, {"best": "others"}, NOTHING),
     "interaction": (laws.interaction, {}, EVERYTHING),
     "interaction, exchanged": (laws.interaction, {"falling": "complete_p"}, NOTHING),
+    "identity": (laws.identity_of, {}, r"^(?!left.*(untied|decoupled).*FSF)"),
+    "identity, otherwise": (
+        laws.identity_of,
+        {"rest": 2.0, "left": 1e-3, "fails": 0.0, "tied": 0.1, "approach": 0.0},
+        r"(untied|decoupled).*FSF",
+    ),
+    "alignment": (laws.alignment_of, {}, r"^(?!.*depth leaves)"),
+    "alignment, otherwise": (
+        laws.alignment_of,
+        {"power": 0.0, "curve": -0.3, "small": 0.0, "large": 0.0, "spectrum": 0.5},
+        r"depth leaves|^cos theta_L, (b|our)",
+    ),
+    "isometry": (laws.isometry_of, {}, EVERYTHING),
+    "isometry, otherwise": (
+        laws.isometry_of,
+        {"aligned": -0.5, "others": 0.0, "spread": 0.0, "spectrum": 0.5, "bound": -0.1},
+        r"^cos theta_L, |L\^p, orthogonal tanh \| isometry|^spread, ",
+    ),
     "control": (laws.control_of, {}, EVERYTHING),
     "control, exchanged": (
         laws.control_of,

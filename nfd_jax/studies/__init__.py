@@ -16,6 +16,7 @@ from typing import Any
 
 from nfd_jax._functions import blamed
 from nfd_jax.studies import (
+    alignment,
     collapse,
     control,
     degeneracy,
@@ -23,10 +24,12 @@ from nfd_jax.studies import (
     diversity,
     independence,
     interaction,
+    isometry,
     nonlinearity,
     plane,
     reuse,
     scaling,
+    speed_identity,
     transfer,
     width,
 )
@@ -47,6 +50,9 @@ MODULES = (
     diversity,
     nonlinearity,
     interaction,
+    speed_identity,
+    alignment,
+    isometry,
     control,
 )
 STUDIES: dict[str, Study] = {module.STUDY.name: module.STUDY for module in MODULES}
