@@ -471,9 +471,9 @@ DEFECTS = [
     ),
     Defect(
         "study control: half the common blocks of the closed form",
-        "studies/_frozen_ends.py",
-        "(1 + 2 * branch**2 * common)",
-        "(1 + branch**2 * common)",
+        "studies/_stream.py",
+        "weight = self.branch**2 * self.variance",
+        "weight = self.branch**2",
         ("test_control.py",),
     ),
     Defect(

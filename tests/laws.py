@@ -12,7 +12,6 @@ import xarray as xr
 
 from nfd_jax import studies
 from nfd_jax.studies import (
-    _frozen_ends,
     _reuse,
     _study,
     alignment,
@@ -227,7 +226,7 @@ def control_of(cell, sizes, scattered, grows=0.0, held=0.0, over=0.5, behind=-1.
     rate best for all."""
     L, architecture = float(cell["depth"]), cell["architecture"]
     if cell["kind"] == "start":
-        expected = L**-grows / _frozen_ends.angle(_frozen_ends.branch_of(architecture, cell["depth"]), cell["depth"])
+        expected = L**-grows / control._cosine(architecture, cell["depth"])
         values = {"table": expected, "source": L**held, "control": L**held}
         return {name: ("seed", scattered(each)) for name, each in values.items()}
     mine, mlp = cell["rule"] == "control", architecture == "mlp"

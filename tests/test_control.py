@@ -66,12 +66,12 @@ def test_the_angle_of_wide_networks(architecture, depth):
     seeds, width = 64, 160
     found = control.measure("start", architecture, depth, width, seeds, "", 0, 0, 0.0, 0.0, 0)
     branch = network.branch_of(architecture, depth)
-    logs = np.log(found["table"][1] * network.angle(branch, depth))
+    logs = np.log(found["table"][1] * control._cosine(architecture, depth))
     assert abs(logs.mean()) < sampling_bound(logs) + depth / width < 0.2
-    assert network.angle(1.0, 64) == pytest.approx((1 + 63 * 127 / 192) ** -0.5, rel=1e-12)
-    assert network.angle(1.0, 1) == network.angle(0.3, 1) == 1
+    assert control._cosine("mlp", 64) == pytest.approx((1 + 63 * 127 / 192) ** -0.5, rel=1e-12)
+    assert control._cosine("mlp", 1) == 1
     by_pairs = np.mean([[1 + 2 * branch**2 * min(k, j) for k in range(depth)] for j in range(depth)])
-    assert network.angle(branch, depth) == pytest.approx(by_pairs**-0.5, rel=1e-12)
+    assert control._cosine(architecture, depth) == pytest.approx(by_pairs**-0.5, rel=1e-12)
 
 
 @pytest.mark.parametrize("rule", ["table", "polyak", "control"])

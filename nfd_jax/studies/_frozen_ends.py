@@ -60,15 +60,3 @@ def balanced(hidden: Any, ends: Ends, x: Any, branch: float) -> tuple[Any, Ends]
     size = jnp.sqrt(jnp.mean(first**2))
     _, found = lax.scan(block, first / size, hidden)
     return found, ends._replace(embed=ends.embed / size)
-
-
-def angle(branch: float, depth: int) -> float:
-    """cos theta of the last features of infinitely wide networks whose blocks all contribute the same.
-
-    The layer-to-layer Jacobian J of k blocks has tr J J^T / n = 1 and tr (J J^T)^2 / n = 1 + 2 b^2 k, as the matrices
-    of different blocks are free and each adds 2 b^2. The kernel is the mean of J J^T over 0 to L - 1 blocks, and of two
-    of these, tr J J^T J' J'^T / n is that of the shorter one: M_2 = 1 + 2 b^2 sum_{k, k'} min(k, k') / L^2, and
-    M_1 = 1. The backward pass is independent of the kernel, so that cos theta = M_1 / sqrt(M_2).
-    """
-    common = (depth - 1) * (2 * depth - 1) / (6 * depth)
-    return (1 + 2 * branch**2 * common) ** -0.5

@@ -15,9 +15,10 @@ import nfd_jax as nfd
 from nfd_jax.statistics import Sampled, bootstrap, combined
 from nfd_jax.studies._curves import Curve
 from nfd_jax.studies._findings import Finding, about, at_least, at_most
-from nfd_jax.studies._frozen_ends import ARCHITECTURES, angle, balanced, branch_of, forward, initial
+from nfd_jax.studies._frozen_ends import ARCHITECTURES, balanced, branch_of, forward, initial
 from nfd_jax.studies._panels import Line, Panel
 from nfd_jax.studies._seeds import halved
+from nfd_jax.studies._stream import Scales
 from nfd_jax.studies._study import Arrays, Cell, Results, Study
 
 NAMES = {"mlp": "ReLU MLP", "resnet": "ResNet, b = L^-1/2"}
@@ -273,7 +274,8 @@ def _called(architecture: str, rule: str) -> str:
 
 
 def _cosine(architecture: str, depth: int) -> float:
-    return angle(branch_of(architecture, depth), depth)
+    """cos theta of the last features of infinitely wide networks whose blocks all contribute the same."""
+    return float(Scales.source(branch_of(architecture, depth)).cosine(depth))
 
 
 def draw(results: Results) -> list[Panel]:
