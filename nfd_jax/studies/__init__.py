@@ -24,9 +24,11 @@ from nfd_jax.studies import (
     interaction,
     nonlinearity,
     plane,
+    regimes,
     reuse,
     scaling,
     transfer,
+    updates,
     width,
 )
 from nfd_jax.studies._findings import Finding, Prediction, Verdict, about, at_least, at_most
@@ -46,6 +48,8 @@ MODULES = (
     diversity,
     nonlinearity,
     interaction,
+    regimes,
+    updates,
 )
 STUDIES: dict[str, Study] = {module.STUDY.name: module.STUDY for module in MODULES}
 GROUP = "nfd_jax.studies"  # of entry points, by which an installed package gives studies a name
