@@ -19,8 +19,10 @@ from nfd_jax.solvers.sweep import sweep
 from nfd_jax.solvers.trajectory import ErrorBars, HeldOut, Trajectory
 from nfd_jax.task import Task
 from nfd_jax.tools._coordinates import Coordinate, CoordinateCheck
+from nfd_jax.tools._stability import StableRate, WidthRates
 from nfd_jax.tools.coordinate_check import coordinate_check
 from nfd_jax.tools.scale_rates import ScaledParameter, ScaledRates, scale_rates
+from nfd_jax.tools.stable_rate import stable_rate
 from nfd_jax.tools.suggest_learning_rate import SuggestedRate, suggest_learning_rate
 from nfd_jax.training import Training
 from nfd_jax.verdict import Verdict
@@ -48,11 +50,13 @@ __all__ = [
     "ScaledRates",
     "Scaling",
     "Snapshot",
+    "StableRate",
     "SuggestedRate",
     "Task",
     "Training",
     "Trajectory",
     "Verdict",
+    "WidthRates",
     "__version__",
     "alpha_gamma",
     "analytic",
@@ -66,6 +70,7 @@ __all__ = [
     "seed_key",
     "solve_limit",
     "solve_network",
+    "stable_rate",
     "statistics",
     "suggest_learning_rate",
     "sweep",
