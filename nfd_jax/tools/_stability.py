@@ -34,10 +34,11 @@ def settled(loss: np.ndarray) -> np.ndarray:
 
 def obeys(rule: str, loss: np.ndarray, best: np.ndarray, trivial: float) -> np.ndarray:
     """Which losses `(..., seeds, steps + 1)` are stable by a rule, where the best rate settles at `best (seeds,)` and
-    outputs of 0 have the loss `trivial`."""
+    outputs of 0 have the loss `trivial`; where that is no worse than the best, they are what is learned."""
     start = loss[..., 0]
     if rule == TRAINS:
-        return settled(loss) <= (np.minimum(start, trivial) + best) / 2
+        before = np.where(trivial > best, np.minimum(start, trivial), start)
+        return settled(loss) <= (before + best) / 2
     finite = np.isfinite(loss).all(axis=-1)
     return finite & (loss.max(axis=-1) <= start + (BOUND - 1) * np.abs(start)) if rule == BOUNDED else finite
 

@@ -59,7 +59,7 @@ def stable_rate(
     expected: float | int | None = None,
     steps: int = 100,
     seeds: int | Sequence[int] = 8,
-    rates: tuple[float | int, float | int] = (1e-6, 1e3),
+    rates: Sequence[float | int] = (1e-6, 1e3),
     resolution: float | int = 0.125,
     allowance: float | int = 0.15,
 ) -> StableRate:
@@ -98,7 +98,11 @@ def stable_rate(
     died, where that is lower. The border is the first above the best rate. It does not matter how large the loss was on
     the way. As sources differ, two other rules stand beside it: that the loss stays finite, and that it never exceeds
     ten times that at the start. What left first is judged at twice the largest stable rate: whichever of features,
-    logits, loss and gradients is the first to exceed ten times what it is at most at half of it, or to overflow.
+    logits, loss and gradients is the first to overflow, or to exceed ten times what it is at most at half of that rate,
+    the loss a hundred times, as it may be the square of logits.
+
+    Units that die save networks of ReLU: catapulted far beyond their linear stability they go on with the few units
+    that are left, and the largest rate falls more slowly with n than counting has it, at widths of hundreds.
 
     Returns a `StableRate`. Raises ValueError or TypeError for bad arguments before compiling, where the loss is not
     finite at the start, and where `rates` are all stable or all diverge.
@@ -232,14 +236,17 @@ def _searched(
 ) -> WidthRates:
     """The borders of all rules at one width, and what leaves first beyond the primary one."""
     probe = trial.probe(width, seeds)
-    grid = np.linspace(*ends, max(3, 1 + round((ends[1] - ends[0]) / SCAN)))
-    losses = np.stack([probe(np.full(len(seeds), rate))["loss"] for rate in grid])
-    _check_scan(losses, width, seeds, 2.0**grid, trial.trivial)
+    places = np.linspace(*ends, max(3, 1 + round((ends[1] - ends[0]) / SCAN)))
+    # no two seeds try the same rates, so that their borders scatter by what bisection leaves open too
+    grid = places[:, None] + resolution * ((np.arange(len(seeds)) + 0.5) / len(seeds) - 0.5)
+    losses = np.stack([probe(rates)["loss"] for rates in grid])
+    _check_scan(losses, width, seeds, 2.0**places, trial.trivial)
     best, found = settled(losses).min(axis=0), {}
     for rule in RULES:
         low, high = brackets(rule, losses, trial.trivial)
         inside = (low >= 0) & (high < len(grid))
-        low, high = grid[np.clip(low, 0, None)], grid[np.clip(high, None, len(grid) - 1)]
+        pair = np.clip(low, 0, None), np.clip(high, None, len(grid) - 1)
+        low, high = (np.take_along_axis(grid, place[None], axis=0)[0] for place in pair)
         while inside.any() and np.max(high - low) > resolution:
             middle = (low + high) / 2
             kept = obeys(rule, probe(middle)["loss"], best, trial.trivial)
@@ -277,8 +284,9 @@ def _left(calm: Mapping[str, np.ndarray], wild: Mapping[str, np.ndarray]) -> tup
     never = wild["loss"].shape[1]
 
     def first(name: str) -> np.ndarray:
-        values, most = wild[name], calm[name].max(axis=1, keepdims=True)
-        out = ~np.isfinite(values) | (np.abs(values) > BOUND * np.abs(most))
+        values, most = wild[name], np.abs(calm[name]).max(axis=1, keepdims=True)
+        bound = BOUND**2 if name == "loss" else BOUND  # squared loss is the square of the logits
+        out = ~np.isfinite(values) | (np.abs(values) > bound * most)
         return np.where(out.any(axis=1), out.argmax(axis=1), never)
 
     times = np.stack([first(name) for name in present])
