@@ -209,13 +209,13 @@ def stable_rates(found: Any) -> Figure:
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
     axis = figure.subplots()
     every, laws = (*found.found, found.tested), list(found.tested.rates)
+    widths = [each.width for each in every]
     for number, rule in enumerate(laws):
         logs = np.stack([np.log(each.rates[rule]) for each in every])
         half = quantile(logs.shape[1] - 1) * logs.std(axis=1, ddof=1) / logs.shape[1] ** 0.5
         middle, slope = logs.mean(axis=1), found.slope_by(rule)
         low, high = np.exp(middle) - np.exp(middle - half), np.exp(middle + half) - np.exp(middle)
         style = {"color": str(0.3 * number), "marker": MARKERS[number], "linestyle": "none", "capsize": 3}
-        widths = [each.width for each in every]
         axis.errorbar(widths, np.exp(middle), np.stack([low, high]), label=f"{rule}: {slope}", **style)
         if number == 0:
             axis.plot(widths, [slope(width) for width in widths], color="0", linewidth=1)

@@ -23,6 +23,7 @@ from nfd_jax.studies import (
     independence,
     interaction,
     nonlinearity,
+    persistence,
     plane,
     regimes,
     reuse,
@@ -50,6 +51,7 @@ MODULES = (
     interaction,
     regimes,
     updates,
+    persistence,
 )
 STUDIES: dict[str, Study] = {module.STUDY.name: module.STUDY for module in MODULES}
 GROUP = "nfd_jax.studies"  # of entry points, by which an installed package gives studies a name

@@ -152,7 +152,7 @@ def _map(results: Results, loss: str) -> Map:
         for row in range(len(sizes.exponents))
     ]
     ends = [np.log2(widths[0]), np.log2(widths[-1])]
-    borders = [("outputs grow below", ends, [1, 1])]
+    borders = [("outputs grow below", ends, [1.0, 1.0])]
     if loss == "cross_entropy" and layers > 2:
         borders.append(("features grow below", ends, [0.5, 0.5]))
     values = np.clip(np.nan_to_num(logs["features"], nan=3, posinf=3, neginf=-3), -3, 3)

@@ -38,7 +38,7 @@ def obeys(rule: str, loss: np.ndarray, best: np.ndarray, trivial: float) -> np.n
     start = loss[..., 0]
     if rule == TRAINS:
         before = np.where(trivial > best, np.minimum(start, trivial), start)
-        return settled(loss) <= (before + best) / 2
+        return np.asarray(settled(loss) <= (before + best) / 2)
     finite = np.isfinite(loss).all(axis=-1)
     return finite & (loss.max(axis=-1) <= start + (BOUND - 1) * np.abs(start)) if rule == BOUNDED else finite
 
