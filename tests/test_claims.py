@@ -16,6 +16,7 @@ EVERYTHING, NOTHING = "", "(?!)"
 EXCHANGED = {"depth_mup": 0.0, "depth_mup_corrected": -0.5}
 
 
+SLOWER = "squared loss|h_t - h_0 ~ n\\^p at eta ~ n\\^-0.25"  # where much less than counting has would do
 INNER_AS_WELL = "inner matrices' part|depth-muP, untied, L = 256"
 
 
@@ -71,6 +72,15 @@ CASES = {
     "nonlinearity, the others": (laws.nonlinearity_of, {"best": "others"}, NOTHING),
     "interaction": (laws.interaction, {}, EVERYTHING),
     "interaction, exchanged": (laws.interaction, {"falling": "complete_p"}, NOTHING),
+    "regimes": (laws.regimes_of, {}, EVERYTHING),
+    "regimes, everything half a power less": (laws.regimes_of, {"shift": -0.5}, SLOWER),
+    "regimes, no matter which loss": (laws.regimes_of, {"alike": True}, "cross-entropy|f_t - f_0 grows"),
+    "stability": (laws.stability_of, {}, EVERYTHING),
+    "stability, half a power more": (laws.stability_of, {"shift": 0.5}, NOTHING),
+    "updates": (laws.updates_of, {}, EVERYTHING),
+    "updates, half a power less": (laws.updates_of, {"shift": -0.5}, NOTHING),
+    "persistence": (laws.persistence_of, {}, EVERYTHING),
+    "persistence, half a power more": (laws.persistence_of, {"shift": 0.5}, NOTHING),
 }
 
 

@@ -28,6 +28,7 @@ from nfd_jax.studies import (
     regimes,
     reuse,
     scaling,
+    stability,
     transfer,
     updates,
     width,
@@ -50,6 +51,7 @@ MODULES = (
     nonlinearity,
     interaction,
     regimes,
+    stability,
     updates,
     persistence,
 )

@@ -126,15 +126,18 @@ def sampled(of_seeds: np.ndarray) -> Sampled:
 
 def border(of_seeds: np.ndarray, at: Sequence[float]) -> Estimate:
     """The largest exponent a of the rate below which what grows with n does: where the exponent in n, `(seeds, a)`,
-    falls through 0, linear between two of the grid; not a number where it does not."""
+    falls through 0, linear between two of the grid; where it has one sign on all of it, the end beyond which the border
+    lies."""
     order = np.argsort(at)[::-1]
     a = np.asarray(at, float)[order]
 
     def crossing(drawn: np.ndarray) -> float:
         mean = drawn.mean(axis=0)[order]
-        above = np.flatnonzero(mean > 0)
-        if not len(above) or above[0] == 0 or not np.isfinite(mean).all():
+        if not np.isfinite(mean).all():
             return np.nan
+        above = np.flatnonzero(mean > 0)
+        if not len(above) or above[0] == 0:
+            return float(a[0] if len(above) else a[-1])
         high, low = above[0], above[0] - 1
         return float(a[low] + (a[high] - a[low]) * mean[low] / (mean[low] - mean[high]))
 

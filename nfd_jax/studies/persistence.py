@@ -2,9 +2,9 @@
 
 The networks are revealed, of widths that no dense matrix has. By the counting of `_rates`, at a = 1/2 hidden images
 move by n^0, feature kernels too, and outputs by n^(1/2), so that outputs over n^(1/2) and the classes that they choose
-have a limit. At a = 1, where outputs move by n^0, hidden images move by n^(-1/2), and kernels by n^-1: images move along
-the readout, which is nearly orthogonal to the features, and the square of the movement is n^-1 too. At a = 1/2 the first
-of these, of n^(-1/2), is soon outweighed by the square, where the rate is large enough: here a third of the largest one.
+have a limit. At a = 1, where outputs move by n^0, hidden images move by n^(-1/2), and kernels by n^-1: images move
+along the readout, which is nearly orthogonal to the features, and the square of the movement is n^-1 too. At a = 1/2
+the former is n^(-1/2) and the square n^0, which prevails where the rate is large enough.
 
 The limit is a random one: the first gradient of the loss depends on the outputs at the start, which are of order 1 and
 differ from seed to seed. So single networks keep their spread as n grows once they have trained, unlike kernels at the
