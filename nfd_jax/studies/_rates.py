@@ -24,8 +24,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-import nfd_jax as nfd
+from nfd_jax.datasets import gaussian
+from nfd_jax.dynamics.snapshot import Snapshot
+from nfd_jax.models import MLP
+from nfd_jax.observables import axes
+from nfd_jax.solvers.sweep import sweep
 from nfd_jax.statistics import Estimate, Sampled, bootstrap
+from nfd_jax.task import Task
 
 DIMENSION, CLASSES = 8, 4  # few coordinates, so that n times the readout's share outweighs the input layer's d
 BASE = 32  # the width at which rates of all exponents are the same
@@ -39,12 +44,10 @@ def he_relu(x: Any) -> Any:
     return 2**0.5 * jax.nn.relu(x)
 
 
-def task(loss: str, samples: int) -> nfd.Task:
+def task(loss: str, samples: int) -> Task:
     """Gaussian inputs in classes: the largest of as many indices."""
-    made = nfd.datasets.gaussian(
-        samples, DIMENSION, indices=CLASSES, teacher=lambda z: np.eye(CLASSES)[z.argmax(axis=1)]
-    )
-    return nfd.Task(made.inputs, made.targets, loss=loss)
+    made = gaussian(samples, DIMENSION, indices=CLASSES, teacher=lambda z: np.eye(CLASSES)[z.argmax(axis=1)])
+    return Task(made.inputs, made.targets, loss=loss)
 
 
 def rate(scale: float, layers: int, width: int, exponent: float) -> float:
@@ -52,8 +55,8 @@ def rate(scale: float, layers: int, width: int, exponent: float) -> float:
     return scale / (BASE * (layers - 1)) * (width / BASE) ** -exponent
 
 
-@nfd.observables.axes(features=LAYER, gradients=LAYER, effective_hidden=("matrix",), propagating_hidden=("matrix",))
-def quantities(snapshot: nfd.Snapshot) -> dict[str, Any]:
+@axes(features=LAYER, gradients=LAYER, effective_hidden=("matrix",), propagating_hidden=("matrix",))
+def quantities(snapshot: Snapshot) -> dict[str, Any]:
     """Root mean squares over the batch, of an MLP: `logits` f_t - f_0, `features` h_t - h_0 of every layer, the norm
     |dL/dh| of a sample's gradient in every layer's, times the batch, and the parts of the refined check."""
     if snapshot.image_changes is None:
@@ -84,9 +87,9 @@ def trained(
 ) -> dict[str, np.ndarray]:
     """What is seen of networks under standard parametrization before and after every step, by full batches:
     `(rates, seeds, steps + 1, ...)`."""
-    run = nfd.sweep(
+    run = sweep(
         task(loss, samples),
-        nfd.MLP(layers - 1, he_relu),
+        MLP(layers - 1, he_relu),
         widths=[width],
         learning_rates=list(rates),
         seeds=seeds,

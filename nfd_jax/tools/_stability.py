@@ -40,7 +40,8 @@ def obeys(rule: str, loss: np.ndarray, best: np.ndarray, trivial: float) -> np.n
         before = np.where(trivial > best, np.minimum(start, trivial), start)
         return np.asarray(settled(loss) <= (before + best) / 2)
     finite = np.isfinite(loss).all(axis=-1)
-    return finite & (loss.max(axis=-1) <= start + (BOUND - 1) * np.abs(start)) if rule == BOUNDED else finite
+    bounded = loss.max(axis=-1) <= start + (BOUND - 1) * np.abs(start)
+    return np.asarray(finite & bounded if rule == BOUNDED else finite)
 
 
 def brackets(rule: str, losses: np.ndarray, trivial: float) -> tuple[np.ndarray, np.ndarray]:
