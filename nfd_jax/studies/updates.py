@@ -55,17 +55,11 @@ def cells(sizes: Sizes) -> list[Cell]:
 
 
 def measure(layers: int, width: int, learning_rate: float, seeds: int, samples: int, at: tuple[int, ...]) -> Arrays:
-    """The parts of every layer at some steps, and how far they are from adding up to what changed: 0 but for rounding.
-
-    A part that adds to the other has a size between their difference and their sum.
-    """
+    """Root mean squares of the parts of every layer, at some steps."""
     rates = [_rates.rate(learning_rate, layers, width, A)]
-    members = own_seeds(seeds, layers, width)
-    found = _rates.trained("cross_entropy", layers, width, rates, members, samples, max(at))
-    kept = {name: found[name][0][:, list(at)] for name in (*ROLES, "logits", "features")}
+    found = _rates.trained("cross_entropy", layers, width, rates, own_seeds(seeds, layers, width), samples, max(at))
     axes = ("seed", "step")
-    more = {"effective_hidden": "matrix", "propagating_hidden": "matrix", "features": "layer"}
-    return {name: ((*axes, *([more[name]] if name in more else [])), values) for name, values in kept.items()}
+    return {name: ((*axes, "matrix") if "hidden" in name else axes, found[name][0][:, list(at)]) for name in ROLES}
 
 
 def parts(layers: int) -> dict[tuple[str, int | None], float]:
