@@ -82,14 +82,26 @@ def largest(values: np.ndarray, axis: int) -> np.ndarray:
     return np.maximum.accumulate(np.where(np.isfinite(values), values, np.inf), axis=axis)
 
 
+def activation(units: str) -> Any:
+    """He's ReLU for `"relu"`; others, such as `"abs"`, whose units can't die, as they are."""
+    return he_relu if units == "relu" else units
+
+
 def trained(
-    loss: str, layers: int, width: int, rates: Sequence[float], seeds: range, samples: int, steps: int
+    loss: str,
+    layers: int,
+    width: int,
+    rates: Sequence[float],
+    seeds: range,
+    samples: int,
+    steps: int,
+    units: str = "relu",
 ) -> dict[str, np.ndarray]:
     """What is seen of networks under standard parametrization before and after every step, by full batches:
     `(rates, seeds, steps + 1, ...)`."""
     run = sweep(
         task(loss, samples),
-        MLP(layers - 1, he_relu),
+        MLP(layers - 1, activation(units)),
         widths=[width],
         learning_rates=list(rates),
         seeds=seeds,

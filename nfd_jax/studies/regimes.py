@@ -22,6 +22,7 @@ from nfd_jax.studies._study import Arrays, Cell, Results, Study
 
 NAMES = {"logits": "f_t - f_0", "features": "h_t - h_0", "gradients": "dL/dh"}
 HALF, QUARTER = 0.5, 0.25  # exponents a whose own exponents are judged
+SHOWN = 2.0  # an exponent in a figure, at most
 GROWS = 0.125  # an exponent that is none of 0
 
 
@@ -40,6 +41,7 @@ class Sizes:
     seeds: int = 16
     samples: int = 16
     steps: int = 8
+    units: str = "relu"
 
     def __post_init__(self) -> None:
         if min(self.layers) < 2 or not {HALF, QUARTER} <= set(self.exponents) or len(self.rates) != len(LOSSES):
@@ -65,11 +67,20 @@ def cells(sizes: Sizes) -> list[Cell]:
 
 
 def measure(
-    loss: str, layers: int, width: int, rate: float, exponents: Sequence[float], seeds: int, samples: int, steps: int
+    loss: str,
+    layers: int,
+    width: int,
+    rate: float,
+    exponents: Sequence[float],
+    seeds: int,
+    samples: int,
+    steps: int,
+    units: str,
 ) -> Arrays:
     """The largest so far of what each of the regimes is of, after every step, over layers too, and the loss."""
     rates = [_rates.rate(rate, layers, width, a) for a in exponents]
-    found = _rates.trained(loss, layers, width, rates, own_seeds(seeds, loss, layers, width), samples, steps)
+    members = own_seeds(seeds, loss, layers, width, units)
+    found = _rates.trained(loss, layers, width, rates, members, samples, steps, units)
     found |= {name: found[name].max(axis=-1) for name in ("features", "gradients")}
     axes = ("exponent", "seed", "step")
     return {name: (axes, largest(found[name], axis=-1)) for name in NAMES} | {"loss": (axes, found["loss"])}
@@ -136,11 +147,12 @@ def draw(results: Results) -> list[Panel | Map]:
             lines = []
             for name in NAMES:
                 power = sampled(_exponents(results, loss, layers, name, sizes.steps))
-                lines.append(Line.of(NAMES[name], sizes.exponents, power))
-            zero = [Level("0", 0.0)]
-            panels.append(
-                Panel(f"{called}, {layers} layers", "a, of eta ~ n^-a", "exponent in n", lines, zero, False, False)
-            )
+                lines.append(Line.of(NAMES[name], sizes.exponents, power.map(lambda p: np.minimum(p, SHOWN))))
+            a, first = np.array(sizes.exponents), {"1 - a": 1.0, **({"1/2 - a": 0.5} if layers > 2 else {})}
+            lines += [Line(label, a, start - a, curve=True) for label, start in first.items()]
+            title, zero = f"{called}, {layers} layers", [Level("0", 0.0)]
+            label = f"exponent in n, {SHOWN:g} where larger"
+            panels.append(Panel(title, "a, of eta ~ n^-a", label, lines, zero, False, False))
     return [*panels, *(_map(results, loss) for loss in LOSSES)]
 
 

@@ -128,7 +128,7 @@ def measure(
         train_input=True,
         train_readout=True,
     )
-    model = nfd.MLP(layers - 1, _rates.he_relu if units == "relu" else units)
+    model = nfd.MLP(layers - 1, _rates.activation(units))
     networks = Networks.of(task, model, recipe, width, "tied", "dense")
 
     def losses(logs: np.ndarray) -> np.ndarray:

@@ -40,7 +40,7 @@ class Sizes:
     deep_widths: tuple[int, ...] = (64, 128, 256, 512)
     shallow: int = 3
     learning_rate: float = 42.0
-    seeds: int = 8
+    seeds: int = 16
     samples: int = 16
     at: tuple[int, ...] = (1, 2, 4, 8)
 

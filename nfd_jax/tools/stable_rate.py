@@ -101,7 +101,8 @@ def stable_rate(
     logits, loss and gradients is the first to overflow, or to exceed ten times what it is at most at half of that rate,
     the loss a hundred times, as it may be the square of logits.
 
-    Units that die save networks of ReLU: catapulted far beyond their linear stability they go on with the few units
+    Exponents are of widths far above the number of inputs: with as many, the input layer has a share of its own. Units
+    that die save networks of ReLU: catapulted far beyond their linear stability they go on with the few units
     that are left, and the largest rate falls more slowly with n than counting has it, at widths of hundreds.
 
     Returns a `StableRate`. Raises ValueError or TypeError for bad arguments before compiling, where the loss is not
