@@ -46,7 +46,7 @@ class Sizes:
     dense: int = 256
     layers: int = 4
     learning_rate: float = 40.0
-    seeds: int = 32
+    seeds: int = 96
     samples: int = 6
     steps: int = 6
 

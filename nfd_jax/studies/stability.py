@@ -10,23 +10,22 @@ rates, and along SP's readout the outputs by n^(1/2) times that: eta ~ n^-1 and 
 cross-entropy, and n^(-3/2) and n^(-1/2) where outputs do, under squared loss. muP keeps its rates.
 
 Networks of ReLU can lose most of their units and go on with a few, at rates far beyond those: so units that can't die
-are the main row, |h|, and ReLU stands beside it.
+are the main row, |h|, and ReLU stands beside it. Under Adam the counting of outputs is of the first step alone: steps
+of a given size do not amplify one another, and outputs that are too large come back.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 import nfd_jax as nfd
 from nfd_jax.parametrization import ONE, D, N, Scaling
 from nfd_jax.solvers.networks import Networks
-from nfd_jax.statistics import Estimate, Sampled, bootstrap
+from nfd_jax.statistics import Slope, bootstrap, fit_slope
 from nfd_jax.studies import _rates
-from nfd_jax.studies._curves import Curve
 from nfd_jax.studies._findings import Finding, about
 from nfd_jax.studies._panels import Line, Panel
 from nfd_jax.studies._rates import LOSSES
@@ -183,20 +182,36 @@ def _best(logs: np.ndarray, reached: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
-def _curve(results: Results, name: str, **row: Any) -> Curve:
-    """The geometric mean over seeds against the width; not a number where a seed has none."""
-
-    def middle(record: Any) -> Sampled:
-        with np.errstate(divide="ignore"):
-            logs = np.log(record[name].values)
-        return bootstrap(lambda x: np.exp(x.mean()), np.where(np.isfinite(logs), logs, np.nan))
-
-    return results.where(**row).curve("width", middle)
+def _values(results: Results, name: str, row: dict[str, str]) -> np.ndarray:
+    """Rates of one row `(seeds, widths)`; not a number where a seed has none."""
+    values = np.stack([kept[name].values for _, kept in results.where(**row).along("width")], axis=1)
+    return np.where(np.isfinite(values), values, np.nan)
 
 
-def _called(row: dict[str, str]) -> str:
-    optimizer = {"sgd": "SGD", "adam": "Adam"}[row["optimizer"]]
-    return ", ".join([ROWS[row["row"]], LOSSES[row["loss"]], optimizer, row["units"], row["data"]])
+def _law(results: Results, name: str, row: dict[str, str]) -> Slope:
+    """The exponent in n, of geometric means over seeds; not a number where a seed has no rate."""
+    values = _values(results, name, row)
+    if not np.isfinite(values).all():
+        return Slope(np.nan, np.nan, len(values) - 1)
+    return fit_slope(results.sizes.widths, values, average="log")
+
+
+def _line(results: Results, name: str, row: dict[str, str], label: str) -> Line:
+    logs = np.log(_values(results, name, row))
+    middle = bootstrap(lambda x: np.exp(x.mean(axis=0)), logs)
+    return Line.of(label, results.sizes.widths, middle, _law(results, name, row))
+
+
+def _called(row: dict[str, str], *names: str) -> str:
+    """What these arguments are, all of them if none is named."""
+    shown = {
+        "row": ROWS[row["row"]],
+        "optimizer": {"sgd": "SGD", "adam": "Adam"}[row["optimizer"]],
+        "loss": LOSSES[row["loss"]],
+        "units": row["units"],
+        "data": row["data"],
+    }
+    return ", ".join(shown[name] for name in names or NAMES)
 
 
 def _rows(results: Results) -> list[dict[str, str]]:
@@ -215,25 +230,29 @@ def conclude(results: Results) -> list[Finding]:
         if (row["row"], row["optimizer"], row["units"]) == ("sp", "sgd", results.sizes.units[0]):
             names |= {"finite": "largest finite rate", "bounded": "largest bounded rate"}
         for name, called in names.items():
-            law: Estimate = _curve(results, name, **row).law
             source = "Haas et al." if stated and name == "largest" else "by counting"
+            law = _law(results, name, row)
             found.append(Finding(f"{called} ~ n^p, {_called(row)}", source, about(power, ALLOWED), law))
     return found
 
 
 def draw(results: Results) -> list[Panel]:
-    """The largest stable rate and the best one against the width, a panel an optimizer; and by rule."""
-    panels, rows = [], _rows(results)
+    """The largest stable rate and the best one against the width, a panel an optimizer; other units and data; rules."""
+    panels, rows, sizes = [], _rows(results), results.sizes
+    main = [row for row in rows if (row["units"], row["data"]) == (sizes.units[0], sizes.data[0])]
     for name, called in (("largest", "largest stable rate"), ("best", "best rate")):
-        for optimizer in results.sizes.optimizers:
-            own = [row for row in rows if row["optimizer"] == optimizer]
-            lines = [_curve(results, name, **row).line(_called(row)) for row in own]
-            panels.append(Panel(f"{called}, {optimizer}", "width n", "rate eta", lines))
-    for loss in LOSSES:
-        row = next(row for row in rows if row["loss"] == loss)
-        lines: list[Line] = [_curve(results, name, **row).line(rule) for rule, name in RULES.items()]
-        panels.append(Panel(f"by rule: {_called(row)}", "width n", "largest rate that ...", lines))
-    return panels
+        for optimizer in sizes.optimizers:
+            own = [row for row in main if row["optimizer"] == optimizer]
+            lines = [_line(results, name, row, _called(row, "row", "loss")) for row in own]
+            panels.append(Panel(f"{called}, {_called(own[0], 'optimizer')}", "width n", "rate eta", lines))
+    if others := [row for row in rows if row["row"] == "sp" and row["optimizer"] == "sgd"]:
+        lines = [_line(results, "largest", row, _called(row, "loss", "units", "data")) for row in others]
+        panels.append(Panel("largest stable rate, SP, SGD", "width n", "rate eta", lines))
+    lines = [
+        _line(results, name, row, f"{_called(row, 'loss')}, {rule}") for row in main[:2] for rule, name in RULES.items()
+    ]
+    title = f"by rule, {_called(main[0], 'row', 'optimizer')}"
+    return [*panels, Panel(title, "width n", "largest rate that ...", lines)]
 
 
 STUDY = Study(
