@@ -303,7 +303,16 @@ def as_users():
         yield
 
 
-LONG = ("width", "depth", "reuse", "scaling", "collapse", "transfer")  # over eight seconds, of several limits each
+LONG = (
+    "width",
+    "depth",
+    "reuse",
+    "scaling",
+    "collapse",
+    "transfer",
+    "regimes",
+    "persistence",
+)  # over eight seconds, of several limits each
 
 
 @pytest.mark.parametrize(
