@@ -1,18 +1,20 @@
 """Training to the end: seconds, ranks and losses of limits trained for hundreds of steps, beside networks.
 
-Four parts, each of which may be asked for alone:
+Five parts, each of which may be asked for alone:
 
 - `full_batch`: every step sees all samples; both closures, both noises. Networks beside it: n times the gap of their
   mean log-loss is constant in n as long as the limit is their limit.
 - `whole_set`: mini-batches of all digits of two classes, several epochs, training and held-out loss and accuracy.
+- `ten_classes`: of all digits, with cross-entropy.
 - `cost`: seconds against the number of full-batch steps, with a resolution, exact, and of a dense network.
 - `mlp`: an MLP of three layers, four samples, 300 steps.
 
 Limits are timed after compilation: of a short run before, with the programs of the first capacity. Writes JSON on
-request.
+request, after every part.
 
     python benchmarks/long_training.py
-    python benchmarks/long_training.py --steps 60 --particles 512 --widths 32 64 --seeds 4 --epochs 1 --whole 64
+    python benchmarks/long_training.py --steps 60 --particles 512 --widths 32 64 --seeds 4 --epochs 1 --whole 64 \\
+        --ten-samples 100 --ten-epochs 1
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+import matplotlib.pyplot as plt
 import numpy as np
 import tyro
 from timing import save
@@ -40,7 +43,7 @@ class Sizes:
     """What is trained.
 
     Args:
-        parts: Those to run, of full_batch, whole_set, cost and mlp.
+        parts: Those to run, of full_batch, whole_set, ten_classes, cost and mlp.
         activations: Activations phi of the full-batch limits.
         samples: Digits P of a full batch.
         depth: Blocks L of the full-batch runs.
@@ -53,11 +56,17 @@ class Sizes:
         batch_size: Of its mini-batches.
         epochs: Of the whole set.
         whole_depth: Its blocks.
-        resolution: Of all limits but the exact ones.
+        ten_samples: Digits of ten classes; by default all.
+        ten_batch_size: Of their mini-batches.
+        ten_epochs: Of them.
+        ten_rate: Their rate eta.
+        resolution: Of the full-batch limits but the exact ones.
+        whole_resolution: Of those on mini-batches.
+        figures: A folder for pictures.
         output: A JSON file for the results.
     """
 
-    parts: tuple[str, ...] = ("full_batch", "whole_set", "cost", "mlp")
+    parts: tuple[str, ...] = ("full_batch", "whole_set", "ten_classes", "cost", "mlp")
     activations: tuple[str, ...] = ("tanh", "relu")
     samples: int = 16
     depth: int = 8
@@ -70,7 +79,13 @@ class Sizes:
     batch_size: int = 32
     epochs: int = 20
     whole_depth: int = 16
+    ten_samples: int | None = None
+    ten_batch_size: int = 64
+    ten_epochs: int = 10
+    ten_rate: float = 2.0
     resolution: float | None = None
+    whole_resolution: float = 0.05
+    figures: Path | None = None
     output: Path | None = None
 
 
@@ -124,39 +139,79 @@ def full_batch(sizes: Sizes) -> list[dict[str, Any]]:
 
 
 def whole_set(sizes: Sizes) -> list[dict[str, Any]]:
-    """Mini-batches of all digits of two classes: training and held-out loss of a limit and of networks."""
-    held_out = nfd.datasets.digits(min(120, sizes.whole), split="test")
-    task = nfd.datasets.digits(sizes.whole).minibatches(sizes.batch_size, seed=1).holding_out(held_out)
-    an_epoch = -(-sizes.whole // sizes.batch_size)
-    steps = sizes.epochs * an_epoch
-    shown = [an_epoch * epoch for epoch in sorted({1, 5, 10, sizes.epochs}) if epoch <= sizes.epochs]
-    model = nfd.ResNet(sizes.whole_depth, "tanh")
-    shared: dict[str, Any] = {"steps": steps, "learning_rate": 0.5, "evaluate_at": shown, "progress": False}
-    print(f"\nwhole set: P = {sizes.whole}, B = {sizes.batch_size}, L = {sizes.whole_depth}, K = {steps}")
+    """Mini-batches of all digits of two classes."""
+    task = nfd.datasets.digits(sizes.whole).minibatches(sizes.batch_size, seed=1)
+    task = task.holding_out(nfd.datasets.digits(min(120, sizes.whole), split="test"))
+    return epochs(sizes, "whole set", task, sizes.epochs, sizes.whole_depth, 0.5)
+
+
+def ten_classes(sizes: Sizes) -> list[dict[str, Any]]:
+    """Mini-batches of all digits, cross-entropy."""
+    chosen: dict[str, Any] = {"classes": range(10), "loss": "cross_entropy"}
+    task = nfd.datasets.digits(sizes.ten_samples, **chosen).minibatches(sizes.ten_batch_size, seed=1)
+    task = task.holding_out(nfd.datasets.digits(min(300, task.samples), split="test", **chosen))
+    return epochs(sizes, "ten classes", task, sizes.ten_epochs, sizes.depth, sizes.ten_rate)
+
+
+def epochs(
+    sizes: Sizes, name: str, task: nfd.Task, count: int, depth: int, learning_rate: float
+) -> list[dict[str, Any]]:
+    """Training and held-out loss and accuracy of a limit and of networks, after some of the epochs, and a figure."""
+    assert task.batch_size is not None
+    an_epoch = -(-task.samples // task.batch_size)
+    steps, shown = count * an_epoch, [an_epoch * epoch for epoch in sorted({1, 2, 5, 10, count}) if epoch <= count]
+    model = nfd.ResNet(depth, "tanh")
+    shared: dict[str, Any] = {"steps": steps, "learning_rate": learning_rate, "evaluate_at": shown, "progress": False}
+    print(f"\n{name}: P = {task.samples}, B = {task.batch_size}, L = {depth}, K = {steps}, n = {sizes.particles}")
     start = time.perf_counter()
-    limit = nfd.solve_limit(task, model, particles=sizes.particles, resolution=sizes.resolution, **shared)
+    limit = nfd.solve_limit(task, model, particles=sizes.particles, resolution=sizes.whole_resolution, **shared)
     seconds = time.perf_counter() - start
-    print(f"limit: {seconds:.0f} s with compilation; {limit.summary()}")
-    rows: list[dict[str, Any]] = [{"limit": "whole set", "seconds": seconds, "ranks": limit.ranks}]
-    print(f"{'':<10} training and held-out loss, held-out accuracy after {shown} steps")
-
-    def table(name: str, run: nfd.Trajectory, ensemble: bool) -> None:
-        cells = []
-        for place in range(len(shown)):
-            parts = []
-            for key in ("loss", "held_out_loss", "held_out_accuracy"):
-                values = run.mean(key) if ensemble else {"loss": run.loss}.get(key, run.scores().get(key))
-                error = f" ± {run.standard_error(key)[place]:.2g}" if ensemble else ""
-                parts.append(f"{np.asarray(values)[place]:.4g}{error}")
-            cells.append(" / ".join(parts))
-        print(f"{name:<10} " + "   ".join(cells))
-        rows.append({"name": name, "steps": shown, "cells": cells})
-
-    table("limit", limit, ensemble=False)
+    print(f"limit: {seconds:.0f} s with compilation, {limit.settings['noise']} noise; {limit.summary()}")
+    rows: list[dict[str, Any]] = [{"limit": name, "seconds": seconds, "ranks": limit.ranks}]
+    print(f"{'':<10} training and held-out loss, held-out accuracy, each ± standard error, after {shown} steps")
+    curves = {"limit": limit}
     for width in sizes.widths:
-        nets = nfd.train_networks(task, model, width=width, seeds=sizes.seeds, **shared)
-        table(f"n = {width}", nets, ensemble=True)
+        curves[f"n = {width}"] = nfd.train_networks(task, model, width=width, seeds=sizes.seeds, **shared)
+    for label, run in curves.items():
+        found = {key: measured(run, key) for key in ("loss", "held_out_loss", "held_out_accuracy")}
+        cells = [
+            " / ".join(f"{mean[place]:.4g} ± {error[place]:.2g}" for mean, error in found.values())
+            for place in range(len(shown))
+        ]
+        print(f"{label:<10} " + "   ".join(cells), flush=True)
+        rows.append({"name": label, "steps": shown, **found})
+    if sizes.figures is not None:
+        draw(sizes.figures / f"{name.replace(' ', '_')}.png", name, shown, curves)
     return rows
+
+
+def measured(run: nfd.Trajectory, key: str) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and standard error; of one limit the error is not known."""
+    if run.ensemble:
+        return run.mean(key), run.standard_error(key)
+    values = np.asarray(run.loss if key == "loss" else run.scores()[key])
+    return values, np.full_like(values, np.nan)
+
+
+def draw(path: Path, name: str, steps: list[int], curves: dict[str, nfd.Trajectory]) -> None:
+    """Training and held-out curves of limit and networks, with 95 % intervals of means over networks."""
+    figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
+    titles = {"loss": "training loss", "held_out_loss": "held-out loss", "held_out_accuracy": "held-out accuracy"}
+    for axis, (key, title) in zip(axes, titles.items(), strict=True):
+        for color, (label, run) in enumerate(reversed(curves.items())):
+            mean, error = measured(run, key)
+            style = {"color": "black" if label == "limit" else f"C{color}", "zorder": 3 if label == "limit" else 2}
+            if run.ensemble:
+                half = statistics.quantile(len(run.seeds) - 1) * error
+                axis.errorbar(steps, mean, half, label=label, capsize=2, **style)
+            else:
+                axis.plot(steps, mean, label=label, marker="o", **style)
+        axis.set(title=title, xlabel="steps", yscale="linear" if key == "held_out_accuracy" else "log")
+    axes[0].legend()
+    figure.suptitle(f"{name}: limit and networks")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, dpi=150)
+    plt.close(figure)
 
 
 def cost(sizes: Sizes) -> list[dict[str, Any]]:
@@ -210,11 +265,14 @@ def mlp(sizes: Sizes) -> list[dict[str, Any]]:
 
 def main(sizes: Sizes) -> None:
     """The parts that are asked for."""
-    known = {"full_batch": full_batch, "whole_set": whole_set, "cost": cost, "mlp": mlp}
+    known = {"full_batch": full_batch, "whole_set": whole_set, "ten_classes": ten_classes, "cost": cost, "mlp": mlp}
     if unknown := [part for part in sizes.parts if part not in known]:
         raise SystemExit(f"parts must be of {', '.join(known)}, got {', '.join(unknown)}")
     print(f"digits, {jax.devices()[0]}, jax {jax.__version__}")
-    save(sizes.output, sizes, [row for part in sizes.parts for row in known[part](sizes)])
+    rows: list[dict[str, Any]] = []
+    for part in sizes.parts:
+        rows += known[part](sizes)
+        save(sizes.output, sizes, rows)
 
 
 if __name__ == "__main__":

@@ -44,4 +44,9 @@ def save(output: Path | None, sizes: Any, rows: Any) -> None:
     """The results as JSON, with the sizes, the device and the version of jax, where a file is asked for."""
     if output is not None:
         result = {"sizes": asdict(sizes), "device": str(jax.devices()[0]), "jax": jax.__version__, "rows": rows}
-        output.write_text(json.dumps(result, indent=1, default=str))
+        output.write_text(json.dumps(result, indent=1, default=_plain))
+
+
+def _plain(value: Any) -> Any:
+    """What JSON knows of an array, and the name of anything else."""
+    return value.tolist() if hasattr(value, "tolist") else str(value)

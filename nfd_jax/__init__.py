@@ -20,7 +20,12 @@ from nfd_jax.solvers.trajectory import ErrorBars, HeldOut, Trajectory
 from nfd_jax.task import Task
 from nfd_jax.tools._coordinates import Coordinate, CoordinateCheck
 from nfd_jax.tools._stability import StableRate, WidthRates
+from nfd_jax.tools.balance_scales import BalancedScales, balance_scales
 from nfd_jax.tools.coordinate_check import coordinate_check
+from nfd_jax.tools.feature_spectrum import Spectrum, feature_spectrum, jacobian_spectrum
+from nfd_jax.tools.feature_speed import FeatureSpeed, feature_speed
+from nfd_jax.tools.feature_speed_control import FeatureSpeedState, feature_speed_control
+from nfd_jax.tools.network_speed import network_speed
 from nfd_jax.tools.scale_rates import ScaledParameter, ScaledRates, scale_rates
 from nfd_jax.tools.stable_rate import stable_rate
 from nfd_jax.tools.suggest_learning_rate import SuggestedRate, suggest_learning_rate
@@ -33,10 +38,13 @@ __all__ = [
     "MLP",
     "AbstractDynamics",
     "Autodiff",
+    "BalancedScales",
     "Conditioned",
     "Coordinate",
     "CoordinateCheck",
     "ErrorBars",
+    "FeatureSpeed",
+    "FeatureSpeedState",
     "HeldOut",
     "Optimizer",
     "Outcome",
@@ -50,6 +58,7 @@ __all__ = [
     "ScaledRates",
     "Scaling",
     "Snapshot",
+    "Spectrum",
     "StableRate",
     "SuggestedRate",
     "Task",
@@ -60,10 +69,16 @@ __all__ = [
     "__version__",
     "alpha_gamma",
     "analytic",
+    "balance_scales",
     "coordinate_check",
     "datasets",
+    "feature_spectrum",
+    "feature_speed",
+    "feature_speed_control",
+    "jacobian_spectrum",
     "limit_dynamics",
     "network_dynamics",
+    "network_speed",
     "observables",
     "parametrization",
     "scale_rates",

@@ -31,6 +31,8 @@ class Defect(NamedTuple):
 
 
 NETWORK, LIMIT, CLAIMS = "test_network.py", "test_limit.py", "test_claims.py"
+SPEED = "test_feature_speed.py"
+CONTROL = ("test_feature_speed_control.py",)
 
 DEFECTS = [
     # ------------------------------------------------------------------ optimizers and rates
@@ -467,6 +469,70 @@ DEFECTS = [
         "np.abs(measured.values).max() + 1e-300)",
         ("test_statistics.py::test_power_is_weighted_least_squares", "test_statistics.py"),
     ),
+    # ------------------------------------------------------------------ speed of features
+    Defect(
+        "speed control: a rate over the norm, not its square",
+        "tools/_layers.py",
+        "square = jnp.sum(leaf.astype(precision()) ** 2, axis=axes)",
+        "square = jnp.sqrt(jnp.sum(leaf.astype(precision()) ** 2, axis=axes))",
+        CONTROL,
+    ),
+    Defect(
+        "speed control: a stack as one layer",
+        "tools/_layers.py",
+        "axes = tuple(range(0 if place.stack is None else 1, leaf.ndim))",
+        "axes = tuple(range(leaf.ndim))",
+        CONTROL,
+    ),
+    Defect(
+        "speed control: frozen arrays move",
+        "tools/_layers.py",
+        "            return jnp.zeros_like(value)\n        factor",
+        "            return value\n        factor",
+        CONTROL,
+    ),
+    Defect(
+        "speed control: a skipped step moves the others",
+        "tools/feature_speed_control.py",
+        "jnp.where(usable, rate, jnp.zeros_like(rate)) for",
+        "rate for",
+        CONTROL,
+    ),
+    Defect(
+        "speed control: the slowest feature for the fastest",
+        "tools/feature_speed_control.py",
+        "for name, speed in asked.items()]).max()",
+        "for name, speed in asked.items()]).min()",
+        CONTROL,
+    ),
+    Defect(
+        "speed control: rates of every step",
+        "tools/feature_speed_control.py",
+        "(state.steps % every == 0)",
+        "(state.steps % 1 == 0)",
+        CONTROL,
+    ),
+    Defect(
+        "speed control: a readout the wrong way",
+        "tools/balance_scales.py",
+        "inputs, targets)) / speed, of, last",
+        "inputs, targets)) * speed, of, last",
+        CONTROL,
+    ),
+    Defect(
+        "study control: half the common blocks of the closed form",
+        "studies/_stream.py",
+        "weight = self.branch**2 * self.variance",
+        "weight = self.branch**2",
+        ("test_control.py",),
+    ),
+    Defect(
+        "study control: judged on the seeds that chose",
+        "studies/control.py",
+        "bootstrap(at_best, logs[::2], logs[1::2], seed=depth)",
+        "bootstrap(at_best, logs[::2], logs[::2], seed=depth)",
+        ("test_control.py", CLAIMS),
+    ),
     # ------------------------------------------------------------------ studies
     Defect(
         "study scaling: the gain of doubling turned",
@@ -509,6 +575,63 @@ DEFECTS = [
         "mean[0] / mean[1]",
         "mean[1] / mean[0]",
         (CLAIMS,),
+    ),
+    # ------------------------------------------------------------------ feature speed
+    Defect(
+        "shifts that enter nothing behind them",
+        "tools/_shifts.py",
+        "known[variable] = marks[variable](value) if variable in marks else value",
+        "known[variable] = value",
+        (SPEED,),
+    ),
+    Defect(
+        "only the layer of a feature for all up to it",
+        "tools/feature_speed.py",
+        "number <= place[name]",
+        "number == place[name]",
+        (SPEED,),
+    ),
+    Defect(
+        "the kernel without its rates",
+        "tools/feature_spectrum.py",
+        "rate.astype(leaf.dtype) * leaf",
+        "leaf",
+        (SPEED,),
+    ),
+    Defect(
+        "errors of moments of one probe",
+        "tools/feature_spectrum.py",
+        "function(samples.mean(axis=0)), self.samples",
+        "function(samples[0]), self.samples",
+        (SPEED,),
+    ),
+    Defect(
+        "loss gradients of one output without its scale",
+        "tools/network_speed.py",
+        "return output / width * loss_gradient",
+        "return 1 / width * loss_gradient",
+        (SPEED,),
+    ),
+    Defect(
+        "the decay of revealed layers at the rate of hidden ones",
+        "tools/network_speed.py",
+        "moved**2) / (rate * units.rates[role])",
+        "moved**2) / rate",
+        (SPEED,),
+    ),
+    Defect(
+        "a stream whose kernel forgets its gates",
+        "studies/_stream.py",
+        "scales.branch * W * open_[None]",
+        "scales.branch * W",
+        (SPEED,),
+    ),
+    Defect(
+        "the closed form of one layer less",
+        "studies/_stream.py",
+        "(number - 1) * (2 * number - 1)",
+        "(number - 2) * (2 * number - 1)",
+        (SPEED,),
     ),
 ]
 

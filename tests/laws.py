@@ -11,8 +11,22 @@ import numpy as np
 import xarray as xr
 
 from nfd_jax import studies
-from nfd_jax.studies import _reuse, _study, collapse, degeneracy, diversity, nonlinearity, persistence, updates
+from nfd_jax.studies import (
+    _reuse,
+    _study,
+    alignment,
+    collapse,
+    control,
+    degeneracy,
+    diversity,
+    isometry,
+    nonlinearity,
+    persistence,
+    updates,
+)
+from nfd_jax.studies import speed_identity as identity
 from nfd_jax.studies import stability as stable_rates
+from nfd_jax.studies._stream import free_cosine
 
 SEEDS, SCATTER = 8, 1e-3
 
@@ -168,6 +182,64 @@ def interaction(cell, sizes, scattered, falling="depth_mup"):
     return {"together": ("seed", together), "movement": ("seed", movement), "first_order": ("seed", np.ones(SEEDS))}
 
 
+def identity_of(cell, sizes, scattered, rest=1.0, left=0.0, fails=1.0, tied=0.0, approach=-0.5):
+    """A rest of rate^`rest`, and one of `left` at no rate; `fails` of the closed form where g is no derivative, and a
+    failure of `tied` where it is; differences from the limit of n^`approach`."""
+    kind = cell["kind"]
+    if kind in identity.VARIANTS:
+        rate = np.array(sizes.rates)
+        return {"rest": (("seed", "rate", "layer"), scattered((rate**rest + left)[:, None] * np.ones(sizes.depth)))}
+    axes, width = ("seed", "layer"), cell["width"]
+    layers = np.arange(1, sizes.blocks + 1)
+    deficits = np.array([identity.deficit(sizes.blocks, int(layer)) for layer in layers])
+    gap = tied * np.ones(len(layers)) if identity.TIED[kind] else fails * deficits
+    off = 0.0 if width is None else np.where(np.arange(SEEDS) % 2, 1.0, -1.0)[:, None] * float(width) ** approach
+    size = 0.5 * (1 + off * np.ones((SEEDS, len(layers))))
+    return {"rest": (axes, scattered(gap)), "cosine": (axes, size), "speed": (axes, size)}
+
+
+def alignment_of(cell, sizes, scattered, power=-0.5, curve=0.0, small=-1.0, large=-0.25, spectrum=1.0):
+    """Powers in l or L where the claim has them, closed forms otherwise, `spectrum` times the predicted cosine."""
+    layers, family = np.arange(1, cell["depth"] + 1), cell["family"]
+    closed = alignment.scales_of(family, cell["scale"], max(sizes.depths)).cosine(max(sizes.depths))
+    cosine = {
+        alignment.MLP: 1.22 * layers**power,
+        alignment.SMALL: 1 - 0.3 * cell["depth"] ** small * layers / layers[-1],
+        alignment.LARGE: cell["depth"] ** large * np.ones(len(layers)),
+    }.get(family, closed * (cell["depth"] / max(sizes.depths)) ** curve * np.ones(len(layers)))
+    measured = scattered(cosine) if family != alignment.SMALL else 1 - scattered(1 - cosine)
+    record = {"cosine": (("seed", "layer"), measured)}
+    return record | ({"predicted": (("seed", "layer"), measured / spectrum)} if cell["moments"] else {})
+
+
+def isometry_of(cell, sizes, scattered, aligned=0.0, others=-0.5, spread=1.0, spectrum=1.0, bound=0.1):
+    """Powers of the isometric pairs and of the others, and of the others' spread."""
+    pair, deepest = (cell["activation"], cell["init"]), max(sizes.depths)
+    isometric, relative = pair in isometry.ISOMETRIC, cell["depth"] / deepest
+    end = float(free_cosine(isometry.SPREADS.get(pair, 0.0 if isometric else 1.0), deepest))
+    cosine = scattered(end * relative ** (aligned if isometric else others))
+    record = {"cosine": cosine, "predicted": cosine / spectrum, "least": cosine - bound}
+    record["spread"] = scattered(1e-7 if pair == isometry.EXACT else 0.5 if isometric else cell["depth"] ** spread)
+    return {name: ("seed", values) for name, values in record.items()}
+
+
+def control_of(cell, sizes, scattered, grows=0.0, held=0.0, over=0.5, behind=-1.0, beside=0.0):
+    """Sensitivities at the start of the closed form times L^-grows, of L^held under control, and over training of
+    L^over under other rules; losses under control a factor e^behind of others' in MLPs, e^beside in ResNets; the second
+    rate best for all."""
+    L, architecture = float(cell["depth"]), cell["architecture"]
+    if cell["kind"] == "start":
+        expected = L**-grows / control._cosine(architecture, cell["depth"])
+        values = {"table": expected, "source": L**held, "control": L**held}
+        return {name: ("seed", scattered(each)) for name, each in values.items()}
+    mine, mlp = cell["rule"] == "control", architecture == "mlp"
+    last = np.exp(mine * (behind if mlp else beside)) * (1 + np.abs(np.arange(sizes.rates) - 1))
+    losses = scattered(last[:, None] ** np.linspace(0, 1, sizes.steps + 1), sizes.train_seeds)
+    speed = L ** (held if mine else over) * np.ones((sizes.rates, sizes.steps // control.APART))
+    axes = ("seed", "rate")
+    return {"loss": ((*axes, "step"), losses), "speed": ((*axes, "apart"), scattered(speed, sizes.train_seeds))}
+
+
 def regimes_of(cell, sizes, scattered, shift=0.0, alike=False):
     """Powers that counting has, or others: of outputs, features and gradients at every rate and step; `alike`: those of
     cross-entropy under squared loss too."""
@@ -229,6 +301,10 @@ CLAIMED = {
     "diversity": diversity_of,
     "nonlinearity": nonlinearity_of,
     "interaction": interaction,
+    "identity": identity_of,
+    "alignment": alignment_of,
+    "isometry": isometry_of,
+    "control": control_of,
     "regimes": regimes_of,
     "stability": stability_of,
     "updates": updates_of,

@@ -159,14 +159,15 @@ def check_functions(
     for argument, name in (*(("kinds", name) for name in experiment.kinds), *(("images", n) for n in images.values())):
         if name not in named:
             raise ValueError(f"{argument} names {name!r}, which features does not return; it has {', '.join(named)}")
-        if not _is_real(named[name]):
+        if not is_real(named[name]):
             raise TypeError(f"features must return arrays of real numbers, got {named[name]} for {name!r}")
     value = eqx.filter_eval_shape(experiment.loss, named[experiment.output], targets)
-    if not _is_real(value) or value.shape != ():
+    if not is_real(value) or value.shape != ():
         raise TypeError(f"loss must return one real number, got {value}; take the mean over samples")
 
 
-def _is_real(array: Any) -> bool:
+def is_real(array: Any) -> bool:
+    """Whether it is the shape of an array of real numbers."""
     return isinstance(array, jax.ShapeDtypeStruct) and jnp.issubdtype(array.dtype, jnp.floating)
 
 

@@ -40,7 +40,7 @@ def assign_roles(model: PyTree, roles: Roles) -> dict[str, tuple[Role | None, An
     if not arrays:
         raise ValueError(f"model must hold arrays of inexact dtype to train, got {type(model).__name__} without any")
     if isinstance(roles, Mapping):
-        given = _by_pattern("roles", roles, arrays)
+        given = by_pattern("roles", roles, arrays)
     elif callable(roles):
         given = {path: roles(path, array) for path, array in arrays.items()}
     else:
@@ -53,7 +53,7 @@ def assign_roles(model: PyTree, roles: Roles) -> dict[str, tuple[Role | None, An
     return {path: (_role("roles", given[path], NAMES), array) for path, array in arrays.items()}
 
 
-def _by_pattern(argument: str, patterns: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
+def by_pattern(argument: str, patterns: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
     """The value of the first pattern that fits a path."""
     regexes = {pattern: ".*".join(map(re.escape, str(pattern).split("*"))) for pattern in patterns}
     fitting = {path: next((each for each in patterns if re.fullmatch(regexes[each], path)), None) for path in arrays}
@@ -145,7 +145,7 @@ def input_dimensions(
     """d of every input parameter: as given, or the size of what is left of it without its wide axis."""
     inputs = {path: array for path, (role, array) in assigned.items() if role is Role.INPUT}
     what = "patterns to sizes, such as {'.embed.weight': 1}"
-    listed = {} if given is None else _by_pattern("dimensions", check_mapping("dimensions", given, what), inputs)
+    listed = {} if given is None else by_pattern("dimensions", check_mapping("dimensions", given, what), inputs)
     sizes = {}
     for path, array in inputs.items():
         if path in listed:
