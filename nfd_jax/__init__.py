@@ -19,6 +19,7 @@ from nfd_jax.solvers.sweep import sweep
 from nfd_jax.solvers.trajectory import ErrorBars, HeldOut, Trajectory
 from nfd_jax.task import Task
 from nfd_jax.tools._coordinates import Coordinate, CoordinateCheck
+from nfd_jax.tools._stability import StableRate, WidthRates
 from nfd_jax.tools.balance_scales import BalancedScales, balance_scales
 from nfd_jax.tools.coordinate_check import coordinate_check
 from nfd_jax.tools.feature_spectrum import Spectrum, feature_spectrum, jacobian_spectrum
@@ -26,6 +27,7 @@ from nfd_jax.tools.feature_speed import FeatureSpeed, feature_speed
 from nfd_jax.tools.feature_speed_control import FeatureSpeedState, feature_speed_control
 from nfd_jax.tools.network_speed import network_speed
 from nfd_jax.tools.scale_rates import ScaledParameter, ScaledRates, scale_rates
+from nfd_jax.tools.stable_rate import stable_rate
 from nfd_jax.tools.suggest_learning_rate import SuggestedRate, suggest_learning_rate
 from nfd_jax.training import Training
 from nfd_jax.verdict import Verdict
@@ -57,11 +59,13 @@ __all__ = [
     "Scaling",
     "Snapshot",
     "Spectrum",
+    "StableRate",
     "SuggestedRate",
     "Task",
     "Training",
     "Trajectory",
     "Verdict",
+    "WidthRates",
     "__version__",
     "alpha_gamma",
     "analytic",
@@ -81,6 +85,7 @@ __all__ = [
     "seed_key",
     "solve_limit",
     "solve_network",
+    "stable_rate",
     "statistics",
     "suggest_learning_rate",
     "sweep",

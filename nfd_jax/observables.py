@@ -79,6 +79,34 @@ def effective_updates(snapshot: Snapshot) -> dict[str, Array]:
     return {"effective_update": _rms(snapshot.effective_images())}
 
 
+PARTS = ("matrix", "sample")
+
+
+@axes(
+    effective_input=("sample",),
+    effective_hidden=PARTS,
+    effective_readout=("sample",),
+    propagating_hidden=PARTS,
+    propagating_readout=("sample",),
+)
+def refined_updates(snapshot: Snapshot) -> dict[str, Array]:
+    """The refined coordinate check of every weight: root mean square entries of the two parts of W_t x_t - W_0 x_0,
+    times the multiplier of its role.
+
+    - `effective_input` `(P,)`, `effective_hidden` `(matrices, P)`, `effective_readout` `(P,)`: (W_t - W_0) x_t, what
+      training has added to the weight.
+    - `propagating_hidden`, `propagating_readout`: W_0 (x_t - x_0), what arrives from below through the initial one.
+
+    With weight decay W_0 is multiplied by what that has left of it, but for W_0 x_0. Of two matrices a block the inner
+    one is first. Needs dense matrices, and any optimizer will do (Haas et al., refined coordinate check).
+    """
+    if snapshot.image_changes is None:
+        raise ValueError("observe=refined_updates needs dense matrices: use train_networks with engine='dense'")
+    effective, propagating = snapshot.image_changes()
+    found = {f"effective_{role}": _rms(vectors) for role, vectors in effective.items()}
+    return found | {f"propagating_{role}": _rms(propagating[role]) for role in ("hidden", "readout")}
+
+
 @axes(
     forward_reuse=("block", "direction", "sample"),
     backward_reuse=("block", "direction", "sample"),

@@ -330,6 +330,56 @@ DEFECTS = [
         "jnp.sqrt(jnp.mean((vectors[lag:] - vectors[:-lag]) ** 2, axis=1).max()) for lag in lags",
         ("test_observables.py::test_sizes_and_diversity",),
     ),
+    # ------------------------------------------------------------------ large rates
+    Defect(
+        "large rates: what arrives at the readout without its start",
+        "dynamics/module.py",
+        "last * (x @ decayed.readout - before @ initial.readout)",
+        "last * (x @ decayed.readout - before @ decayed.readout)",
+        ("test_observables.py::test_image_changes",),
+    ),
+    Defect(
+        "large rates: an initial network that decay has changed",
+        "dynamics/module.py",
+        "self.images(h, decayed.forward_matrices) - initial.images(start, initial.forward_matrices)",
+        "self.images(h, decayed.forward_matrices) - initial.images(start, decayed.forward_matrices)",
+        ("test_observables.py::test_image_changes",),
+    ),
+    Defect(
+        "large rates: dead units are stable",
+        "tools/_stability.py",
+        "np.where(trivial > best, np.minimum(start, trivial), start)",
+        "start",
+        ("test_stable_rate.py::test_dead_units_are_not_stable",),
+    ),
+    Defect(
+        "large rates: the border below the best rate",
+        "tools/_stability.py",
+        "broken = ~stable & (places >= first)",
+        "broken = ~stable",
+        ("test_rates.py", "test_stable_rate.py"),
+    ),
+    Defect(
+        "large rates: a bisection that keeps the wrong half",
+        "tools/stable_rate.py",
+        "low, high = np.where(kept, middle, low), np.where(kept, high, middle)",
+        "low, high = np.where(kept, low, middle), np.where(kept, middle, high)",
+        ("test_stable_rate.py::test_the_border_of_a_quadratic_is_found",),
+    ),
+    Defect(
+        "large rates: gradients of the batch mean",
+        "studies/_rates.py",
+        "samples * width**0.5 * _size(snapshot.gradients)",
+        "width**0.5 * _size(snapshot.gradients)",
+        ("test_rates.py::test_quantities",),
+    ),
+    Defect(
+        "large rates: the propagating part of coordinate_check for the effective one",
+        "tools/_experiment.py",
+        "rms(without - before[image])",
+        "rms(after[image] - without)",
+        ("test_coordinate_check.py::test_propagating_updates",),
+    ),
     # ------------------------------------------------------------------ estimates
     Defect(
         "weights of the two numbers of particles",

@@ -21,8 +21,11 @@ from nfd_jax.studies import (
     diversity,
     isometry,
     nonlinearity,
+    persistence,
+    updates,
 )
 from nfd_jax.studies import speed_identity as identity
+from nfd_jax.studies import stability as stable_rates
 from nfd_jax.studies._stream import free_cosine
 
 SEEDS, SCATTER = 8, 1e-3
@@ -237,6 +240,54 @@ def control_of(cell, sizes, scattered, grows=0.0, held=0.0, over=0.5, behind=-1.
     return {"loss": ((*axes, "step"), losses), "speed": ((*axes, "apart"), scattered(speed, sizes.train_seeds))}
 
 
+def regimes_of(cell, sizes, scattered, shift=0.0, alike=False):
+    """Powers that counting has, or others: of outputs, features and gradients at every rate and step; `alike`: those of
+    cross-entropy under squared loss too."""
+    a, t = np.array(sizes.exponents)[:, None], np.arange(sizes.steps + 1)
+    hidden = cell["layers"] > 2
+    if cell["loss"] == "mse" and not alike:
+        logits, gradients = t * (1 - a), t * (1 - a)
+        features = (0.5 if hidden else -0.5) - a + (t - 1) * (1 - a)
+    else:
+        logits, gradients = 1 - a + 0 * t, np.maximum(0.5 - a, 0) + 0 * t
+        features = ((1 - 2 * a) * np.where(a < 0.5, 1, 0.5) if hidden else -0.5 - a) + 0 * t
+    powers = {"logits": logits, "features": features, "gradients": gradients}
+    found = {name: scattered(cell["width"] ** (power + shift)).swapaxes(0, 1) for name, power in powers.items()}
+    return {name: (("exponent", "seed", "step"), values) for name, values in found.items()}
+
+
+def stability_of(cell, sizes, scattered, shift=0.0):
+    power = stable_rates.POWERS[cell["row"], cell["optimizer"]][cell["loss"] == "mse"] + shift
+    return {name: ("seed", scattered(float(cell["width"]) ** power)) for name in (*stable_rates.RULES.values(), "best")}
+
+
+def updates_of(cell, sizes, scattered, shift=0.0):
+    found, at = {}, np.ones(len(sizes.at))
+    for (part, matrix), power in updates.parts(cell["layers"]).items():
+        values = scattered(cell["width"] ** (power + shift) * at)
+        if matrix is None:
+            found[part] = (("seed", "step"), values)
+        else:  # those between the first and the last are as the last
+            own = found.get(part, (None, np.repeat(values[..., None], cell["layers"] - 2, axis=-1)))[1]
+            own[..., matrix:] = values[..., None]
+            found[part] = (("seed", "step", "matrix"), own)
+    return found
+
+
+def persistence_of(cell, sizes, scattered, shift=0.0):
+    n, place = float(cell["width"]), int(cell["a"] == persistence.ONE)
+    drift = 3.0 if cell["engine"] == "dense" and shift else 1.0
+    found = {
+        name: scattered(n ** (powers[place] + shift) * drift) for name, (_, *powers) in persistence.QUANTITIES.items()
+    }
+    signs = np.tile([1.0, -1.0], SEEDS // 2)
+    for name, (_, power) in persistence.SPREADS.items():
+        found[name] = n**shift * drift * (10 + signs * n**power)
+    return {name: ("seed", values) for name, values in found.items()} | {
+        "right": ("seed", 1 - shift * scattered(n > 1e4))
+    }
+
+
 CLAIMED = {
     "width": width,
     "depth": depth,
@@ -254,4 +305,8 @@ CLAIMED = {
     "alignment": alignment_of,
     "isometry": isometry_of,
     "control": control_of,
+    "regimes": regimes_of,
+    "stability": stability_of,
+    "updates": updates_of,
+    "persistence": persistence_of,
 }

@@ -16,6 +16,7 @@ EVERYTHING, NOTHING = "", "(?!)"
 EXCHANGED = {"depth_mup": 0.0, "depth_mup_corrected": -0.5}
 
 
+SLOWER = "squared loss|h_t - h_0 ~ n\\^p at eta ~ n\\^-0.25"  # where much less than counting has would do
 INNER_AS_WELL = "inner matrices' part|depth-muP, untied, L = 256"
 
 
@@ -100,6 +101,15 @@ CASES = {
         {"grows": 0.25, "behind": 0.1, "over": 0.1},
         "control, Res|p at the start, .*(control|times)|training.* control",
     ),
+    "regimes": (laws.regimes_of, {}, EVERYTHING),
+    "regimes, everything half a power less": (laws.regimes_of, {"shift": -0.5}, SLOWER),
+    "regimes, no matter which loss": (laws.regimes_of, {"alike": True}, "cross-entropy|f_t - f_0 grows"),
+    "stability": (laws.stability_of, {}, EVERYTHING),
+    "stability, half a power more": (laws.stability_of, {"shift": 0.5}, NOTHING),
+    "updates": (laws.updates_of, {}, EVERYTHING),
+    "updates, half a power less": (laws.updates_of, {"shift": -0.5}, NOTHING),
+    "persistence": (laws.persistence_of, {}, EVERYTHING),
+    "persistence, half a power more": (laws.persistence_of, {"shift": 0.5}, NOTHING),
 }
 
 

@@ -15,7 +15,7 @@ import nfd_jax as nfd
 from nfd_jax.dynamics import autodiff
 from nfd_jax.parametrization import ONE, ZERO, L, N, Role, alpha_gamma, resolve
 from nfd_jax.statistics import Slope
-from nfd_jax.tools._coordinates import CHANGE, SIZE, UPDATE, Coordinate, CoordinateCheck
+from nfd_jax.tools._coordinates import CHANGE, PROPAGATING, SIZE, UPDATE, Coordinate, CoordinateCheck
 from nfd_jax.tools._experiment import Experiment, expectations
 from nfd_jax.tools.coordinate_check import squared_loss
 from nfd_jax.verdict import Verdict
@@ -234,6 +234,46 @@ def test_slopes_of_a_synthetic_law():
     assert rows[CHANGE, "f"].slope.value == pytest.approx(0.5)
     assert rows[SIZE, "w"].values.shape == (2, 2)
     assert (CHANGE, "f", "n") in failed(found)
+
+
+def test_propagating_updates():
+    """A change in two parts: w x with w = n^-1/2 t after t steps, and x + u with u = n^-1 t on its way."""
+
+    def build(key, width, depth):
+        del depth
+        powers = {"w": width**-0.5, "u": 1.0 / width, "v": 0.0}
+        model = {name: jnp.ones(width) if name == "w" else jnp.zeros(width) for name in powers}
+        partition = optax.partition(
+            {name: optax.scale(-power) for name, power in powers.items()}, {n: n for n in powers}
+        )
+        return model, partition
+
+    def features(model, inputs):
+        x = inputs + model["u"]
+        return {"x": x, "image": model["w"] * x, "f": (model["w"] + model["u"]).sum() + 0 * x}
+
+    found = nfd.coordinate_check(
+        build,
+        features,
+        jnp.ones(()),
+        None,
+        parametrization=alpha_gamma(1.0, 0.0, name="own"),
+        roles={"['w']": "readout", "['u']": "readout", "['v']": "unscaled"},
+        kinds={"f": "output"},
+        images={"['w']": "image", "['u']": "x"},
+        loss=lambda outputs, _: outputs[0],
+        widths=(4, 16),
+        depths=(1,),
+        steps=1,
+        seeds=2,
+    )
+    rows = {(row.quantity, row.name): row for row in found.rows}
+    assert rows[UPDATE, "image"].values[0] == pytest.approx([-(1 - 1 / n) * -(n**-0.5) for n in (4, 16)])
+    assert rows[PROPAGATING, "image"].slope.value == pytest.approx(-1.0)
+    assert rows[PROPAGATING, "image"].values[0] == pytest.approx([1 / 4, 1 / 16])
+    assert not rows[PROPAGATING, "x"].values.any()
+    assert {rows[PROPAGATING, name].verdict for name in ("x", "image")} == {None}
+    assert "propagating update" in str(found)
 
 
 def test_zero_readouts_and_divergence():

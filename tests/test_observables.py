@@ -14,6 +14,7 @@ from nfd_jax.analytic import linear_dynamics
 from nfd_jax.dynamics.propagate import Layers
 from nfd_jax.matrices.noise import BACKWARD, FORWARD, AbstractNoise
 from nfd_jax.matrices.revealed import RevealedMatrices
+from nfd_jax.parametrization import Role
 from nfd_jax.solvers.networks import Networks
 
 RATE, DEPTH, STEPS = 0.7, 3, 3
@@ -377,6 +378,65 @@ def test_effective_images_under_adam(optimizer, decay):
     assert np.abs(expected).min() > 0
 
 
+def changes(snapshot):
+    effective, propagating = snapshot.image_changes()
+    parts = {f"effective_{role}_image": each for role, each in effective.items()}
+    parts |= {f"propagating_{role}_image": each for role, each in propagating.items()}
+    return (
+        parts
+        | {"features": snapshot.features, "outputs_seen": snapshot.outputs}
+        | observables.refined_updates(snapshot)
+    )
+
+
+@pytest.mark.parametrize(
+    ("model", "row"),
+    [(nfd.MLP(3, "tanh"), "sp"), (nfd.MLP(1, "tanh"), "ntp"), (nfd.ResNet(2, "tanh", block="pre_inner"), "mup")],
+)
+@pytest.mark.parametrize(("optimizer", "decay"), [("sgd", 0.0), ("adamw", 0.3)])
+def test_image_changes(model, row, optimizer, decay):
+    """Their two parts by hand, from the weights before training and now; they add up to what features change by."""
+    task, width, rate, steps = nfd.datasets.digits(4, (0, 1, 2)), 16, 0.02, 3
+    options = {"optimizer": optimizer, "weight_decay": decay, "learning_rate": rate, "parametrization": row}
+    options |= {"train_input": True, "train_readout": True, "observe": changes}
+    dynamics = prepare(task, model, width, steps=steps, **options).autodiff
+    state, inputs, targets = dynamics.init(jax.random.key(3)), jnp.asarray(task.inputs), jnp.asarray(task.targets)
+    start, step = jax.tree.map(jnp.copy, state.network), jax.jit(dynamics.step)
+    for k in range(steps + 1):
+        now, kept = state.network, (1 - rate * decay) ** k
+        state, record = step(state, jnp.asarray(k), jnp.asarray(rate), inputs, targets)
+        found = record.observed
+        first = record.observed if k == 0 else first
+    last, multiplier = jnp.tanh if isinstance(model, nfd.MLP) else (lambda x: x), now.multiplier(Role.READOUT)
+    x, before = last(found["features"][-1]), last(first["features"][-1])
+    effective = multiplier * x @ (now.readout - kept * start.readout)
+    through = multiplier * (kept * x - before) @ start.readout
+    np.testing.assert_allclose(found["effective_readout_image"], effective, atol=1e-13)
+    np.testing.assert_allclose(found["propagating_readout_image"], through, atol=1e-13)
+    np.testing.assert_allclose(effective + through, found["outputs_seen"] - first["outputs_seen"], atol=1e-12)
+    gained = inputs @ (now.input - kept * start.input).T * now.multiplier(Role.INPUT)
+    np.testing.assert_allclose(found["effective_input_image"], gained, atol=1e-13)
+    total = found["effective_hidden_image"] + found["propagating_hidden_image"]
+    moved = found["features"] - first["features"]
+    if isinstance(model, nfd.MLP):
+        np.testing.assert_allclose(total, moved[1:], atol=1e-12)
+        for index, (matrix, _) in enumerate(now.hidden[: model.blocks]):
+            gained = now.multiplier(Role.HIDDEN) * (matrix - kept * start.hidden[index][0])
+            part = jnp.tanh(found["features"][index]) @ gained.T.reshape(width, -1)
+            np.testing.assert_allclose(found["effective_hidden_image"][index], part, atol=1e-13)
+    else:  # every other image is the branch, which is added to the stream
+        branch = model.branch(now.row)
+        np.testing.assert_allclose(branch * total[1::2], jnp.diff(moved, axis=0), atol=1e-12)
+    for part in ("effective", "propagating"):
+        size = jnp.sqrt(jnp.mean(found[f"{part}_hidden_image"] ** 2, axis=-1))
+        np.testing.assert_allclose(found[f"{part}_hidden"], size, rtol=1e-12)
+
+
+def test_refined_updates_need_dense_matrices(task):
+    with pytest.raises(ValueError, match="needs dense matrices: use train_networks with engine='dense'"):
+        nfd.solve_network(task, nfd.ResNet(1), width=8, steps=1, seeds=1, observe=observables.refined_updates)
+
+
 def test_members_have_initial_matrices_of_their_own(tmp_path):
     """Side by side, and from a checkpoint."""
     task, options = nfd.datasets.digits(2), {"width": 8, "optimizer": "adamw", "weight_decay": 0.1, "observe": images}
@@ -395,10 +455,11 @@ def test_initial_matrices_are_kept_only_where_something_is_observed():
     task, model = nfd.datasets.digits(2), nfd.ResNet(2, block="inner")
     recipes = [nfd.Training(observe=observe) for observe in (None, images)]
     plain, observed = (Networks.of(task, model, recipe, 8, "untied", "dense") for recipe in recipes)
-    assert observed.member_bytes - plain.member_bytes == 8 * 4 * 8**2
+    weights = 4 * 8**2 + 8 * (64 + 1)
+    assert observed.member_bytes - plain.member_bytes == 8 * weights
     assert plain.dynamics.init(jax.random.key(0)).initial is None
     kept = jax.tree.leaves(observed.dynamics.init(jax.random.key(0)).initial)
-    assert sum(leaf.size for leaf in kept) == 4 * 8**2
+    assert sum(leaf.size for leaf in kept) == weights
 
 
 def test_reuse_of_dense_networks_is_refused(task):

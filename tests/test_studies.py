@@ -262,6 +262,12 @@ def test_bad_sizes(example, tmp_path, scale, sizes, error, message):
         ("transfer", {"rates": 2}, "needs rates of at least 3 and a ratio above 1 .*, got rates=2"),
         ("transfer", {"ratio": 0.5}, "needs rates of at least 3 and a ratio above 1 .* ratio=0.5"),
         ("nonlinearity", {"activations": ["relu", "tanh"]}, "activations of study 'nonlinearity' must have 'abs'"),
+        ("regimes", {"exponents": [0.5, 1.0]}, r"needs .* exponents with 0.5 and 0.25 .* got .*exponents=\(0.5, 1.0\)"),
+        ("regimes", {"layers": [1, 3]}, r"needs networks of at least 2 layers, .* got layers=\(1, 3\)"),
+        ("updates", {"layers": [1, 3]}, r"needs networks of at least 2 layers, got layers=\(1, 3\)"),
+        ("stability", {"data": ["/nowhere"]}, r"data teacher, digits or a folder of CIFAR-10, got .*'/nowhere'"),
+        ("stability", {"rows": ["ntp"]}, "needs .* rows of sp, mup, mup_at_sp, .* got .*'ntp'"),
+        ("persistence", {"dense": 64}, r"its dense networks at one of widths \(32, 128\), got layers=3 and dense=64"),
         ("independence", {"cifar10": "/nowhere"}, "cifar10 of study 'independence' must be the folder of its files"),
     ],
 )
@@ -307,6 +313,8 @@ LONG = (  # over eight seconds, of several limits each
     "identity",
     "isometry",
     "control",
+    "regimes",
+    "persistence",
 )
 
 

@@ -13,7 +13,7 @@ from nfd_jax import optimizers
 from nfd_jax._checks import in_precision
 from nfd_jax._types import Array, Float, Index, Key, PyTree, Scalar
 from nfd_jax.dynamics.base import AbstractDynamics, Record, Settings
-from nfd_jax.dynamics.module import Matrices, Network, Shape, create_network
+from nfd_jax.dynamics.module import Network, Shape, create_network
 from nfd_jax.dynamics.snapshot import Snapshot, observation
 from nfd_jax.models import AbstractModel
 from nfd_jax.parametrization import Parametrization, Role
@@ -21,12 +21,13 @@ from nfd_jax.task import loss_gradient, loss_value
 
 
 class State(eqx.Module):
-    """A network and its optimizer's memory; where something is observed, what weight decay leaves of its initial
-    matrices too."""
+    """A network and its optimizer's memory; where something is observed, the initial network and the share of its
+    trained weights that weight decay has left, too."""
 
     network: Network
     optimizer: PyTree
-    initial: Matrices | None = None
+    initial: Network | None = None
+    kept: Scalar | None = None
 
 
 class Autodiff(AbstractDynamics):
@@ -48,8 +49,9 @@ class Autodiff(AbstractDynamics):
         """The state before training of a given network."""
         memory = self.directions(network).init(trainable(self.settings.trained, network))
         # copies: a step gives up the memory of the network before it
-        initial = None if self.settings.observe is None else jax.tree.map(jnp.copy, network.forward_matrices)
-        return State(network, memory, initial)
+        if self.settings.observe is None:
+            return State(network, memory)
+        return State(network, memory, network.forward_only(), jnp.ones((), network.input.dtype))
 
     def step(self, state: State, step: Index, rate: Scalar, inputs: Array, targets: Array) -> tuple[State, Record]:
         settings = self.settings
@@ -60,15 +62,15 @@ class Autodiff(AbstractDynamics):
 
         parameters = trainable(settings.trained, state.network)
         (loss, outputs), gradients = jax.value_and_grad(objective, has_aux=True)(parameters)
-        observed, initial = {}, state.initial
-        if settings.observe is not None and initial is not None:
-            observed = observation(settings.observe, self._snapshot(state.network, step, inputs, targets, initial))
-            if decay := settings.optimizer.weight_decay:
-                initial = jax.tree.map(lambda matrix: (1 - rate * decay) * matrix, initial)
+        observed, initial, kept = {}, state.initial, state.kept
+        if settings.observe is not None and initial is not None and kept is not None:
+            snapshot = self._snapshot(state.network, initial, kept, step, inputs, targets)
+            observed = observation(settings.observe, snapshot)
+            kept = kept * (1 - rate * settings.optimizer.weight_decay)
         with jax.numpy_dtype_promotion("standard"):  # optax raises floats to the power of integer counts
             updates, memory = self.directions(state.network).update(gradients, state.optimizer, parameters)
         parameters = optimizers.descend(parameters, updates, rate)
-        return State(with_weights(state.network, parameters), memory, initial), Record(outputs, loss, observed)
+        return State(with_weights(state.network, parameters), memory, initial, kept), Record(outputs, loss, observed)
 
     @property
     def capacity(self) -> tuple[int, ...]:
@@ -104,8 +106,14 @@ class Autodiff(AbstractDynamics):
             directions[role] = rule.direction(rate, of_gradients)
         return optax.partition(directions, {role: role for role in directions})
 
-    def _snapshot(self, network: Network, step: Index, inputs: Array, targets: Array, initial: Matrices) -> Snapshot:
+    def _snapshot(
+        self, network: Network, initial: Network, kept: Scalar, step: Index, inputs: Array, targets: Array
+    ) -> Snapshot:
         """Features and gradients in the units of the explicit passes."""
+        decayed = initial
+        if self.settings.optimizer.weight_decay:
+            weights = jax.tree.map(lambda weight: kept * weight, trainable(self.settings.trained, initial))
+            decayed = with_weights(initial, weights)
         sizes = {"width": self.shape.width, "depth": int(self.model.depth), "dimension": self.shape.dimension}
         shifts = jnp.zeros((self.model.blocks + 1, len(inputs), self.shape.width), inputs.dtype)
         (outputs, features), pull_back = jax.vjp(partial(network.features, inputs), shifts)
@@ -116,9 +124,17 @@ class Autodiff(AbstractDynamics):
         else:
             chi = per_output / self.shape.width * loss_gradient(loss, outputs, targets)
         (gradients,) = pull_back((chi, jnp.zeros_like(features)))
-        effective_images = partial(network.effective_images, features, initial)
-        structure = self.model.structure
-        return Snapshot(features, per_output * gradients, outputs, structure, step, effective_images)
+
+        gained = jax.tree.map(jnp.subtract, network.forward_matrices, decayed.forward_matrices)
+        return Snapshot(
+            features,
+            per_output * gradients,
+            outputs,
+            self.model.structure,
+            step,
+            partial(network.images, features, gained),
+            image_changes=partial(network.image_changes, inputs, initial, decayed),
+        )
 
 
 def trainable(trained: tuple[str, ...], network: Network) -> dict[str, PyTree]:

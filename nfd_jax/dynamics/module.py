@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from nfd_jax._types import Array, Float, Key
+from nfd_jax.dynamics.snapshot import ImageChanges
 from nfd_jax.models import AbstractModel
 from nfd_jax.parametrization import Parametrization, Role
 
@@ -149,30 +150,57 @@ class Network(eqx.Module):
     def _role(self, place: int) -> Role:
         return Role.HIDDEN if place == len(self.inner) else Role.INNER
 
-    def effective_images(
-        self, features: Float[Array, "layers batch width"], initial: Matrices
+    def forward_only(self) -> Network:
+        """A copy, without the matrices of the backward pass alone."""
+        *inner, hidden = (tuple((matrix, None) for matrix, _ in weights) for weights in self.matrices)
+        network = Network(self.input, tuple(inner), hidden, self.readout, self.model, self.row, self.richness)
+        return jax.tree.map(jnp.copy, network)
+
+    def images(
+        self, features: Float[Array, "layers batch width"], others: Matrices
     ) -> Float[Array, "matrices batch width"]:
-        """What the matrices have gained over `initial` ones, `forward_matrices` of an earlier network, adds to their
-        images of these features h_0 to h_L; of several a block the first is first."""
+        """Images under `others`, shaped as `forward_matrices`, of what its own matrices act on where features are h_0
+        to h_L, times their multipliers; of several a block the first is first."""
 
         def block(parts: tuple[Array, list[Array], list[Array]]) -> Array:
-            h, now, before = parts
-            gained = []
+            h, own, other = parts
+            found = []
 
             def image(place: int, x: Array) -> Array:
                 scale = self.multiplier(self._role(place))
-                gained.append(scale * _times_transposed(x, now[place] - before[place]))
-                return scale * _times_transposed(x, now[place])
+                found.append(scale * _times_transposed(x, other[place]))
+                return scale * _times_transposed(x, own[place])
 
             self.model.structure.branch(h, image)
-            return jnp.stack(gained)
+            return jnp.stack(found)
 
         every = []
         for index, (start, end) in enumerate(groups(self.model.blocks)):
-            pair = ([weights[index] for weights in matrices] for matrices in (self.forward_matrices, initial))
+            pair = ([weights[index] for weights in matrices] for matrices in (self.forward_matrices, others))
             images = lax.map(block, (features[start:end], *pair))
             every.append(images.reshape(-1, *images.shape[2:]))
         return jnp.concatenate(every)
+
+    def image_changes(self, inputs: Float[Array, "batch inputs"], initial: Network, decayed: Network) -> ImageChanges:
+        """What has changed in the images of a batch since the `initial` network, of which weight decay has left the
+        `decayed` one."""
+        (_, h), (_, start) = self.features(inputs), initial.features(inputs)
+        gained = jax.tree.map(jnp.subtract, self.forward_matrices, decayed.forward_matrices)
+        first, last = self.multiplier(Role.INPUT), self.multiplier(Role.READOUT) / self.richness
+        structure = self.model.structure
+        x, before = (structure.apply(structure.readout, each[-1]) for each in (h, start))
+        effective = {
+            "input": first * (inputs @ (self.input - decayed.input).T),
+            "hidden": self.images(h, gained),
+            "readout": last * (x @ (self.readout - decayed.readout)),
+        }
+        through = self.images(h, decayed.forward_matrices) - initial.images(start, initial.forward_matrices)
+        propagating = {
+            "input": first * (inputs @ (decayed.input - initial.input).T),
+            "hidden": through,
+            "readout": last * (x @ decayed.readout - before @ initial.readout),
+        }
+        return ImageChanges(effective, propagating)
 
 
 class Shape(NamedTuple):

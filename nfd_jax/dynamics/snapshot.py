@@ -14,6 +14,18 @@ from nfd_jax.matrices.base import AbstractMatrices
 from nfd_jax.models import Structure
 
 
+class ImageChanges(NamedTuple):
+    """How the image of every weight has changed since the start, W_t x_t - W_0 x_0 times its multiplier, in two parts.
+
+    `effective` (W_t - a_t W_0) x_t is what training has added to the weight, `propagating` a_t W_0 x_t - W_0 x_0 what
+    arrives from below through the initial one. Both by role: `input` `(P, width)`, `hidden` `(matrices, P, width)`, of
+    two a block the inner one first, and `readout` `(P, c)`.
+    """
+
+    effective: dict[str, Array]
+    propagating: dict[str, Array]
+
+
 class Snapshot(NamedTuple):
     """What an observe function sees of a network: before every update, and after the last one.
 
@@ -23,6 +35,7 @@ class Snapshot(NamedTuple):
     has g_L = phi'(h_L) V. `step` counts the updates so far. `effective_images()` are (W_l^k - a_k W_l^0) x times the
     multiplier of the role, `(matrices, P, width)`: what training has added to the image of every hidden matrix, with
     a_k = prod (1 - eta lambda) what weight decay has left of the initial one; of two a block the inner one is first.
+    `image_changes()`, of dense matrices alone, has what the images of all weights have changed by, in two parts.
     Explicit passes (`solve_limit`, `solve_network`) add the hidden `matrices` as they are after this step's queries,
     and the `coordinates (matrices, rows, P)` of the forward ones.
     """
@@ -35,6 +48,7 @@ class Snapshot(NamedTuple):
     effective_images: Callable[[], Float[Array, "matrices batch width"]]
     matrices: AbstractMatrices | None = None
     coordinates: Array | None = None
+    image_changes: Callable[[], ImageChanges] | None = None
 
 
 Observe = Callable[[Snapshot], dict[str, Array]]

@@ -203,6 +203,38 @@ def _power_laws(axis: Axes, rows: list[Any]) -> None:
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
+def stable_rates(found: Any) -> Figure:
+    """A `StableRate`: the largest stable rate by every rule against the width, both logarithmic, with 95 % intervals of
+    the geometric mean; the law by the primary rule, and at the last width what it predicted (white)."""
+    figure = Figure(figsize=(6.4, 4.8), layout="constrained")
+    axis = figure.subplots()
+    every, laws = (*found.found, found.tested), list(found.tested.rates)
+    widths = [each.width for each in every]
+    for number, rule in enumerate(laws):
+        logs = np.stack([np.log(each.rates[rule]) for each in every])
+        half = quantile(logs.shape[1] - 1) * logs.std(axis=1, ddof=1) / logs.shape[1] ** 0.5
+        middle, slope = logs.mean(axis=1), found.slope_by(rule)
+        low, high = np.exp(middle) - np.exp(middle - half), np.exp(middle + half) - np.exp(middle)
+        style = {"color": str(0.3 * number), "marker": MARKERS[number], "linestyle": "none", "capsize": 3}
+        axis.errorbar(widths, np.exp(middle), np.stack([low, high]), label=f"{rule}: {slope}", **style)
+        if number == 0:
+            axis.plot(widths, [slope(width) for width in widths], color="0", linewidth=1)
+            ours = found.predicted
+            ends = np.exp(np.array([*ours.interval, ours.value]))
+            bars = [[ends[2] - ends[0]], [ends[1] - ends[2]]]
+            axis.errorbar(widths[-1] * 1.03, ends[2], bars, label="predicted", markerfacecolor="white", **style)
+    axis.set_xscale("log", base=2)
+    axis.set_yscale("log")
+    axis.set_xticks(widths, [str(width) for width in widths])
+    axis.set_xlabel("width n")
+    axis.set_ylabel("largest rate that ...")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=7, title="rule, and exponent in n")
+    promised = "" if found.verdict is None else f"\npromised {found.expected:+g}: {found.verdict}"
+    figure.suptitle(f"{found.title}{promised}; prediction {found.prediction}", fontsize=10)
+    return figure
+
+
 def panels(title: str, described: Sequence[Any], note: str = "") -> Figure:
     """The panels of a study (`nfd_jax.studies._panels`), at most three a row; `note` stands below the title."""
     columns = 2 if len(described) == 4 else min(3, len(described))

@@ -265,7 +265,8 @@ def _dense(
     copies = 3 if problem.settings.optimizer.is_linear else 5
     evaluated = sum(len(samples.inputs) for samples in problem.data.sets)
     rows = max((model.matrices + 1) * problem.data.batches.shape[1], evaluated)
-    initial = 0 if problem.settings.observe is None else model.matrices * width**2
+    tied = shape._replace(untied=False)  # of the initial network the forward matrices are kept
+    initial = 0 if problem.settings.observe is None else tied.numbers(model)
     needed = (copies * shape.numbers(model) + initial + 3 * rows * width) * jnp.zeros(()).dtype.itemsize
     ways_out = f"use a smaller width than {width}, depth or batch, or solve_network, which needs no n x n array"
     memory.check(needed, 1, ways_out)

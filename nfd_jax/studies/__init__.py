@@ -26,11 +26,15 @@ from nfd_jax.studies import (
     interaction,
     isometry,
     nonlinearity,
+    persistence,
     plane,
+    regimes,
     reuse,
     scaling,
     speed_identity,
+    stability,
     transfer,
+    updates,
     width,
 )
 from nfd_jax.studies._findings import Finding, Prediction, Verdict, about, at_least, at_most
@@ -54,6 +58,10 @@ MODULES = (
     alignment,
     isometry,
     control,
+    regimes,
+    stability,
+    updates,
+    persistence,
 )
 STUDIES: dict[str, Study] = {module.STUDY.name: module.STUDY for module in MODULES}
 GROUP = "nfd_jax.studies"  # of entry points, by which an installed package gives studies a name

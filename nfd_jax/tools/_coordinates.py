@@ -12,6 +12,7 @@ from nfd_jax.statistics import Slope
 from nfd_jax.verdict import Verdict
 
 SIZE, CHANGE, UPDATE = "size at start", "change", "effective update"
+PROPAGATING = "propagating update"
 HALF = 0.5  # exponents of the table differ by multiples of it: what a line that passes rules out
 
 

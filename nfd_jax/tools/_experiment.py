@@ -17,7 +17,7 @@ from jax import lax
 from nfd_jax._types import PyTree
 from nfd_jax.parametrization import ONE, ZERO, Parametrization, Power, Role
 from nfd_jax.seeds import seed_key
-from nfd_jax.tools._coordinates import CHANGE, SIZE, UPDATE
+from nfd_jax.tools._coordinates import CHANGE, PROPAGATING, SIZE, UPDATE
 from nfd_jax.tools._roles import Roles, assign_roles, check_growth, check_mapping, check_transformation
 
 Build = Callable[[Any, int, int], tuple[PyTree, optax.GradientTransformation]]
@@ -86,8 +86,9 @@ class Experiment:
         measured = {(SIZE, name): rms(before[name]) for name in self.kinds}
         measured |= {(CHANGE, name): rms(after[name] - before[name]) for name in self.kinds}
         for path, image in images.items():
-            without = eqx.combine(with_leaf(end, path, start), static)
-            measured[UPDATE, image] = rms(after[image] - self.features(without, inputs)[image])
+            without = self.features(eqx.combine(with_leaf(end, path, start), static), inputs)[image]
+            measured[UPDATE, image] = rms(after[image] - without)
+            measured[PROPAGATING, image] = rms(without - before[image])
         return measured
 
 

@@ -3,7 +3,8 @@
 Networks of several widths and depths train for a few steps. The size of every named feature at initialisation, the size
 of its change, and the *effective update* of every named matrix, (W_t - W_0) x_t, are fitted as powers of n and of L
 and compared with what the exponent table expects. The change of a pre-activation mixes the update of its own matrix
-with W_0 (x_t - x_0), what arrives from below; the effective update is the part that a parametrization controls.
+with W_0 (x_t - x_0), what arrives from below; the effective update is the part that a parametrization controls. The
+other part, the propagating update, is reported beside it (the refined coordinate check of Haas et al.).
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from nfd_jax._types import PyTree
 from nfd_jax.parametrization import FAMILIES, Parametrization, Power, resolve
 from nfd_jax.seeds import seed_sequence
 from nfd_jax.statistics import fit_slope
-from nfd_jax.tools._coordinates import HALF, Coordinate, CoordinateCheck
+from nfd_jax.tools._coordinates import HALF, PROPAGATING, UPDATE, Coordinate, CoordinateCheck
 from nfd_jax.tools._experiment import Build, Experiment, Features, Images, check_batch, check_depths, expectations
 from nfd_jax.tools._roles import Roles, check_mapping
 
@@ -92,7 +93,8 @@ def coordinate_check(
     - `images`: of every matrix whose effective update is judged, by path, the feature that is its image: W x with its
       multiplier and bias, not yet multiplied by the branch multiplier or added to the stream. Or a function of the
       depth, for paths that depend on it. Each is measured as the change of that feature as this one array
-      goes back to its initial values, so that any layout and any layer will do.
+      goes back to its initial values, so that any layout and any layer will do. What else that feature changes by, its
+      propagating update and that of a bias, is measured too, and not judged.
     - `loss`: `(outputs, targets)` to a number, by default the mean of (1/2) |f - y|^2.
     - `widths`, `depths`: at least two widths, swept at the smallest depth. Depths are swept at the middle width (the
       lower one of two); a single depth leaves them out.
@@ -135,13 +137,14 @@ def coordinate_check(
     cells = {size: experiment.run(*size, members, inputs, targets) for size in distinct}
     at = {"n": widths, "L": depths}
     judged = sum(axis == "n" or row.alpha >= 0.5 for axis in sweeps) * len(expected)
+    propagating = {(PROPAGATING, image): None for quantity, image in expected if quantity == UPDATE}
     rows = []
-    for line, powers in expected.items():
+    for line, powers in (expected | propagating).items():
         for axis, along in sweeps.items():
             values = np.stack([cells[size][line] for size in along], axis=1)
-            exponents = [power.width if axis == "n" else power.depth for power in powers]
+            exponents = [power.width if axis == "n" else power.depth for power in powers or ()]
             span = (min(exponents), max(exponents)) if powers else ()
-            if powers and axis == "L" and row.alpha < 0.5:
+            if powers is None or (powers and axis == "L" and row.alpha < 0.5):
                 span = None
             slope = fit_slope(at[axis], values) if np.all(np.isfinite(values) & (values > 0)) else None
             margin = slope.half_width(1 - ALARM / judged) if slope else 0.0

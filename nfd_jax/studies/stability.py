@@ -1,0 +1,278 @@
+"""Claim 18: the largest stable rate against the width, by loss, parametrization and optimizer.
+
+A rate is stable where the loss, averaged over the last quarter of the steps, has come at least half the way to what it
+is at the best rate (`nfd.stable_rate`); by other rules, where the loss stays finite, or within ten times the first one.
+
+By the counting of `_rates`, under SGD the outputs allow eta ~ n^-1 under squared loss and the features eta ~ n^(-1/2)
+under cross-entropy. muP's rates at SP's output, which is n^(1/2) times muP's, move hidden images by eta n^(1/2) and the
+outputs by eta n, too. Adam moves entries by the rate itself: hidden images by eta n under SP and by eta under muP's
+rates, and along SP's readout the outputs by n^(1/2) times that: eta ~ n^-1 and n^0 where features decide, under
+cross-entropy, and n^(-3/2) and n^(-1/2) where outputs do, under squared loss. muP keeps its rates.
+
+Networks of ReLU can lose most of their units and go on with a few, at rates far beyond those: so units that can't die
+are the main row, |h|, and ReLU stands beside it. Under Adam the counting of outputs is of the first step alone: steps
+of a given size do not amplify one another, and outputs that are too large come back.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+
+import nfd_jax as nfd
+from nfd_jax.parametrization import ONE, D, N, Scaling
+from nfd_jax.solvers.networks import Networks
+from nfd_jax.statistics import Slope, bootstrap, fit_slope
+from nfd_jax.studies import _rates
+from nfd_jax.studies._findings import Finding, about
+from nfd_jax.studies._panels import Line, Panel
+from nfd_jax.studies._rates import LOSSES
+from nfd_jax.studies._seeds import own_seeds
+from nfd_jax.studies._study import Arrays, Cell, Results, Study
+from nfd_jax.tools._stability import BOUNDED, FINITE, TRAINS, brackets, settled
+
+MUP_AT_SP = replace(  # muP's rates in SP's convention, and SP's output
+    nfd.parametrization.resolve("sp"),
+    name="mup_at_sp",
+    input=Scaling(D**-0.5, ONE, sgd=N * D**-1, adam=D**-1),
+    hidden=Scaling(N**-0.5, ONE, sgd=ONE, adam=N**-1),
+    readout=Scaling(N**-0.5, ONE, sgd=N**-1, adam=N**-1),
+)
+ROWS = {"sp": "SP", "mup": "muP", "mup_at_sp": "muP's rates, SP's output"}
+POWERS = {  # of the largest stable rate, by row and optimizer: under cross-entropy, and under squared loss
+    ("sp", "sgd"): (-0.5, -1.0),
+    ("mup", "sgd"): (0.0, 0.0),
+    ("mup_at_sp", "sgd"): (-0.5, -1.0),
+    ("sp", "adam"): (-1.0, -1.5),
+    ("mup", "adam"): (0.0, 0.0),
+    ("mup_at_sp", "adam"): (0.0, -0.5),
+}
+RULES = {TRAINS: "largest", FINITE: "finite", BOUNDED: "bounded"}  # and the name of its array
+NAMES = ("row", "optimizer", "loss", "units", "data")  # what tells curves apart
+ALLOWED = 0.2
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The grid: `tried` rates from `lowest` over some octaves, and as many between the last stable one and the first
+    that is not. Units and data but the first ones are those of SP by SGD; data may be a folder of CIFAR-10's files."""
+
+    widths: tuple[int, ...] = (64, 128, 256, 512)
+    rows: tuple[str, ...] = tuple(ROWS)
+    optimizers: tuple[str, ...] = ("sgd", "adam")
+    units: tuple[str, ...] = ("abs", "relu")
+    data: tuple[str, ...] = ("teacher", "digits")
+    layers: int = 3
+    lowest: float = 2.0**-16
+    octaves: float = 24.0
+    tried: int = 13
+    seeds: int = 6
+    samples: int = 16
+    steps: int = 100
+
+    def __post_init__(self) -> None:
+        wrong = {*self.rows} - {*ROWS}, {*self.optimizers} - {"sgd", "adam"}
+        folders = [each for each in self.data if each not in ("teacher", "digits") and not Path(each).is_dir()]
+        if self.tried < 3 or any(wrong) or folders:
+            raise ValueError(
+                f"study 'stability' needs tried of at least 3 rates, rows of {', '.join(ROWS)}, optimizers sgd or "
+                f"adam, and data teacher, digits or a folder of CIFAR-10, got tried={self.tried}, rows={self.rows}, "
+                f"optimizers={self.optimizers}, data={self.data}"
+            )
+
+
+def cells(sizes: Sizes) -> list[Cell]:
+    """Rows of every parametrization, optimizer and loss, and those of SP by SGD with other units and data."""
+    (units, *others), (data, *more) = sizes.units, sizes.data
+    rows = [(row, optimizer, units, data) for optimizer in sizes.optimizers for row in sizes.rows]
+    rows += [("sp", "sgd", other, data) for other in others] + [("sp", "sgd", units, other) for other in more]
+    every = [dict(zip(NAMES, (*row[:2], loss, *row[2:]), strict=True)) for row in rows for loss in LOSSES]
+    return [row | {"width": width} for row in every for width in sizes.widths]
+
+
+def _task(data: str, loss: str, samples: int) -> nfd.Task:
+    if data == "teacher":
+        return _rates.task(loss, samples)
+    four = range(4)
+    if data == "digits":
+        return nfd.datasets.digits(samples, four, loss=loss)
+    return nfd.datasets.cifar10(data, samples, four, loss=loss)
+
+
+def measure(
+    row: str,
+    optimizer: str,
+    loss: str,
+    units: str,
+    data: str,
+    width: int,
+    layers: int,
+    lowest: float,
+    octaves: float,
+    tried: int,
+    seeds: int,
+    samples: int,
+    steps: int,
+) -> Arrays:
+    """Of every seed the largest rate that is stable by each rule, infinite where all are and NaN where none is, and the
+    best one."""
+    task, members = _task(data, loss, samples), own_seeds(seeds, row, optimizer, loss, units, data, width)
+    recipe = nfd.Training(
+        steps=steps,
+        learning_rate=1.0,
+        parametrization=MUP_AT_SP if row == MUP_AT_SP.name else row,
+        optimizer=optimizer,
+        train_input=True,
+        train_readout=True,
+    )
+    model = nfd.MLP(layers - 1, _rates.activation(units))
+    networks = Networks.of(task, model, recipe, width, "tied", "dense")
+
+    def losses(logs: np.ndarray) -> np.ndarray:
+        """`(rates, seeds, steps + 1)` at log2 rates `(rates, seeds)`."""
+        each = np.repeat(2.0 ** logs.reshape(-1, 1), steps, axis=1)
+        found = networks.train(tuple(members) * len(logs), rates=each, progress=False)
+        run = nfd.Trajectory.of(found, task, networks.problem.data, tuple(members) * len(logs), networks.arguments)
+        return run.loss.reshape(*logs.shape, -1).astype(np.float64)
+
+    step = octaves / (tried - 1)
+    # no two seeds try the same rates, so that their borders scatter by what the grid leaves open too
+    own = step / (tried + 1) * ((np.arange(seeds) + 0.5) / seeds - 0.5)
+    coarse = np.log2(lowest) + step * np.arange(tried)[:, None] + own
+    first, trivial = losses(coarse), _trivial(task)
+    low, _ = brackets(TRAINS, first, trivial)
+    between = np.arange(1, tried + 1)[:, None] / (tried + 1)
+    fine = np.take_along_axis(coarse, np.clip(low, 0, tried - 2)[None], axis=0) + step * between
+    logs = np.concatenate([coarse, fine])
+    order = np.argsort(logs, axis=0)
+    logs = np.take_along_axis(logs, order, axis=0)
+    every = np.take_along_axis(np.concatenate([first, losses(fine)]), order[..., None], axis=0)
+    found = {name: _border(logs, every, rule, trivial) for rule, name in RULES.items()}
+    return {name: ("seed", values) for name, values in (found | {"best": _best(logs, settled(every))}).items()}
+
+
+def _trivial(task: nfd.Task) -> float:
+    """The loss of outputs of 0."""
+    targets = task.targets
+    return float(np.log(targets.shape[1]) if task.loss == "cross_entropy" else 0.5 * np.mean(np.sum(targets**2, 1)))
+
+
+def _border(logs: np.ndarray, losses: np.ndarray, rule: str, trivial: float) -> np.ndarray:
+    low, high = brackets(rule, losses, trivial)
+    pair = (np.clip(low, 0, None), np.clip(high, None, len(logs) - 1))
+    middle = sum(np.take_along_axis(logs, place[None], axis=0)[0] for place in pair) / 2
+    return np.where(low < 0, np.nan, np.where(high == len(logs), np.inf, 2.0**middle))
+
+
+def _best(logs: np.ndarray, reached: np.ndarray) -> np.ndarray:
+    """The rate at the bottom of the parabola, in the logarithms, through the best rate and its neighbours; not a number
+    where it is at an end of the grid or beside one that is not finite, the rate itself where no parabola bends up."""
+    found = []
+    for x, losses in zip(logs.T, reached.T, strict=True):
+        place = int(losses.argmin())
+        if place in (0, len(x) - 1) or not np.isfinite(losses[place]):
+            found.append(np.nan)
+            continue
+        near, y = x[place - 1 : place + 2], np.log(np.maximum(losses[place - 1 : place + 2], 1e-30))
+        bend, slope, _ = np.polyfit(near - x[place], y, 2) if np.isfinite(y).all() else (0.0, 0.0, 0.0)
+        shift = -slope / (2 * bend) if bend > 0 else 0.0
+        found.append(2.0 ** (x[place] + np.clip(shift, near[0] - x[place], near[-1] - x[place])))
+    return np.array(found)
+
+
+def _values(results: Results, name: str, row: dict[str, str]) -> np.ndarray:
+    """Rates of one row `(seeds, widths)`; not a number where a seed has none."""
+    values = np.stack([kept[name].values for _, kept in results.where(**row).along("width")], axis=1)
+    return np.where(np.isfinite(values), values, np.nan)
+
+
+def _law(results: Results, name: str, row: dict[str, str]) -> Slope:
+    """The exponent in n, of geometric means over seeds; not a number where a seed has no rate."""
+    values = _values(results, name, row)
+    if not np.isfinite(values).all():
+        return Slope(np.nan, np.nan, len(values) - 1)
+    return fit_slope(results.sizes.widths, values, average="log")
+
+
+def _line(results: Results, name: str, row: dict[str, str], label: str) -> Line:
+    logs = np.log(_values(results, name, row))
+    middle = bootstrap(lambda x: np.exp(x.mean(axis=0)), logs)
+    return Line.of(label, results.sizes.widths, middle, _law(results, name, row))
+
+
+def _called(row: dict[str, str], *names: str) -> str:
+    """What these arguments are, all of them if none is named."""
+    shown = {
+        "row": ROWS[row["row"]],
+        "optimizer": {"sgd": "SGD", "adam": "Adam"}[row["optimizer"]],
+        "loss": LOSSES[row["loss"]],
+        "units": row["units"],
+        "data": row["data"],
+    }
+    return ", ".join(shown[name] for name in names or NAMES)
+
+
+def _rows(results: Results) -> list[dict[str, str]]:
+    """What tells the curves apart, in order."""
+    found = [{name: cell[name] for name in NAMES} for cell, _ in results.cells]
+    return [row for place, row in enumerate(found) if row not in found[:place]]
+
+
+def conclude(results: Results) -> list[Finding]:
+    """Exponents of the largest stable and of the best rate in every row, and by the other rules under SP."""
+    found = []
+    for row in _rows(results):
+        power = POWERS[row["row"], row["optimizer"]][list(LOSSES).index(row["loss"])]
+        stated = row["row"] != "mup_at_sp" and row["optimizer"] == "sgd"
+        names = {"largest": "largest stable rate", "best": "best rate"}
+        if (row["row"], row["optimizer"], row["units"]) == ("sp", "sgd", results.sizes.units[0]):
+            names |= {"finite": "largest finite rate", "bounded": "largest bounded rate"}
+        for name, called in names.items():
+            source = "Haas et al." if stated and name == "largest" else "by counting"
+            law = _law(results, name, row)
+            found.append(Finding(f"{called} ~ n^p, {_called(row)}", source, about(power, ALLOWED), law))
+    return found
+
+
+def draw(results: Results) -> list[Panel]:
+    """The largest stable rate and the best one against the width, a panel an optimizer; other units and data; rules."""
+    panels, rows, sizes = [], _rows(results), results.sizes
+    main = [row for row in rows if (row["units"], row["data"]) == (sizes.units[0], sizes.data[0])]
+    for name, called in (("largest", "largest stable rate"), ("best", "best rate")):
+        for optimizer in sizes.optimizers:
+            own = [row for row in main if row["optimizer"] == optimizer]
+            lines = [_line(results, name, row, _called(row, "row", "loss")) for row in own]
+            panels.append(Panel(f"{called}, {_called(own[0], 'optimizer')}", "width n", "rate eta", lines))
+    if others := [row for row in rows if row["row"] == "sp" and row["optimizer"] == "sgd"]:
+        lines = [_line(results, "largest", row, _called(row, "loss", "units", "data")) for row in others]
+        panels.append(Panel("largest stable rate, SP, SGD", "width n", "rate eta", lines))
+    lines = [
+        _line(results, name, row, f"{_called(row, 'loss')}, {rule}") for row in main[:2] for rule, name in RULES.items()
+    ]
+    title = f"by rule, {_called(main[0], 'row', 'optimizer')}"
+    return [*panels, Panel(title, "width n", "largest rate that ...", lines)]
+
+
+STUDY = Study(
+    name="stability",
+    number=18,
+    claim="under standard parametrization the largest stable rate falls as n^-1 with squared loss and as n^(-1/2) with "
+    "cross-entropy, and under muP not at all",
+    source="Haas et al.",
+    setting="three layers, units |h| that can't die, 16 Gaussian inputs of four classes, all weights trained by 100 "
+    "full-batch steps; ReLU and digits beside them; stable is what comes half the way to the best rate's loss; not the "
+    "source's data nor its mini-batches; best rates are those of the training loss",
+    sizes={
+        "smoke": Sizes((16, 32), ("sp",), ("sgd",), ("abs",), ("teacher",), tried=7, seeds=3, samples=4, steps=12),
+        "laptop": Sizes(),
+        "accelerator": Sizes(widths=(64, 256, 1024, 4096), tried=13, seeds=8, samples=64, steps=400),
+    },
+    cells=cells,
+    measure=measure,
+    conclude=conclude,
+    draw=draw,
+    cost=lambda cell: float(cell["width"]) ** 1.5,
+    least={"widths": 2},
+)

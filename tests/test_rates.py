@@ -1,0 +1,86 @@
+"""What the studies of large rates measure: gradients and exponents by hand, borders of known position."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from helpers import prepare
+
+import nfd_jax as nfd
+from nfd_jax.studies import _rates, stability
+from nfd_jax.tools._stability import RULES
+
+
+@pytest.mark.parametrize("loss", _rates.LOSSES)
+def test_quantities(loss):
+    """The norm of a sample's gradient by autodiff from a layer on, and what changed in outputs and features."""
+    task, model, width = _rates.task(loss, 5), nfd.MLP(2, _rates.he_relu), 16
+    options = {"parametrization": "sp", "train_input": True, "train_readout": True, "observe": _rates.quantities}
+    dynamics = prepare(task, model, width, learning_rate=0.1, **options).autodiff
+    state, inputs, targets = dynamics.init(jax.random.key(0)), jnp.asarray(task.inputs), jnp.asarray(task.targets)
+    start = jax.tree.map(jnp.copy, state.network)
+    for k in range(2):
+        now = state.network
+        state, record = jax.jit(dynamics.step)(state, jnp.int32(k), jnp.asarray(0.1), inputs, targets)
+
+    def value(last):
+        outputs = _rates.he_relu(last) @ now.readout
+        if loss == "mse":
+            return 0.5 * jnp.sum((outputs - targets) ** 2)
+        return -jnp.sum(targets * jax.nn.log_softmax(outputs))
+
+    (outputs, h), (before, first) = now.features(inputs), start.features(inputs)
+    norms = jnp.linalg.norm(jax.grad(value)(h[-1]), axis=1)
+    found = record.observed
+    np.testing.assert_allclose(found["gradients"][-1], jnp.sqrt(jnp.mean(norms**2)), rtol=1e-12)
+    np.testing.assert_allclose(found["logits"], jnp.sqrt(jnp.mean((outputs - before) ** 2)), rtol=1e-10)
+    np.testing.assert_allclose(found["features"], jnp.sqrt(jnp.mean((h - first) ** 2, axis=(1, 2))), rtol=1e-10)
+
+
+def test_exponents_and_borders():
+    """Of exact laws; what overflowed counts as much, and NaN as nothing known."""
+    widths, at = (8, 32, 128), (0.0, 0.5, 1.0, 1.5)
+    powers = 1.2 - np.array(at) * np.ones((4, 1))
+    slopes = _rates.exponents(widths, np.array(widths, float)[:, None, None] ** powers)
+    np.testing.assert_allclose(slopes, powers, atol=1e-12)
+    assert _rates.border(slopes, at).value == pytest.approx(1.2)
+    assert _rates.border(slopes + 1, at).value == 1.5
+    assert _rates.border(slopes - 2, at).value == 0.0
+    assert np.isnan(_rates.border(slopes * np.nan, at).value)
+    values = np.array([1.0, np.inf, np.inf])[:, None]
+    assert _rates.exponents(widths, values)[0] > 20
+    assert np.isnan(_rates.exponents(widths, values * np.nan)).all()
+    sticks = _rates.largest(np.array([1.0, 3.0, 2.0, np.nan, 1.0]), axis=0)
+    np.testing.assert_array_equal(sticks, [1, 3, 3, np.inf, np.inf])
+
+
+def test_borders_and_best_rates_of_known_losses():
+    """Losses at the end that fall to a parabola's bottom and then diverge beyond 2^3; dead units beyond 2^5."""
+    logs = np.arange(-4.0, 8.0)[:, None] + np.array([0.0, 0.25])
+    reached = np.where(logs < 3, np.exp(0.1 * (logs - 0.6) ** 2) / 10, np.where(logs > 5, 0.4, np.inf))
+    losses = np.concatenate([np.ones((*logs.shape, 1)), np.repeat(reached[..., None], 8, axis=-1)], axis=-1)
+    np.testing.assert_allclose(np.log2(stability._border(logs, losses, next(iter(RULES)), 0.5)), [2.5, 2.75])
+    np.testing.assert_allclose(np.log2(stability._best(logs, reached)), 0.6)
+    assert np.isnan(stability._best(logs, np.exp(-logs))).all()
+    assert np.isinf(stability._border(logs[:5], losses[:5], "stays finite", 0.5)).all()
+
+
+def test_rates_of_mup_at_the_output_of_sp():
+    """An abc shift away from muP but for the readout's size."""
+    mup, ours = nfd.parametrization.resolve("mup"), stability.MUP_AT_SP
+    N, D = nfd.parametrization.N, nfd.parametrization.D
+    shifted = mup.shifted(nfd.Role.INPUT, D**0.5).shifted(nfd.Role.HIDDEN, N**0.5).shifted(nfd.Role.READOUT, N)
+    for role in (nfd.Role.INPUT, nfd.Role.HIDDEN, nfd.Role.READOUT):
+        for name in ("multiplier", "sgd", "adam"):
+            assert getattr(ours[role], name).is_close(getattr(shifted[role], name))
+    assert ours.initial_output() == nfd.parametrization.resolve("sp").initial_output()
+
+
+def test_powers_of_the_table():
+    """Exponents of the largest rate, from the sizes of updates: features allow one, outputs the other."""
+    for (name, optimizer), powers in stability.POWERS.items():
+        row = stability.MUP_AT_SP if name == "mup_at_sp" else nfd.parametrization.resolve(name)
+        roles = (nfd.Role.INPUT, nfd.Role.HIDDEN, nfd.Role.READOUT)
+        stream = max(power.width for power in row.stream_updates(optimizer, roles))
+        outputs = max(power.width for power in row.output_updates(optimizer, roles))
+        assert powers == (-stream, -max(outputs, stream))
