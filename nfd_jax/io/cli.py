@@ -143,8 +143,8 @@ def claims(
     Everything that `study` writes, and claims.txt with the whole table. Cells that are there are not run again.
 
     Args:
-        scale: How far they go: smoke in seconds, laptop within 45 minutes on two cores, accelerator within ten minutes
-            a study on one device.
+        scale: How far they go: smoke in seconds, laptop within an hour and a half on two cores, accelerator within ten
+            minutes a study on one device.
         output: Folder for records, tables and figures.
         cluster: More than one process; the first prints and writes.
     """
