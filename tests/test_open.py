@@ -171,7 +171,7 @@ def test_a_study(folder, monkeypatch, capsys):
     [
         (
             "nowhere",
-            "unknown study 'nowhere'; choose one of 'width', .*'interaction', or say where it is: my_module:STU",
+            "unknown study 'nowhere'; choose one of 'width', .*'persistence', or say where it is: my_module:STU",
         ),
         ("nowhere:STUDY", "study 'nowhere:STUDY' is read from 'nowhere', which raises ModuleNotFoundError"),
         ("nowhere.py", "study 'nowhere.py' is read from 'nowhere.py', which raises FileNotFoundError"),
