@@ -54,7 +54,7 @@ class Replicates:
         # the same for all, so that biases extrapolate
         system = system._replace(matched=system.matches(particles // 4), narrowest=particles // 4)
         self.system, self.task, self.seed, self.checkpoint = system, task, seed, checkpoint
-        self.record = checkpoint and checkpoint.record("replicates")
+        self.record = checkpoint and checkpoint.record("means")
         self.found: dict[Term, list[Parts]] = {}
         self.seconds: dict[Term, float] = {}  # of a replicate, the least measured: the first are compiled
         self.diverged: dict[Term, int] = {}  # the number of the first that is not finite
@@ -147,7 +147,7 @@ class Replicates:
 
 
 def _address(term: Term) -> str:
-    """A mean in the names of a record."""
+    """A mean in records: particles, depth, whether a difference of depths, resolution, and whether one of these."""
     return f"{term.particles}/{term.depth}/{int(term.difference)}/{term.resolution!r}/{int(term.refined)}"
 
 
@@ -248,7 +248,7 @@ def estimate(
     replicates.write()
     arguments |= {
         "depths": list(attempt.depths),
-        "replicates": {str(tuple(term)): count for term, count in attempt.counts.items()},
+        "replicates": {_address(term): count for term, count in attempt.counts.items()},
         "tolerance": tolerance,
         "budget": budget,
     }
