@@ -161,7 +161,12 @@ def check_functions(
             raise ValueError(f"{argument} names {name!r}, which features does not return; it has {', '.join(named)}")
         if not is_real(named[name]):
             raise TypeError(f"features must return arrays of real numbers, got {named[name]} for {name!r}")
-    value = eqx.filter_eval_shape(experiment.loss, named[experiment.output], targets)
+    check_loss(experiment.loss, named[experiment.output], targets)
+
+
+def check_loss(loss: Callable[[Any, Any], Any], output: Any, targets: PyTree) -> None:
+    """TypeError unless the loss of an output, an array or its shape, is one real number."""
+    value = eqx.filter_eval_shape(loss, output, targets)
     if not is_real(value) or value.shape != ():
         raise TypeError(f"loss must return one real number, got {value}; take the mean over samples")
 

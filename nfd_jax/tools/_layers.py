@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -11,7 +10,7 @@ import jax.numpy as jnp
 
 from nfd_jax._checks import finite_float
 from nfd_jax._types import Array, PyTree
-from nfd_jax.tools._roles import check_mapping, path_name
+from nfd_jax.tools._roles import check_mapping, fits, path_name, some
 
 Layers = Mapping[str, str | None] | Callable[[str, Any], str | None]
 Shares = Mapping[str, float | int]
@@ -131,11 +130,6 @@ def shares_of(places: Mapping[str, Place | None], shares: Shares | None) -> dict
     return {name: weights[name] / total for name in counts}
 
 
-def fits(pattern: str, text: str) -> re.Match | None:
-    """The match of a pattern in which only `*` is special, with what every `*` stands for."""
-    return re.fullmatch("(.*?)".join(map(re.escape, str(pattern).split("*"))), text)
-
-
 def squared_norms(tree: PyTree, places: Mapping[str, Place | None]) -> dict[str, Array]:
     """|g_l|^2 of every layer, `()`, or `(layers,)` of a stack."""
     found: dict[str, Array] = {}
@@ -167,9 +161,3 @@ def scaled(tree: PyTree, places: Mapping[str, Place | None], factors: Mapping[st
 def precision() -> Any:
     """Of norms and rates: float32, or float64 where that is on."""
     return jnp.result_type(float)
-
-
-def some(names: Sequence[str], most: int = 12) -> str:
-    """The first of many names, and how many more there are."""
-    more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more

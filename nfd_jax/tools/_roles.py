@@ -48,22 +48,26 @@ def assign_roles(model: PyTree, roles: Roles) -> dict[str, tuple[Role | None, An
     without = [f"{path} {tuple(array.shape)}" for path, array in arrays.items() if given.get(path) is None]
     if without:
         raise ValueError(
-            f"roles must give every parameter a role, one of {', '.join(NAMES)}; none for: {_some(without)}"
+            f"roles must give every parameter a role, one of {', '.join(NAMES)}; none for: {some(without)}"
         )
     return {path: (_role("roles", given[path], NAMES), array) for path, array in arrays.items()}
 
 
 def by_pattern(argument: str, patterns: Mapping[str, Any], arrays: Mapping[str, Any]) -> dict[str, Any]:
     """The value of the first pattern that fits a path."""
-    regexes = {pattern: ".*".join(map(re.escape, str(pattern).split("*"))) for pattern in patterns}
-    fitting = {path: next((each for each in patterns if re.fullmatch(regexes[each], path)), None) for path in arrays}
+    fitting = {path: next((each for each in patterns if fits(each, path)), None) for path in arrays}
     idle = [repr(pattern) for pattern in patterns if pattern not in fitting.values()]
     if idle:
         raise ValueError(
-            f"{argument}: no parameter takes {_some(idle)}, or all that fit were taken by patterns before; parameters: "
-            f"{_some(list(arrays))}"
+            f"{argument}: no parameter takes {some(idle)}, or all that fit were taken by patterns before; parameters: "
+            f"{some(list(arrays))}"
         )
     return {path: patterns[pattern] for path, pattern in fitting.items() if pattern is not None}
+
+
+def fits(pattern: str, text: str) -> re.Match | None:
+    """The match of a pattern in which only `*` is special, with what every `*` stands for."""
+    return re.fullmatch("(.*?)".join(map(re.escape, str(pattern).split("*"))), text)
 
 
 def _role(argument: str, value: Any, names: Sequence[str]) -> Role | None:
@@ -120,7 +124,7 @@ def check_shapes(
     shapes = dict.fromkeys(inside or [shape for _, shape in scaled.values()])
     if absolute and shapes and not any(width in shape for shape in shapes):
         raise ValueError(
-            f"width={width} is the size of no axis of {_some(list(map(str, shapes)))}; correct it, or give "
+            f"width={width} is the size of no axis of {some(list(map(str, shapes)))}; correct it, or give "
             "base=(width, depth), with which only ratios of widths count"
         )
 
@@ -167,6 +171,7 @@ def path_name(path: Any) -> str:
     return jax.tree_util.keystr(path)
 
 
-def _some(names: list[str], most: int = 12) -> str:
+def some(names: Sequence[str], most: int = 12) -> str:
+    """The first of many names, and how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more

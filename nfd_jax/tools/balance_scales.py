@@ -15,7 +15,7 @@ from scipy.optimize import brentq
 from nfd_jax._checks import finite_float, positive_int
 from nfd_jax._text import in_columns
 from nfd_jax._types import PyTree
-from nfd_jax.tools._experiment import Features, is_real, rms
+from nfd_jax.tools._experiment import Features, check_loss, is_real, rms
 from nfd_jax.tools._layers import (
     Layers,
     Place,
@@ -25,10 +25,9 @@ from nfd_jax.tools._layers import (
     real_arrays,
     scaled,
     shares_of,
-    some,
     squared_norms,
 )
-from nfd_jax.tools._roles import path_name
+from nfd_jax.tools._roles import path_name, some
 from nfd_jax.tools.coordinate_check import squared_loss
 from nfd_jax.tools.feature_speed_control import movements, rates_of
 
@@ -282,7 +281,5 @@ def _check_features(
             raise TypeError(f"features must return arrays of real numbers, got {each} for {name!r}")
     if output not in named:
         raise ValueError(f"output must be a feature, got {output!r}; features returns {some(list(named))}")
-    value = eqx.filter_eval_shape(loss, named[output], targets)
-    if not is_real(value) or value.shape != ():
-        raise TypeError(f"loss must return one real number, got {value}; take the mean over samples")
+    check_loss(loss, named[output], targets)
     return order

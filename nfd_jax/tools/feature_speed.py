@@ -23,7 +23,7 @@ import optax
 
 from nfd_jax._text import in_columns
 from nfd_jax._types import Array, PyTree
-from nfd_jax.tools._experiment import check_batch
+from nfd_jax.tools._experiment import check_batch, check_loss
 from nfd_jax.tools._roles import by_pattern, check_transformation, path_name
 from nfd_jax.tools._shifts import PARAMETER, Features, Program, check_named, traced
 from nfd_jax.tools.coordinate_check import squared_loss
@@ -141,7 +141,7 @@ def feature_speed(
     check_batch("targets", targets)
     program = traced(features, model, inputs)
     check_named("output", [output], program.names)
-    check_loss(program, loss, output, targets)
+    check_loss(loss, program.zeros([output])[output], targets)
     names, up_to = up_to_layers(program, layers, output)
     check_seen(program, names, output)
     if state is None:
@@ -248,13 +248,6 @@ def check_seen(program: Program, names: Sequence[str], output: str) -> None:
                 f"features returns {name!r}, but makes nothing of that array that enters {output!r}: return the array "
                 "itself with which the model goes on, no copy, slice or scanned stack of it"
             )
-
-
-def check_loss(program: Program, loss: Callable[[Any, Any], Any], output: str, targets: PyTree) -> None:
-    """TypeError unless the loss is one real number."""
-    value = eqx.filter_eval_shape(loss, program.zeros([output])[output], targets)
-    if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
-        raise TypeError(f"loss must return one real number, got {value}; take the mean over samples")
 
 
 def check_finite(names: Sequence[str], found: Mapping[str, np.ndarray]) -> None:

@@ -24,9 +24,9 @@ from nfd_jax.tools._layers import (
     precision,
     scaled,
     shares_of,
-    some,
     squared_norms,
 )
+from nfd_jax.tools._roles import some
 
 Speed = float | int | Mapping[str, float | int]
 WHOLE = "features"  # the name of features that are one array

@@ -23,7 +23,7 @@ from nfd_jax._checks import finite_float, positive_int
 from nfd_jax._functions import blamed
 from nfd_jax._types import Array, PyTree
 from nfd_jax.seeds import seed_key, seed_sequence
-from nfd_jax.tools._experiment import check_batch, rms
+from nfd_jax.tools._experiment import check_batch, check_loss, rms
 from nfd_jax.tools._roles import check_transformation
 from nfd_jax.tools._stability import (
     BOUND,
@@ -170,9 +170,7 @@ class Trial:
             raise TypeError(f"features must return a mapping from names to arrays, got {type(named).__name__}")
         if self.output not in named:
             raise ValueError(f"output={self.output!r} is not what features returns; it has {', '.join(named)}")
-        value = eqx.filter_eval_shape(self.loss, named[self.output], self.targets)
-        if getattr(value, "shape", None) != () or not jnp.issubdtype(value.dtype, jnp.floating):
-            raise TypeError(f"loss must return one real number, got {value}; take the mean over samples")
+        check_loss(self.loss, named[self.output], self.targets)
 
     @cached_property
     def trivial(self) -> float:
