@@ -12,6 +12,7 @@ from nfd_jax import statistics
 from nfd_jax.io import cli, plotting, records
 from nfd_jax.solvers.resolution import RESOLUTION
 from nfd_jax.studies import compare as comparison
+from nfd_jax.studies import comparison_table
 from nfd_jax.studies.compare import Comparison
 
 SMALL = Comparison(depths=(2,), widths=(8, 16), steps=2, seeds=4, particles=128, limit_seeds=2)
@@ -147,14 +148,14 @@ def test_a_resolution_is_kept_and_decides_a_record(batched, runs, monkeypatch):
     assert found.limit_directions.dims == ("closure", "depth")
     assert "network_resolution" not in found
     most = found.limit_directions.max().item()
-    assert f"resolution {RESOLUTION}, at most {most} directions revealed of a matrix." in comparison.table(found)
+    assert f"resolution {RESOLUTION}, at most {most} directions revealed of a matrix." in comparison_table.table(found)
 
 
 def test_table_and_figure_of_held_out_samples(batched, dataset, tmp_path):
-    text = comparison.table(batched)
+    text = comparison_table.table(batched)
     assert "held-out loss        accuracy" in text
     assert "held-out loss and accuracy: on 4 samples that nothing is trained on." in text
-    assert "held" not in comparison.table(dataset)
+    assert "held" not in comparison_table.table(dataset)
     cell = batched.sel(backward="tied", depth=2, width=8).isel(step=-1, held_out_step=-1)
     (line,) = (line for line in text.splitlines() if " tied networks" in line)
     assert f"{cell.network_mean_held_out_accuracy.item():.3f} ± " in line
@@ -236,12 +237,12 @@ def test_extrapolation_is_the_weighted_fit(dataset):
 
 
 def test_table_has_a_line_a_cell_and_names_divergence(dataset):
-    text = comparison.table(dataset)
+    text = comparison_table.table(dataset)
     assert sum("networks" in line and "±" in line for line in text.splitlines()) == 4 + 2  # and the extrapolations
     assert sum("limit " in line and "±" in line for line in text.splitlines()) == 2
     assert "diverged" not in text
     diverged = comparison.compare(nfd.datasets.digits(2), replace(SMALL, learning_rate=1e200), progress=False)
-    assert "diverged and are left out" in comparison.table(diverged)
+    assert "diverged and are left out" in comparison_table.table(diverged)
 
 
 def test_record_round_trip_with_provenance(dataset, tmp_path):
@@ -295,7 +296,7 @@ def test_nothing_of_a_table_is_nan(dataset):
     known = dataset.copy(deep=True)
     for marks in ("diverged_at", "limit_diverged_at"):
         known[marks] = known[marks] * 0
-    text = comparison.table(comparison.summarise(known))
+    text = comparison_table.table(comparison.summarise(known))
     assert "none" in text
     assert "nan" not in text
 
@@ -317,6 +318,52 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     record = records.load(tmp_path / "out" / "compare.nc")
     assert json.loads(record.attrs["arguments"])["particles"] == 128
     assert (tmp_path / "out" / "compare.png").exists()
+
+
+def test_the_first_look_comes_first(dataset, tmp_path, monkeypatch):
+    """Two depths and three widths, before anything else is trained, and the same numbers as in the whole."""
+    large = replace(SMALL, depths=(2, 3, 4), widths=(8, 12, 16, 20))
+    made, seen = [], []
+
+    def trained(task, setup, run):
+        made.append(run)
+        like = dataset.isel(depth=0, closure=0, backward=0, width=0)
+        kind = "limit" if run.width is None else "network"
+        values = {name: like[f"{kind}_{name}"].values + len(made) for name in ("outputs", "loss")}
+        marks = like.limit_diverged_at if run.width is None else like.diverged_at
+        return values | {"diverged_at": marks.values, "noise": np.array("plain")}
+
+    def look(found):
+        seen.append((found, len(made)))
+
+    monkeypatch.setattr(comparison, "_trained", trained)
+    monkeypatch.setattr("nfd_jax.runtime.threads.count", lambda: 1)
+    options = {"folder": tmp_path, "progress": False, "first_look": look}
+    whole = comparison.compare(nfd.datasets.digits(2), large, **options)
+    ((first, count),) = seen
+    assert count == 2 * 2 * (1 + 3)
+    assert (first.depth.values.tolist(), first.width.values.tolist()) == ([2, 3], [8, 12, 16])
+    assert len(made) == len(set(made)) == 2 * 3 * (1 + 4)
+    for name in ("network_loss", "limit_outputs", "position"):
+        np.testing.assert_array_equal(
+            first[name],
+            whole[name].sel(depth=[2, 3]).sel(width=[8, 12, 16])
+            if "width" in first[name].dims
+            else whole[name].sel(depth=[2, 3]),
+        )
+    seen.clear()
+    comparison.compare(nfd.datasets.digits(2), SMALL, **options)
+    assert not seen  # there is no more than what it would show
+
+
+def test_limits_of_all_depths_share_a_program(monkeypatch):
+    """Room for the deepest, of which the numbers are the same."""
+    asked = []
+    monkeypatch.setattr(comparison, "solve_limit", lambda *_, **options: asked.append(options) or pytest.skip("seen"))
+    setup = replace(SMALL, depths=(2, 5))
+    with pytest.raises(pytest.skip.Exception):
+        comparison._trained(nfd.datasets.digits(2), setup, comparison.Run("coupled", 2))
+    assert asked[0]["capacity"] == 5
 
 
 def test_command_line_in_batches(tmp_path, capsys, monkeypatch):

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import time
+from threading import Barrier
 
 import jax.numpy as jnp
 import numpy as np
@@ -403,6 +404,20 @@ def test_records_of_other_arguments_are_refused_before_any_is_made(tmp_path):
     records = [Record(tmp_path, {"steps": 4}, name) for name in ("first", "second")]
     with pytest.raises(ValueError, match="is of a run with steps=3, and steps=4 was asked for"):
         store.shared(records, lambda place: pytest.fail("made"))
+
+
+def test_threads_share_the_records(tmp_path):
+    """Two are being made at once, each once, and all are found in their order."""
+    records, made, together = [Record(tmp_path, {"place": place}) for place in range(4)], [], Barrier(2, timeout=60)
+
+    def make(place):
+        together.wait()
+        made.append(place)
+        return {"value": np.array(place)}
+
+    found = store.shared(records, make, at_once=2)
+    assert [int(each["value"]) for each in found] == [0, 1, 2, 3]
+    assert sorted(made) == [0, 1, 2, 3]
 
 
 def test_what_is_not_recorded_is_made_in_order():

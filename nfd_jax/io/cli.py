@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import jax
 import tyro
+import xarray as xr
 
 from nfd_jax import datasets, studies
 from nfd_jax._checks import positive_int
@@ -18,6 +19,7 @@ from nfd_jax.io import plotting, records
 from nfd_jax.io.cluster import Cluster
 from nfd_jax.runtime import files
 from nfd_jax.studies import compare as comparison
+from nfd_jax.studies import comparison_table
 from nfd_jax.studies.compare import Comparison
 from nfd_jax.task import Task
 
@@ -75,16 +77,13 @@ def compare(
     written = files.writable_folder("output", output)
     first = together.join()
     task = _compared(data, folder, samples, batch_size, held_out, classes)
-    dataset = comparison.compare(task, checked, folder=written / "runs", progress=first)
-    if not first:
-        return
     batches = "" if batch_size is None else f", B = {batch_size}"
-    dataset.attrs["title"] = (
+    title = (
         f"{data}, P = {samples}{batches}, {setup.activation}, block {setup.block}, T = {setup.horizon:g}, "
         f"eta = {setup.learning_rate:g}"
     )
-    print(comparison.table(dataset))
     arguments = {
+        "command": "compare",
         "data": data,
         "folder": folder,
         "samples": samples,
@@ -94,8 +93,20 @@ def compare(
         **asdict(setup),
         "output": output,
     }
-    print("wrote", records.save(dataset, written / "compare.nc", {"command": "compare", **arguments}))
-    print("wrote", plotting.save(plotting.comparison(dataset), written / "compare.png"))
+
+    def show(dataset: xr.Dataset) -> None:
+        if first:
+            dataset.attrs["title"] = title
+            print(comparison_table.table(dataset))
+            print("wrote", records.save(dataset, written / "compare.nc", arguments))
+            print("wrote", plotting.save(plotting.comparison(dataset), written / "compare.png"))
+
+    def first_look(dataset: xr.Dataset) -> None:
+        show(dataset)
+        if first:
+            print("a first look; the whole comparison follows\n", flush=True)
+
+    show(comparison.compare(task, checked, folder=written / "runs", progress=first, first_look=first_look))
 
 
 if TYPE_CHECKING:

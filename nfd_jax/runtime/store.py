@@ -29,7 +29,7 @@ from tqdm import tqdm
 
 from nfd_jax._checks import positive_int
 from nfd_jax._types import PyTree
-from nfd_jax.runtime import devices
+from nfd_jax.runtime import devices, threads
 from nfd_jax.runtime.claims import claim, holder
 from nfd_jax.runtime.files import checksum, replacing, writable_folder
 from nfd_jax.runtime.identity import identity
@@ -159,44 +159,45 @@ class Record:
 
 
 def shared(
-    records: Sequence[Record | None], make: Callable[[int], Arrays], done: Callable[[int], object] = lambda place: None
+    records: Sequence[Record | None],
+    make: Callable[[int], Arrays],
+    done: Callable[[int], object] = lambda place: None,
+    at_once: int = 1,
 ) -> list[dict[str, np.ndarray]]:
-    """The arrays of all records: of those that are there, of those that `make(place)` makes here and writes, and of
-    those that other processes make meanwhile. None is made and not recorded. `done(place)` is called for each.
+    """The arrays of all records: of those that are there, of those that `make(place)` makes here and writes, so many
+    threads at once, and of those that other processes make meanwhile. None is made and not recorded. `done(place)` is
+    called for each.
 
     Records of other arguments are refused before any is made.
     """
-    found = {}
-    for place, arrays in _as_they_come(records, make):
-        found[place] = arrays
-        done(place)
-    return [found[place] for place in range(len(records))]
-
-
-def _as_they_come(
-    records: Sequence[Record | None], make: Callable[[int], Arrays]
-) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    missing: dict[int, Record | None] = {}
+    found: dict[int, dict[str, np.ndarray]] = {}
+    missing = []
     for place, record in enumerate(records):
         arrays = None if record is None else record.read()
         if arrays is None:
-            missing[place] = record
+            missing.append(place)
         else:
-            yield place, arrays
+            found[place] = arrays
+            done(place)
+
+    def made(place: int) -> None:
+        arrays = _made(records[place], partial(make, place))
+        if arrays is not None:
+            found[place] = arrays
+            done(place)
+
     told = False
     while missing:
-        before = len(missing)
-        for place, record in list(missing.items()):
-            arrays = _made(record, partial(make, place))
-            if arrays is not None:
-                del missing[place]
-                yield place, arrays
-        if len(missing) == before:  # others are at work on all of them
+        threads.each(made, missing, at_once)
+        left = [place for place in missing if place not in found]
+        if len(left) == len(missing):  # others are at work on all of them
             if not told and jax.process_index() == 0:
-                held = {holder(record.path) for record in missing.values() if record is not None}
-                tqdm.write(f"waiting for {before} records of {'; '.join(sorted(held))}", file=sys.stderr)
+                held = {holder(record.path) for place in left if (record := records[place]) is not None}
+                tqdm.write(f"waiting for {len(left)} records of {'; '.join(sorted(held))}", file=sys.stderr)
             told = True
             time.sleep(POLL)
+        missing = left
+    return [found[place] for place in range(len(records))]
 
 
 def _made(record: Record | None, make: Callable[[], Arrays]) -> dict[str, np.ndarray] | None:

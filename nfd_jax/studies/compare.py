@@ -11,21 +11,23 @@ summed over samples and outputs. Distances from either limit are then difference
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import xarray as xr
-from tqdm import tqdm
 
 from nfd_jax import parametrization
 from nfd_jax._checks import MOST, boolean, finite_float, positive_int, positive_ints
 from nfd_jax.models import ResNet
+from nfd_jax.runtime import threads
 from nfd_jax.runtime.files import writable_folder
 from nfd_jax.runtime.identity import identity
 from nfd_jax.runtime.store import Record, fingerprint, shared
+from nfd_jax.runtime.threads import Bar
 from nfd_jax.seeds import check_seed, labels
 from nfd_jax.solvers.limit import CLOSURES, limit_dynamics, solve_limit
 from nfd_jax.solvers.networks import BACKWARDS, network_dynamics, train_networks
@@ -106,9 +108,25 @@ class Comparison:
         at = np.linspace(0, self.steps, min(self.steps, EVALUATIONS) + 1).round().astype(int).tolist()
         return Training(self.steps, self.learning_rate, self.parametrization, evaluate_at=at if extra else None)
 
+    def first_look(self) -> Comparison:
+        """Of the whole comparison the part that comes first: two depths and three widths."""
+        return replace(self, depths=self.depths[:2], widths=self.widths[:3])
+
     def members(self, count: int) -> list[int]:
         """The seeds of so many."""
         return list(range(self.seed, self.seed + count))
+
+    def limits(self) -> list[Run]:
+        """Both closures at every depth."""
+        return [Run(closure, depth) for closure in CLOSURES for depth in self.depths]
+
+    def networks(self) -> list[Run]:
+        """Tied and untied ones of every depth and width."""
+        return [Run(kind, depth, width) for kind in BACKWARDS for depth in self.depths for width in self.widths]
+
+    def runs(self) -> list[Run]:
+        """All of them, one depth after the other."""
+        return sorted([*self.limits(), *self.networks()], key=lambda run: self.depths.index(run.depth))
 
 
 class Run(NamedTuple):
@@ -131,13 +149,21 @@ class Run(NamedTuple):
 
 
 def compare(
-    task: Task, setup: Comparison | None = None, *, folder: str | Path | None = None, progress: bool | None = None
+    task: Task,
+    setup: Comparison | None = None,
+    *,
+    folder: str | Path | None = None,
+    progress: bool | None = None,
+    first_look: Callable[[xr.Dataset], object] | None = None,
 ) -> xr.Dataset:
     """Both limits, tied and untied networks, on one task, by full batches or its mini-batches.
 
     Networks are trained by `train_networks`, very wide ones by `solve_network`, which has the same law. In a `folder`
     finished runs are recorded: a comparison that was killed, or has more depths and widths, trains only what is
     missing, and processes with one folder share the runs.
+
+    `first_look` is called with the dataset of two depths and three widths as soon as these are there, where the whole
+    comparison has more.
 
     Returns a dataset with `limit_outputs (closure, depth, limit_seed, step, sample, output)`, `network_outputs
     (backward, depth, width, seed, step, sample, output)`, the losses without the last two axes, and what `summarise`
@@ -155,20 +181,31 @@ def compare(
         raise TypeError(f"setup must be a nfd_jax.studies.compare.Comparison, got {setup!r}")
     if progress is not None:
         boolean("progress", progress)
-    limits = [Run(closure, depth) for closure in CLOSURES for depth in setup.depths]
-    networks = [Run(kind, depth, width) for kind in BACKWARDS for depth in setup.depths for width in setup.widths]
-    runs = sorted([*limits, *networks], key=lambda run: setup.depths.index(run.depth))
-    described = [depends_on(task, setup, run) for run in runs]
+    every, early = setup.runs(), setup.first_look()
+    runs = [*early.runs(), *(run for run in every if run not in set(early.runs()))]
+    described = {run: depends_on(task, setup, run) for run in runs}
     where = None if folder is None else writable_folder("folder", folder)
-    records = [None if where is None else Record(where, each) for each in described]
-    with tqdm(total=len(runs), unit="run", disable=None if progress is None else not progress) as bar:
+    records = {run: None if where is None else Record(where, described[run]) for run in runs}
+    at_once = threads.at_once(_bytes(task, setup))
+    found: dict[Run, Mapping[str, np.ndarray]] = {}
+    with Bar(total=len(runs), unit="run", disable=None if progress is None else not progress) as bar:
+        for part in (early, setup):
+            missing = [run for run in part.runs() if run not in found]
 
-        def trained(place: int) -> dict[str, np.ndarray]:
-            bar.set_description(str(runs[place]))
-            return _trained(task, setup, runs[place])
+            def trained(place: int, missing: list[Run] = missing) -> dict[str, np.ndarray]:
+                bar.set_description(str(missing[place]))
+                return _trained(task, setup, missing[place])
 
-        found = dict(zip(runs, shared(records, trained, lambda _: bar.update()), strict=True))
+            arrays = shared([records[run] for run in missing], trained, lambda _: bar.update(), at_once)
+            found |= zip(missing, arrays, strict=True)
+            if first_look is not None and part is early and len(found) < len(runs):
+                first_look(_dataset(task, early, found))
+    return _dataset(task, setup, found)
 
+
+def _dataset(task: Task, setup: Comparison, found: Mapping[Run, Mapping[str, np.ndarray]]) -> xr.Dataset:
+    """All runs of a comparison, with their summaries."""
+    limits, networks = setup.limits(), setup.networks()
     variables = _stacked(limits, found, "limit_", ("closure", "depth", "limit_seed"), (2, len(setup.depths)))
     sizes = (2, len(setup.depths), len(setup.widths))
     variables |= _stacked(networks, found, "network_", ("backward", "depth", "width", "seed"), sizes)
@@ -225,109 +262,19 @@ def depends_on(task: Task, setup: Comparison, run: Run) -> dict[str, Any]:
     return identity({**problem.arguments, **options, **more})
 
 
+def _bytes(task: Task, setup: Comparison) -> int:
+    """Of one solution of a limit, the largest of all members."""
+    options = {"particles": setup.particles, "resolution": None}
+    dynamics, _ = limit_dynamics(task, setup.model(max(setup.depths)), setup.training(task), **options)
+    return 0 if dynamics.initial is None else dynamics.initial.least_bytes
+
+
 def _trained(task: Task, setup: Comparison, run: Run) -> dict[str, np.ndarray]:
     """What is kept of all members of a run."""
-    solve = solve_limit if run.width is None else train_networks
+    solve = partial(solve_limit, capacity=max(setup.depths)) if run.width is None else train_networks  # one program
     found = solve(task, setup.model(run.depth), setup.training(task), **run.options(setup), progress=False)
     values = {"outputs": found.outputs, "diverged_at": found.diverged_at} | found.scores() | {"loss": found.loss}
     kept = {name: np.asarray(values[name]) for name in KEPT if name in values}
     if found.ranks:
         kept |= {"resolution": np.array(found.settings["resolution"]), "directions": np.array(found.ranks[0])}
     return {"noise": np.array(found.settings.get("noise", ""))} | kept
-
-
-COLUMNS = {  # of numbers, with their sizes
-    "final loss": 17,
-    "held-out loss": 16,
-    "accuracy": 15,
-    "position": 15,
-    "from decoupled": 15,
-    "from coupled": 13,
-}
-
-
-def table(dataset: xr.Dataset) -> str:
-    """The comparison as text: final losses, held-out ones and accuracies where there are any, positions and distances,
-    one line a kind of network."""
-    final = dataset.isel({axis: -1 for axis in ("step", "held_out_step") if axis in dataset.dims})
-    absent = {name for name, (variable, _) in FINAL.items() if f"limit_mean_{variable}" not in dataset}
-    columns = [name for name in COLUMNS if name not in absent]
-    head = _row(columns, "L", "n", "what", {name: name for name in columns})
-    lines = [head, "-" * len(head)]
-    for depth in dataset.depth.values:
-        at = final.sel(depth=depth)
-        for closure in ("decoupled", "coupled"):
-            limit = at.sel(closure=closure)
-            where = _with_error(xr.DataArray(float(closure == "coupled")), limit.limit_position_error)
-            cells = _finals(limit, "limit") | {"position": where}
-            lines.append(_row(columns, depth, "inf", f"{closure} limit", cells).rstrip())
-        for backward in ("untied", "tied"):
-            cells, name = at.sel(backward=backward), f"{backward} networks"
-            for width in dataset.width.values:
-                lines.append(_row(columns, depth, width, name, _network_cells(cells.sel(width=width))))
-            if dataset.sizes["width"] > 1:
-                where = _with_error(cells.infinite_position, cells.infinite_position_error)
-                away = _distances(cells.infinite_distance)
-                lines.append(_row(columns, depth, "-> inf", name, {"position": where} | away))
-        lines.append("")
-    return "\n".join([*lines, *_legend(dataset)])
-
-
-def _legend(dataset: xr.Dataset) -> list[str]:
-    """What the columns are, how limits were solved in long training, and what is left out of means."""
-    lines = ["position: 0 at the decoupled limit, 1 at the coupled one, along the line between their final outputs."]
-    if "held_out_samples" in dataset.attrs:
-        what = "held-out loss and accuracy" if "limit_mean_held_out_accuracy" in dataset else "held-out loss"
-        lines.append(f"{what}: on {dataset.attrs['held_out_samples']} samples that nothing is trained on.")
-    lines.append("±: one standard error; none where too few members are left, or the limits are the same.")
-    lines.append("n -> inf: extrapolated from the widths above by a weighted fit of a + b/n.")
-    lines.append("from ...: distance in position from that limit, in standard errors (networks and limit together).")
-    for kind, prefix in (("limits", "limit"), ("networks with revealed matrices", "network")):
-        if f"{prefix}_resolution" in dataset:
-            resolution, most = (dataset[f"{prefix}_{name}"].max().item() for name in COMPRESSED)
-            noise = f"{dataset.attrs['limit_noise']} noise, " if prefix == "limit" else ""
-            lines.append(f"{kind}: {noise}resolution {resolution:g}, at most {most} directions revealed of a matrix.")
-    for kind, marks in (("networks", "diverged_at"), ("solutions of a limit", "limit_diverged_at")):
-        bad = int((dataset[marks] >= 0).sum())
-        if bad:
-            lines.append(f"{bad} of {dataset[marks].size} {kind} diverged and are left out: see {marks}.")
-    return lines
-
-
-FINAL = {  # columns of what is followed along training, and how small a number they write with digits alone
-    "final loss": ("loss", 0.01),
-    "held-out loss": ("held_out_loss", 0.01),
-    "accuracy": ("held_out_accuracy", 0.0),
-}
-
-
-def _finals(cell: xr.Dataset, kind: str) -> dict[str, str]:
-    """Means at the last step, with their errors, by column."""
-    return {
-        column: _with_error(cell[f"{kind}_mean_{name}"], cell[f"{kind}_{name}_error"], smallest)
-        for column, (name, smallest) in FINAL.items()
-        if f"{kind}_mean_{name}" in cell
-    }
-
-
-def _network_cells(cell: xr.Dataset) -> dict[str, str]:
-    position = _with_error(cell.position, cell.position_error)
-    return _finals(cell, "network") | {"position": position} | _distances(cell.distance)
-
-
-def _with_error(value: xr.DataArray, error: xr.DataArray, smallest: float = 0.0) -> str:
-    if not (np.isfinite(value) and np.isfinite(error)):
-        return "none"
-    if abs(value) < smallest:
-        return f"{value.item():.1e} ± {error.item():.0e}"
-    return f"{value.item():.3f} ± {error.item():.3f}"
-
-
-def _distances(distance: xr.DataArray) -> dict[str, str]:
-    found = {f"from {closure}": distance.sel(closure=closure).item() for closure in ("decoupled", "coupled")}
-    return {name: f"{each:+.1f} SE" if np.isfinite(each) else "none" for name, each in found.items()}
-
-
-def _row(columns: list[str], depth: object, width: object, what: str, cells: Mapping[str, str]) -> str:
-    figures = [f"{cells.get(name, ''):>{COLUMNS[name]}}" for name in columns]
-    return " ".join([f"{depth:>4} {width:>6}  {what:<17}", *figures])
