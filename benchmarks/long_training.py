@@ -1,6 +1,6 @@
 """Training to the end: seconds, ranks and losses of limits trained for hundreds of steps, beside networks.
 
-Five parts, each of which may be asked for alone:
+Six parts, each of which may be asked for alone:
 
 - `full_batch`: every step sees all samples; both closures, both noises. Networks beside it: n times the gap of their
   mean log-loss is constant in n as long as the limit is their limit.
@@ -8,6 +8,7 @@ Five parts, each of which may be asked for alone:
 - `ten_classes`: of all digits, with cross-entropy.
 - `cost`: seconds against the number of full-batch steps, with a resolution, exact, and of a dense network.
 - `mlp`: an MLP of three layers, four samples, 300 steps.
+- `ranks`: what ranks depend on: samples, activation, depth, rate, resolution and loss, one changed at a time.
 
 Limits are timed after compilation: of a short run before, with the programs of the first capacity. Writes JSON on
 request, after every part.
@@ -43,7 +44,7 @@ class Sizes:
     """What is trained.
 
     Args:
-        parts: Those to run, of full_batch, whole_set, ten_classes, cost and mlp.
+        parts: Those to run, of full_batch, whole_set, ten_classes, cost, mlp and ranks.
         activations: Activations phi of the full-batch limits.
         samples: Digits P of a full batch.
         depth: Blocks L of the full-batch runs.
@@ -66,7 +67,7 @@ class Sizes:
         output: A JSON file for the results.
     """
 
-    parts: tuple[str, ...] = ("full_batch", "whole_set", "ten_classes", "cost", "mlp")
+    parts: tuple[str, ...] = ("full_batch", "whole_set", "ten_classes", "cost", "mlp", "ranks")
     activations: tuple[str, ...] = ("tanh", "relu")
     samples: int = 16
     depth: int = 8
@@ -263,9 +264,49 @@ def mlp(sizes: Sizes) -> list[dict[str, Any]]:
     return [{"limit": "mlp", "seconds": seconds, "ranks": run.ranks, "loss": run.loss[[0, -1]]}]
 
 
+def ranks(sizes: Sizes) -> list[dict[str, Any]]:
+    """Ranks and losses, with one thing changed at a time; beside each the loss at half the resolution, same noise."""
+    steps, particles, rows = min(300, sizes.steps), min(2048, sizes.particles), []
+    base: dict[str, Any] = {
+        "samples": sizes.samples, "activation": "tanh", "depth": sizes.depth, "rate": sizes.learning_rate,
+        "resolution": 0.02, "loss": "mse",
+    }  # fmt: skip
+    changes: list[dict[str, Any]] = [
+        {},
+        *({"samples": count} for count in (sizes.samples // 4, sizes.samples * 4)),
+        {"activation": "relu"},
+        *({"depth": depth} for depth in (max(1, sizes.depth // 4), sizes.depth * 4)),
+        *({"rate": sizes.learning_rate * factor} for factor in (0.25, 4)),
+        {"activation": "relu", "rate": sizes.learning_rate * 4},
+        *({"resolution": resolution} for resolution in (0.005, 0.01, 0.04, 0.08)),
+        {"loss": "cross_entropy"},
+    ]
+
+    def solved(resolution: float, samples: int, activation: str, depth: int, rate: float, loss: str) -> nfd.Trajectory:
+        task = nfd.datasets.digits(samples, loss=loss)
+        options: dict[str, Any] = {"particles": particles, "noise": "plain", "progress": False}
+        return nfd.solve_limit(
+            task, nfd.ResNet(depth, activation), steps=steps, learning_rate=rate, resolution=resolution, **options
+        )
+
+    print(f"\nranks after {steps} full-batch steps, n = {particles}; changed from {base}:")
+    print(f"{'changed':<36} {'images':>7} {'updates':>8} {'loss':>9} {'of first':>9} {'at half the resolution':>23}")
+    for change in changes:
+        options = base | change
+        resolution = options.pop("resolution")
+        run, finer = (solved(each, **options) for each in (resolution, resolution / 2))
+        name = ", ".join(f"{key} {value}" for key, value in change.items()) or "nothing"
+        images, updates = run.ranks or (0, 0)
+        last, first, off = run.loss[-1], run.loss[0], run.loss[-1] / finer.loss[-1] - 1
+        print(f"{name:<36} {images:>7} {updates:>8} {last:>9.2e} {last / first:>9.1e} {off:>+22.1%}", flush=True)
+        rows.append({"changed": change, "ranks": run.ranks, "loss": last, "first": first, "off": off})
+    return rows
+
+
 def main(sizes: Sizes) -> None:
     """The parts that are asked for."""
-    known = {"full_batch": full_batch, "whole_set": whole_set, "ten_classes": ten_classes, "cost": cost, "mlp": mlp}
+    every = (full_batch, whole_set, ten_classes, cost, mlp, ranks)
+    known = {part.__name__: part for part in every}
     if unknown := [part for part in sizes.parts if part not in known]:
         raise SystemExit(f"parts must be of {', '.join(known)}, got {', '.join(unknown)}")
     print(f"digits, {jax.devices()[0]}, jax {jax.__version__}")

@@ -3,6 +3,7 @@
 import functools
 from types import SimpleNamespace
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -90,6 +91,47 @@ def test_images_are_linear():
     image, after = ask(untied, FORWARD, 1, jnp.int32(8), 1.01 * x)
     np.testing.assert_allclose(image, 1.01 * ask(untied, FORWARD, 1, jnp.int32(8), x)[0], atol=1e-11)
     np.testing.assert_array_equal(after.ranks, untied.ranks)
+
+
+def test_queries_that_are_not_kept_have_the_law():
+    """Means and covariances of images of a block in which some queries are known and some depend on others: those of a
+    Gaussian matrix conditioned on what was asked before, by dense algebra. Two thousand draws, 5 sigma."""
+    hidden, draws = asked(FINE, drifting(2, 0.5)), 2000
+    known, new = np.asarray(hidden.revealed[FORWARD].queries[1, :2]), RNG.normal(size=(2, WIDTH))
+    block = np.concatenate([known, new, 0.3 * new[:1] - 2 * known[1:], new.sum(0)[None]])
+
+    @jax.jit
+    @jax.vmap
+    def images(key):
+        other = eqx.tree_at(lambda tree: tree.noise, hidden, PlainNoise(key))
+        return other.query(FORWARD, jnp.int32(1), jnp.int32(5), jnp.asarray(block), keep=False)[0]
+
+    found = np.asarray(images(jax.random.split(jax.random.key(7), draws)))
+    qx, y, qs, z = (np.asarray(getattr(each, name)[1]) for each in hidden.revealed for name in ("queries", "images"))
+    coordinates = block @ qx.T / WIDTH
+    rest = block - coordinates @ qx
+    mean = coordinates @ y + rest @ z.T / WIDTH @ qs
+    free = np.eye(WIDTH) - qs.T @ qs / WIDTH  # images have no more chance along what the other direction knows
+    gram = rest @ rest.T / WIDTH
+    error = np.sqrt(np.outer(np.diag(gram), np.diag(free)) / draws)
+    assert np.all(np.abs(found.mean(0) - mean) < 5.5 * error + 1e-6)
+    along = np.einsum("dan,dbn->dab", found - mean, found - mean)
+    spread = np.sqrt(np.trace(free) * (np.outer(np.diag(gram), np.diag(gram)) + gram**2) / draws)
+    assert np.all(np.abs(along.mean(0) - np.trace(free) * gram) < 5 * spread + 1e-6)
+    np.testing.assert_allclose(found[:, :2], np.broadcast_to(y[:2], found[:, :2].shape), atol=1e-6)
+    np.testing.assert_allclose(found[:, 5], found[:, 2] + found[:, 3], atol=1e-5)
+
+
+@pytest.mark.parametrize("resolution", [0.0, 0.1])
+def test_held_out_curves_stand_still_where_nothing_is_trained(resolution):
+    """Normals of evaluated samples belong to the sample and its layer, not to the step."""
+    task = nfd.datasets.digits(2).holding_out(nfd.datasets.digits(4, split="test"))
+    run = nfd.solve_network(
+        task, nfd.ResNet(2), width=32, seeds=2, steps=4, learning_rate=0.0, resolution=resolution, **QUIET
+    )
+    after = run.held_out.outputs[:, 1:]
+    np.testing.assert_allclose(after, np.broadcast_to(after[:, :1], after.shape), rtol=1e-9)
+    assert np.abs(run.held_out.outputs[:, 0] - after[:, 0]).min() > 0  # before training the batch is not known
 
 
 def test_only_what_is_new_is_revealed():

@@ -28,6 +28,7 @@ def small_runs():
     runs = {
         "limit": nfd.solve_limit(task, nfd.ResNet(3), **limit),
         "decoupled, plain": nfd.solve_limit(task, nfd.ResNet(3), closure="decoupled", noise="plain", **limit),
+        "compressed": nfd.solve_limit(task, nfd.ResNet(2, "tanh"), resolution=0.1, **limit),
         "network": nfd.solve_network(three, nfd.ResNet(2, "tanh", block="inner"), momentum=0.5, **both, **shared),
         "untied mlp": nfd.solve_network(task, nfd.MLP(3), backward="untied", weight_decay=0.1, **shared),
         "adam": nfd.train_networks(task, nfd.ResNet(2, block="post", centred=True), optimizer="adam", **both, **shared),

@@ -75,8 +75,17 @@ def resolve(basis: bases.Basis, layer: Index, counts: bases.Counts, queries: Vec
     return Resolved(coordinates, rows, triangular, active, vectors.T)
 
 
-def exact(basis: bases.Basis, layer: Index, counts: bases.Counts, queries: Vectors) -> Resolved:
-    """The same where all that the basis lacks is new, in the rows of `basis.split`."""
-    x = bases.split(basis, layer, counts[layer], queries)
-    identity = jnp.eye(len(queries), dtype=queries.dtype)
-    return Resolved(x.coordinates.high, x.rows, x.triangular.high, x.active, identity)
+def whole(basis: bases.Basis, layer: Index, counts: bases.Counts, queries: Vectors) -> Resolved:
+    """The same of queries that are not kept, of any number of them, where all that the basis lacks of them by more than
+    rounding is new.
+
+    One pass of shifted Cholesky-QR: images of the rows by independent normals have the variances of the law up to the
+    shift, ten roundings times the number of queries, and what the rows are summed to is exact. A direction that
+    depends on those above is short instead of a unit.
+    """
+    coordinates, rest = bases.project(basis, layer, counts[layer], queries)
+    active = bases.norms(rest) > 10 * float(jnp.finfo(rest.dtype).eps) * bases.norms(queries)
+    directions, triangular = bases.cholesky_qr(jnp.where(active[:, None], rest, 0), 1)
+    identity = jnp.eye(len(rest), dtype=rest.dtype)
+    rows = jnp.where(active[:, None], directions, rest)
+    return Resolved(coordinates, rows, jnp.where(active[None, :], triangular, identity), active, identity)

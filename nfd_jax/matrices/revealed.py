@@ -40,9 +40,9 @@ class Revealed(eqx.Module):
         return bases.split(self.queries, layer, self.counts[layer], query)
 
     def resolve(self, layer: Index, query: Vectors, resolution: Scalar | None) -> Resolved:
-        """The same up to a resolution, and with all that is new where there is none."""
+        """The same up to a resolution, and with all that is new where there is none, of queries that are not kept."""
         arguments = self.queries, layer, self.counts, query
-        return resolutions.exact(*arguments) if resolution is None else resolutions.resolve(*arguments, resolution)
+        return resolutions.whole(*arguments) if resolution is None else resolutions.resolve(*arguments, resolution)
 
     def combine(self, layer: Index, coordinates: bases.Coordinates) -> Vectors:
         """The images of queries with these coordinates."""

@@ -93,10 +93,12 @@ def _evaluate(
     members: bool,
     layout: Layout | None,
 ) -> tuple[Evaluated, ...]:
-    inputs = jnp.concatenate([samples.inputs for samples in sets])
+    # those that are looked at most often first: a sample keeps its place, and with it its normals, whatever follows
+    ordered = sets[::-1]
+    inputs = jnp.concatenate([samples.inputs for samples in ordered])
 
     def one(state: PyTree) -> tuple[Evaluated, ...]:
-        return evaluated(dynamics.settings.loss, dynamics.evaluate(state, step, inputs), sets)
+        return evaluated(dynamics.settings.loss, dynamics.evaluate(state, step, inputs), ordered)[::-1]
 
     return devices.replicate(layout, (jax.vmap(one, axis_name=MEMBERS) if members else one)(state))
 
