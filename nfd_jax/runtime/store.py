@@ -4,6 +4,8 @@ A record is a numpy archive that says what it is a record of; asked for with oth
 argument that differs named. It is written whole, or grows: then what is new goes into a numbered part, and the archive
 itself has the number of parts and a state, which is replaced. A kill between the two leaves a part that does not count.
 
+An archive says besides what made it: code, command, device and seconds. None of that decides what it is a record of.
+
 `shared` makes the records that are missing, each by one of the processes that have this folder.
 """
 
@@ -14,7 +16,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -33,9 +35,11 @@ from nfd_jax.runtime import devices
 from nfd_jax.runtime.claims import claim, holder
 from nfd_jax.runtime.files import checksum, replacing, writable_folder
 from nfd_jax.runtime.identity import identity
+from nfd_jax.runtime.parts import Incomplete
+from nfd_jax.runtime.provenance import provenance
 from nfd_jax.task import Task
 
-ARGUMENTS, CHECKSUM, PARTS = "arguments", "checksum", "parts"  # their names in an archive
+ARGUMENTS, CHECKSUM, MADE, PARTS = "arguments", "checksum", "made", "parts"  # their names in an archive
 POLL = 1.0  # seconds between two looks at what others are making
 
 Arrays = Mapping[str, np.ndarray]
@@ -64,6 +68,7 @@ class Record:
     ):
         self.folder, self.arguments, self.called, self.divided = folder, arguments, called, divided
         self.name, self.parts = name or _digest(arguments), 0
+        self.made: dict[str, Any] = {}  # what made it, once it is read
         several = divided and jax.process_count() > 1
         self._suffix = f".process-{jax.process_index()}-of-{jax.process_count()}.npz" if several else ".npz"
 
@@ -89,10 +94,10 @@ class Record:
             arrays |= part
         return arrays
 
-    def write(self, arrays: Arrays) -> None:
-        """Replace the record, whole or not at all."""
+    def write(self, arrays: Arrays, **made: Any) -> None:
+        """Replace the record, whole or not at all; `made`: what is to be known of how, besides its provenance."""
         self.parts = 0
-        self._write(self.path, arrays, self.arguments, self.parts)
+        self._write(self.path, arrays, self.arguments, self.parts, made)
         if self._writes:
             for path in self.folder.glob(f"{self.name}-part-*{self._suffix}"):
                 with suppress(OSError):
@@ -124,11 +129,20 @@ class Record:
     def _part(self, number: int) -> Path:
         return self.folder / f"{self.name}-part-{number:03d}{self._suffix}"
 
-    def _write(self, path: Path, arrays: Arrays, arguments: Mapping[str, Any], parts: int | None = None) -> None:
+    def _write(
+        self,
+        path: Path,
+        arrays: Arrays,
+        arguments: Mapping[str, Any],
+        parts: int | None = None,
+        made: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         if self._writes:
             arrays = dict(arrays) if parts is None else {**arrays, PARTS: np.array(parts)}
             with replacing(path) as unfinished, open(unfinished, "wb") as file:
                 named = {ARGUMENTS: np.array(json.dumps(arguments)), CHECKSUM: np.array(checksum(arrays))}
+                if parts is not None:
+                    named[MADE] = np.array(json.dumps({**provenance(), **made}))
                 np.savez(file, allow_pickle=False, **named, **arrays)
 
     def _load(self, path: Path, arguments: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
@@ -142,6 +156,8 @@ class Record:
             with np.load(io.BytesIO(content), allow_pickle=False) as archive:
                 arrays = {key: archive[key] for key in archive.files}
             stored, whole = json.loads(str(arrays.pop(ARGUMENTS))), str(arrays.pop(CHECKSUM))
+            if MADE in arrays:  # parts have none, nor had older archives
+                self.made = json.loads(str(arrays.pop(MADE)))
         except Exception as error:  # of whatever kind is raised for a file that is not whole
             raise ValueError(
                 f"{self.called} {str(path)!r} is not an archive of nfd_jax ({error}); remove it"
@@ -159,30 +175,43 @@ class Record:
 
 
 def shared(
-    records: Sequence[Record | None], make: Callable[[int], Arrays], done: Callable[[int], object] = lambda place: None
+    records: Sequence[Record | None],
+    make: Callable[[int], Arrays],
+    done: Callable[[int], object] = lambda place: None,
+    own: Container[int] | None = None,
 ) -> list[dict[str, np.ndarray]]:
     """The arrays of all records: of those that are there, of those that `make(place)` makes here and writes, and of
     those that other processes make meanwhile. None is made and not recorded. `done(place)` is called for each.
 
-    Records of other arguments are refused before any is made.
+    `own`: the places of those that are made here or waited for; by default all. `Incomplete` where others are not there
+    at the end. Records of other arguments are refused before any is made.
     """
     found = {}
-    for place, arrays in _as_they_come(records, make):
+    for place, arrays in _as_they_come(records, make, range(len(records)) if own is None else own):
         found[place] = arrays
         done(place)
+    absent = [record for place, record in enumerate(records) if place not in found]
+    if absent and absent[0] is not None:
+        where = str(absent[0].folder)
+        raise Incomplete(
+            f"{len(absent)} of {len(records)} cells are not in {where!r} yet: other parts make them, and the last to "
+            "finish concludes. Where one has failed, --part all (part='all' in Python) makes what is missing and then "
+            "concludes"
+        )
     return [found[place] for place in range(len(records))]
 
 
 def _as_they_come(
-    records: Sequence[Record | None], make: Callable[[int], Arrays]
+    records: Sequence[Record | None], make: Callable[[int], Arrays], own: Container[int]
 ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
-    missing: dict[int, Record | None] = {}
+    absent: dict[int, Record | None] = {}
     for place, record in enumerate(records):
         arrays = None if record is None else record.read()
         if arrays is None:
-            missing[place] = record
+            absent[place] = record
         else:
             yield place, arrays
+    missing = {place: absent.pop(place) for place in list(absent) if place in own}
     told = False
     while missing:
         before = len(missing)
@@ -197,6 +226,9 @@ def _as_they_come(
                 tqdm.write(f"waiting for {before} records of {'; '.join(sorted(held))}", file=sys.stderr)
             told = True
             time.sleep(POLL)
+    for place, record in absent.items():
+        if record is not None and (arrays := record.read()) is not None:
+            yield place, arrays
 
 
 def _made(record: Record | None, make: Callable[[], Arrays]) -> dict[str, np.ndarray] | None:
@@ -206,8 +238,9 @@ def _made(record: Record | None, make: Callable[[], Arrays]) -> dict[str, np.nda
     with record.claimed() as own:
         arrays = record.read()  # another may have finished since
         if arrays is None and own:
+            start = time.perf_counter()
             arrays = dict(make())
-            record.write(arrays)
+            record.write(arrays, seconds=time.perf_counter() - start)
         return arrays
 
 
