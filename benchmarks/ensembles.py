@@ -22,8 +22,9 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -37,10 +38,9 @@ from nfd_jax.models import AbstractModel
 from nfd_jax.parametrization import Role
 from nfd_jax.solvers.networks import Networks
 
-try:
+HAS_TORCH = find_spec("torch") is not None
+if TYPE_CHECKING or HAS_TORCH:
     import torch  # pyright: ignore[reportMissingImports]
-except ImportError:
-    torch: Any = None
 
 MODELS = {"mlp": nfd.MLP(3, "relu"), "resnet": nfd.ResNet(32, "relu")}
 OURS = "train_members"
@@ -194,7 +194,7 @@ def machine_rates() -> dict[str, tuple[float, float]]:
     square, line = jnp.ones((n, n)), jnp.ones(large)
     multiply, add = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1)
     runs = {"jax": (lambda: multiply(square, square).block_until_ready(), lambda: add(line).block_until_ready())}
-    if torch is not None:
+    if HAS_TORCH:
         matrix, vector, target = torch.ones((n, n)), torch.ones(large), torch.zeros(large)
         runs["torch"] = (lambda: matrix @ matrix, lambda: target.copy_(vector))
     return {name: (2 * n**3 / fastest(product), 8 * large / fastest(copy)) for name, (product, copy) in runs.items()}
@@ -211,7 +211,7 @@ def measure(sizes: Sizes, name: str, width: int) -> list[dict[str, Any]]:
     """All sides of one cell."""
     work = Work(sizes, MODELS[name], width)
     sides: dict[str, Callable[[], np.ndarray]] = {OURS: work.train}
-    if torch is not None:
+    if HAS_TORCH:
         other = Torch(work)
         sides |= {"eager": other.eager, "compile": other.compile, "vmap": other.vmap}
     first, failed = {}, {}
@@ -275,13 +275,13 @@ def ahead(row: dict[str, Any], ours: dict[str, Any]) -> str:
 def main(sizes: Sizes) -> None:
     """Print one row a side of every cell."""
     threads = os.cpu_count() or 1
-    if torch is None:
+    if not HAS_TORCH:
         print("PyTorch is not installed (pip install 'nfd_jax[benchmark]'): its sides are skipped")
     else:
         torch.set_num_threads(threads)
     print(
         f"{sizes.seeds} seeds x {len(sizes.rates)} rates, batch {sizes.batch}, {sizes.steps} steps, {threads} threads, "
-        f"jax {jax.__version__}, torch {getattr(torch, '__version__', 'none')}; times of a member and step"
+        f"jax {jax.__version__}, torch {torch.__version__ if HAS_TORCH else 'none'}; times of a member and step"
     )
     head = (
         f"{'model':>7} {'n':>5} {'members':>7} {'side':>13} {'time':>10} {'CPU time':>10} {'/ ours':>7} {'/ floor':>8} "

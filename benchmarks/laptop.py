@@ -1,8 +1,8 @@
 """Every benchmark at a small size, one table, and how its times stand beside those stored for this kind of machine.
 
-Runs each script several times, all scripts in turn so that a noisy hour touches all alike, and compares medians. A
-ratio has the 99 % interval of Student of the logarithms of both sides' runs, and is flagged where that leaves 1 out: of
-a hundred figures that have not moved, about one is. Compiled programs are kept from one run to the next, but for
+Runs each script several times, all scripts in turn so that a noisy hour touches all alike. A figure of a run is the
+median of its repeats; the ratio of runs now to runs stored, by geometric means, has the 99 % interval of Student, and is
+flagged where that leaves 1 out: of a hundred figures that have not moved, about one is. Compiled programs are kept from one run to the next, but for
 `first_call.py`, which is about compilation. A machine is of the same kind where processor, cores, devices and jax are
 the same. About ten minutes on two quiet cores.
 
@@ -38,7 +38,7 @@ SMALL = {  # the arguments of every script, for about half a minute with compila
     "distance_to_floor": "--width 4096 --depth 8 --repeats 5",
     "growth": "--widths 4096 8192 --depths 4 8 --steps 16 32",
     "first_call": "--depths 16",
-    "matched_noise": "--activations relu --particles 512 --depth 4 --steps 2 --seeds 4 --reference-seeds 2",
+    "matched_noise": "--activations relu --particles 256 --depth 2 --steps 2 --seeds 4 --reference-seeds 2",
     "coverage": "--tolerances 100 --depth 4 --steps 10 --particles 512 --activation identity --seeds 3",
     "time_to_accuracy": "--accuracy 0.05 --widths 64 128 --particles 256 512 --depths 4 8 --seeds 4 --steps 2",
     "ensembles": "--models mlp --widths 256 --seeds 4 --steps 50 --seconds 1",
@@ -157,13 +157,13 @@ def measured(options: Options) -> dict[str, dict[str, list[float]]]:
 
 
 def ratio(now: list[float], before: list[float]) -> tuple[float, float, float]:
-    """Of medians, and the 99 % interval of Student of the logarithms, around it."""
+    """Of geometric means of runs, and its 99 % interval by Student."""
     logs = [np.log(values) for values in (now, before)]
     freedom = len(now) + len(before) - 2
     pooled = sum(((each - each.mean()) ** 2).sum() for each in logs) / freedom
     half = t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(pooled * (1 / len(now) + 1 / len(before)))
-    middle = statistics.median(now) / statistics.median(before)
-    return middle, float(middle * np.exp(-half)), float(middle * np.exp(half))
+    middle = logs[0].mean() - logs[1].mean()
+    return float(np.exp(middle)), float(np.exp(middle - half)), float(np.exp(middle + half))
 
 
 def amount(label: str, value: float) -> str:
