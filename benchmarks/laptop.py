@@ -1,8 +1,10 @@
 """Every benchmark at a small size, one table, and how its times stand beside those stored for this kind of machine.
 
 Runs each script several times, all scripts in turn so that a noisy hour touches all alike. A figure of a run is the
-median of its repeats; the ratio of runs now to runs stored, by geometric means, has the 99 % interval of Student, and is
-flagged where that leaves 1 out: of a hundred figures that have not moved, about one is. Compiled programs are kept from one run to the next, but for
+median of its repeats. The ratio of the runs now to those stored, by geometric means, has the 99 % interval of Student,
+and is flagged where that leaves 1 out: of a hundred figures that have not moved, about one is.
+
+Compiled programs are kept from one run to the next, but for
 `first_call.py`, which is about compilation. A machine is of the same kind where processor, cores, devices and jax are
 the same. About ten minutes on two quiet cores.
 
