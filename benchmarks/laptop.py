@@ -4,9 +4,8 @@ Runs each script several times, all scripts in turn so that a noisy hour touches
 median of its repeats. The ratio of the runs now to those stored, by geometric means, has the 99 % interval of Student,
 and is flagged where that leaves 1 out: of a hundred figures that have not moved, about one is.
 
-Compiled programs are kept from one run to the next, but for
-`first_call.py`, which is about compilation. A machine is of the same kind where processor, cores, devices and jax are
-the same. About ten minutes on two quiet cores.
+Compiled programs are kept from one run to the next, but for `first_call.py`, which is about compilation. A machine is
+of the same kind where processor, cores, devices and jax are the same. About ten minutes on two quiet cores.
 
     python benchmarks/laptop.py
     python benchmarks/laptop.py --only growth distance_to_floor --repeats 5
