@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint wheel newest release-check benchmarks clean
+.PHONY: demo test test-all lint wheel newest release-check benchmarks baseline hooks clean
 
 demo: $(VENV)/installed
 	$(BIN)/nfd-jax compare
@@ -19,8 +19,12 @@ lint: $(VENV)/tested
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 
-# The wheel, installed into an empty environment and used there
-wheel: $(VENV)/installed
+# What `make lint` runs, before every commit
+hooks: $(VENV)/tested
+	$(BIN)/pre-commit install
+
+# The sdist and the wheel, what is in them, and the wheel used in an empty environment
+wheel: $(VENV)/tested
 	.ci/wheel $(BIN)/python
 
 # The fast tests on the newest Python that is here, with the newest packages that it can have
@@ -33,8 +37,12 @@ release-check: lint wheel
 	OPTIMISED=1 .ci/newest test-all
 	OPTIMISED=1 .ci/oldest test-all
 
+# All at small sizes, beside what is stored for this kind of machine; `make baseline` on a quiet one stores it
 benchmarks: $(VENV)/installed
-	$(BIN)/python benchmarks/revealed_against_dense.py
+	$(BIN)/python benchmarks/laptop.py
+
+baseline: $(VENV)/installed
+	$(BIN)/python benchmarks/laptop.py --store
 
 $(BIN)/python:
 	$(PYTHON) -c "import sys; assert sys.version_info >= (3, 11), 'Python 3.11 or newer is needed: make PYTHON=...'"

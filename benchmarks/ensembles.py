@@ -4,7 +4,7 @@ Seeds x learning rates of MLPs (3 hidden layers) and ResNets (32 blocks), ReLU, 
 batches of 32 digits, squared loss. Four sides, all from the same initial weights, on the same batches: `train_members`,
 and in PyTorch a loop over members ("eager", what people run), the same loop with `torch.compile`d steps ("compile"),
 and all members at once by `torch.func.vmap`. Times are those of whole runs after a first one; ours include drawing the
-weights, PyTorch's do not. All use as many threads as there are CPUs.
+weights, PyTorch's do not. All use as many threads as there are CPUs. Without PyTorch only our side is measured.
 
 The floor, one for all sides, is the greater of two times: operations over the rate of large matrix products, and
 bytes (each weight read forward, read backward and written) over the rate of large copies, each by the faster library.
@@ -22,8 +22,9 @@ import statistics
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
@@ -37,10 +38,9 @@ from nfd_jax.models import AbstractModel
 from nfd_jax.parametrization import Role
 from nfd_jax.solvers.networks import Networks
 
-try:
+HAS_TORCH = find_spec("torch") is not None
+if TYPE_CHECKING or HAS_TORCH:
     import torch  # pyright: ignore[reportMissingImports]
-except ImportError as error:
-    raise SystemExit("this benchmark compares with PyTorch: pip install 'nfd_jax[benchmark]'") from error
 
 MODELS = {"mlp": nfd.MLP(3, "relu"), "resnet": nfd.ResNet(32, "relu")}
 OURS = "train_members"
@@ -193,12 +193,11 @@ def machine_rates() -> dict[str, tuple[float, float]]:
     n, large = 1024, 2**25
     square, line = jnp.ones((n, n)), jnp.ones(large)
     multiply, add = jax.jit(jnp.matmul), jax.jit(lambda x: x + 1)
-    ours = fastest(lambda: multiply(square, square).block_until_ready()), fastest(lambda: add(line).block_until_ready())
-    matrix, vector, target = torch.ones((n, n)), torch.ones(large), torch.zeros(large)
-    theirs = fastest(lambda: matrix @ matrix), fastest(lambda: target.copy_(vector))
-    return {
-        name: (2 * n**3 / product, 8 * large / copy) for name, (product, copy) in (("jax", ours), ("torch", theirs))
-    }
+    runs = {"jax": (lambda: multiply(square, square).block_until_ready(), lambda: add(line).block_until_ready())}
+    if HAS_TORCH:
+        matrix, vector, target = torch.ones((n, n)), torch.ones(large), torch.zeros(large)
+        runs["torch"] = (lambda: matrix @ matrix, lambda: target.copy_(vector))
+    return {name: (2 * n**3 / fastest(product), 8 * large / fastest(copy)) for name, (product, copy) in runs.items()}
 
 
 def timed(run: Callable[[], np.ndarray]) -> tuple[float, float, np.ndarray]:
@@ -211,8 +210,10 @@ def timed(run: Callable[[], np.ndarray]) -> tuple[float, float, np.ndarray]:
 def measure(sizes: Sizes, name: str, width: int) -> list[dict[str, Any]]:
     """All sides of one cell."""
     work = Work(sizes, MODELS[name], width)
-    other = Torch(work)
-    sides = {OURS: work.train, "eager": other.eager, "compile": other.compile, "vmap": other.vmap}
+    sides: dict[str, Callable[[], np.ndarray]] = {OURS: work.train}
+    if HAS_TORCH:
+        other = Torch(work)
+        sides |= {"eager": other.eager, "compile": other.compile, "vmap": other.vmap}
     first, failed = {}, {}
     for side, run in list(sides.items()):
         try:
@@ -274,10 +275,13 @@ def ahead(row: dict[str, Any], ours: dict[str, Any]) -> str:
 def main(sizes: Sizes) -> None:
     """Print one row a side of every cell."""
     threads = os.cpu_count() or 1
-    torch.set_num_threads(threads)
+    if not HAS_TORCH:
+        print("PyTorch is not installed (pip install 'nfd_jax[benchmark]'): its sides are skipped")
+    else:
+        torch.set_num_threads(threads)
     print(
         f"{sizes.seeds} seeds x {len(sizes.rates)} rates, batch {sizes.batch}, {sizes.steps} steps, {threads} threads, "
-        f"jax {jax.__version__}, torch {torch.__version__}; times of a member and step"
+        f"jax {jax.__version__}, torch {torch.__version__ if HAS_TORCH else 'none'}; times of a member and step"
     )
     head = (
         f"{'model':>7} {'n':>5} {'members':>7} {'side':>13} {'time':>10} {'CPU time':>10} {'/ ours':>7} {'/ floor':>8} "

@@ -106,6 +106,7 @@ def rows_of(sizes: Sizes, activation: str, closure: str) -> list[dict[str, Any]]
                 "matched": spread["m"],
                 "variance_ratio": (spread["p"] / spread["m"]) ** 2,
                 "worth": (spread["p"] / spread["m"]) ** 2 * plain_seconds / matched_seconds,
+                "seconds": {"plain": plain_seconds, "matched": matched_seconds},
                 "bias_times_n": sizes.particles * bias[worst],
                 "bias_error_times_n": sizes.particles * bias_error[worst],
             }

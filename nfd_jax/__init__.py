@@ -12,6 +12,7 @@ from nfd_jax.dynamics.snapshot import Snapshot
 from nfd_jax.models import MLP, ResNet
 from nfd_jax.optimizers import Optimizer
 from nfd_jax.parametrization import Parametrization, Power, Role, Scaling, alpha_gamma
+from nfd_jax.runtime.parts import Incomplete
 from nfd_jax.seeds import seed_key
 from nfd_jax.solvers.limit import limit_dynamics, solve_limit
 from nfd_jax.solvers.networks import network_dynamics, solve_network, train_networks
@@ -46,6 +47,7 @@ __all__ = [
     "FeatureSpeed",
     "FeatureSpeedState",
     "HeldOut",
+    "Incomplete",
     "Optimizer",
     "Outcome",
     "Parametrization",

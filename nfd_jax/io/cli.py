@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 import jax
 import tyro
@@ -17,7 +18,8 @@ from nfd_jax import datasets, studies
 from nfd_jax._checks import positive_int
 from nfd_jax.io import plotting, records
 from nfd_jax.io.cluster import Cluster
-from nfd_jax.runtime import files
+from nfd_jax.runtime import files, parts
+from nfd_jax.runtime.parts import Incomplete, Part
 from nfd_jax.studies import compare as comparison
 from nfd_jax.studies import comparison_table
 from nfd_jax.studies.compare import Comparison
@@ -116,6 +118,8 @@ else:
 LISTED = f"{', '.join(studies.STUDIES)}; or one from outside: my_module:STUDY, folder/my_study.py, or its entry point"
 StudyName = Annotated[str, tyro.conf.arg(metavar="STUDY", help=f"One of {LISTED}.")]
 StudyNames = Annotated[tuple[str, ...], tyro.conf.arg(metavar="[STUDY ...]", help=f"All by default, or of {LISTED}.")]
+PartName = Annotated[str, tyro.conf.arg(metavar="k/N|slurm|all")]
+DryRun = Annotated[bool, tyro.conf.FlagCreatePairsOff]
 
 
 @app.command
@@ -124,6 +128,8 @@ def study(
     scale: Scale = "laptop",
     sizes: str = "{}",
     output: Path = Path("results/studies"),
+    part: PartName = parts.SLURM,
+    dry_run: DryRun = False,
     cluster: OptionalCluster = Processes(),  # noqa: B008 (frozen)
 ) -> None:
     """Run one claim's study, or what is missing of it; print its table and draw its figure.
@@ -135,9 +141,16 @@ def study(
         scale: How far it goes.
         sizes: Sizes to change, as JSON: '{"seeds": 16, "depths": [4, 16]}'. A wrong name lists those there are.
         output: Folder for records, table and figure.
+        part: Of its cells: k/N measures those of one of N parts, spread evenly by their cost, and the last part to
+            finish concludes; slurm is the part of this task of a SLURM array job, and everything elsewhere; all is
+            everything.
+        dry_run: List the cells that are missing, with about their seconds where recorded cells have theirs, and end.
         cluster: More than one process; the first prints and writes.
     """
-    _, failures = _studies((name,), scale, _json(sizes), output, cluster)
+    asked = Asked((name,), scale, _json(sizes), output, part)
+    if dry_run:
+        return _list_missing(asked)
+    _, failures = _studies(asked, cluster)
     if failures:
         raise ValueError(failures[0])
 
@@ -147,6 +160,8 @@ def claims(
     names: tyro.conf.Positional[StudyNames] = (),
     scale: Scale = "laptop",
     output: Path = Path("results/studies"),
+    part: PartName = parts.SLURM,
+    dry_run: DryRun = False,
     cluster: OptionalCluster = Processes(),  # noqa: B008 (frozen)
 ) -> None:
     """Run the studies of all claims, or of those named, and print one table: predicted, measured, verdict.
@@ -157,10 +172,15 @@ def claims(
         scale: How far they go: smoke in seconds, laptop within an hour and a half on two cores, accelerator within ten
             minutes a study on one device.
         output: Folder for records, tables and figures.
+        part: Of the cells of every study, as of `study`.
+        dry_run: List the cells that are missing, with about their seconds where recorded cells have theirs, and end.
         cluster: More than one process; the first prints and writes.
     """
-    reports, failures = _studies(names or tuple(studies.STUDIES), scale, {}, output, cluster)
-    if reports:
+    asked = Asked(names or tuple(studies.STUDIES), scale, {}, output, part)
+    if dry_run:
+        return _list_missing(asked)
+    reports, failures = _studies(asked, cluster)
+    if len(reports) + len(failures) == len(asked.names) and reports:
         text = studies.summary(reports)
         print(text)
         (output / "claims.txt").write_text(text + "\n")
@@ -169,19 +189,46 @@ def claims(
         raise ValueError("\n".join(failures))
 
 
-def _studies(
-    names: Sequence[str], scale: str, sizes: dict[str, Any], output: Path, cluster: Cluster
-) -> tuple[list[studies.Report], list[str]]:
-    """The reports of studies, printed and written as they finish (none in any process but the first), and why others
-    have none: one that fails does not keep the rest from running."""
-    together, chosen = Cluster(**asdict(cluster)), [studies.find(name) for name in names]
-    folder, first = files.writable_folder("output", output), together.join()
+class Asked(NamedTuple):
+    """What a command about studies was asked for."""
+
+    names: Sequence[str]
+    scale: str
+    sizes: dict[str, Any]
+    output: Path
+    part: str
+
+    def each(self) -> Iterator[tuple[str, studies.Study, dict[str, Any]]]:
+        """The studies by name, all found before the first is run, each with the options of `run` and `missing`."""
+        part = Part.of(self.part)
+        for place, (name, study) in enumerate([(name, studies.find(name)) for name in self.names]):
+            turned = part.turned(place)  # the dearest cells of all studies are not of one part
+            yield name, study, {"scale": self.scale, "folder": self.output, "sizes": self.sizes, "part": turned}
+
+    def announce(self) -> None:
+        """Say that this is a part where nobody has asked for one."""
+        part = Part.of(self.part)
+        if self.part == parts.SLURM and part.count > 1:
+            task = f"task {os.environ[parts.TASK]} of a SLURM array job"
+            print(f"nfd-jax: {part}, as {task}; --part all runs everything", file=sys.stderr, flush=True)
+
+
+def _studies(asked: Asked, cluster: Cluster) -> tuple[list[studies.Report], list[str]]:
+    """The reports of studies, printed and written as they finish (none in any process but the first, nor of those that
+    other parts are still to finish), and why others have none: one that fails does not keep the rest from running."""
+    together, chosen = Cluster(**asdict(cluster)), list(asked.each())
+    folder, first = files.writable_folder("output", asked.output), together.join()
+    if first:
+        asked.announce()
     reports, failures = [], []
-    for name, each in zip(names, chosen, strict=True):
+    for name, each, options in chosen:
         jax.clear_caches()  # programs of one study serve no other, and a process has room for so many
         try:
-            progress = None if first else False
-            report = studies.run(each, scale, folder=folder, sizes=sizes, progress=progress)
+            report = studies.run(each, progress=None if first else False, **options)
+        except Incomplete as missing:
+            if first:
+                print(f"{each.title}: {missing}", end="\n\n", flush=True)
+            continue
         except (ValueError, TypeError, RuntimeError) as error:
             failures.append(f"study {name!r}: {error}")
             continue
@@ -191,6 +238,20 @@ def _studies(
             print("wrote", ", ".join(map(str, written)), end="\n\n")
             reports.append(report)
     return reports, failures
+
+
+def _list_missing(asked: Asked) -> None:
+    """The cells to measure, and about how long they take."""
+    asked.announce()
+    found = [studies.missing(study, **options) for _, study, options in asked.each()]
+    print("\n\n".join(each.table() for each in found))
+    if len(found) > 1:
+        known = [each.seconds for each in found if each.cells and each.seconds is not None]
+        unknown = sum(1 for each in found if each.cells and each.seconds is None)
+        print(
+            f"\ntogether {sum(len(each.cells) for each in found)} of {sum(each.count for each in found)} cells, about "
+            f"{studies.clock(sum(known))} in {len(known)} studies; {unknown} have no cell recorded with its seconds"
+        )
 
 
 def _json(text: str) -> dict[str, Any]:

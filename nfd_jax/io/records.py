@@ -3,34 +3,19 @@
 from __future__ import annotations
 
 import json
-import platform
 from collections.abc import Mapping
-from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import jax
 import xarray as xr
 
+from nfd_jax.runtime import provenance as made
 from nfd_jax.runtime.files import checksum, replacing
-
-PACKAGES = ("nfd_jax", "jax", "jaxlib", "equinox", "optax", "numpy", "xarray")
 
 
 def provenance(arguments: Mapping[str, Any]) -> dict[str, str]:
-    """What made a result: arguments, versions, device, precision and time, as strings that netCDF can hold."""
-    devices = jax.devices()
-    return {
-        "arguments": json.dumps(dict(arguments), default=str),
-        "versions": json.dumps({name: version(name) for name in PACKAGES}),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "device": f"{len(devices)} x {devices[0].platform} ({devices[0].device_kind})",
-        "processes": str(jax.process_count()),
-        "x64": str(jax.config.read("jax_enable_x64")),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
+    """What made a result: its arguments, and what `runtime.provenance` says of code, command and device."""
+    return {"arguments": json.dumps(dict(arguments), default=str)} | made.provenance()
 
 
 def save(dataset: xr.Dataset, path: Path, arguments: Mapping[str, Any]) -> Path:

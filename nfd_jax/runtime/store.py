@@ -4,6 +4,8 @@ A record is a numpy archive that says what it is a record of; asked for with oth
 argument that differs named. It is written whole, or grows: then what is new goes into a numbered part, and the archive
 itself has the number of parts and a state, which is replaced. A kill between the two leaves a part that does not count.
 
+An archive says besides what made it: code, command, device and seconds. None of that decides what it is a record of.
+
 `shared` makes the records that are missing, each by one of the processes that have this folder.
 """
 
@@ -14,7 +16,7 @@ import io
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -33,9 +35,11 @@ from nfd_jax.runtime import devices, threads
 from nfd_jax.runtime.claims import claim, holder
 from nfd_jax.runtime.files import checksum, replacing, writable_folder
 from nfd_jax.runtime.identity import identity
+from nfd_jax.runtime.parts import Incomplete
+from nfd_jax.runtime.provenance import provenance
 from nfd_jax.task import Task
 
-ARGUMENTS, CHECKSUM, PARTS = "arguments", "checksum", "parts"  # their names in an archive
+ARGUMENTS, CHECKSUM, MADE, PARTS = "arguments", "checksum", "made", "parts"  # their names in an archive
 POLL = 1.0  # seconds between two looks at what others are making
 
 Arrays = Mapping[str, np.ndarray]
@@ -64,6 +68,7 @@ class Record:
     ):
         self.folder, self.arguments, self.called, self.divided = folder, arguments, called, divided
         self.name, self.parts = name or _digest(arguments), 0
+        self.made: dict[str, Any] = {}  # what made it, once it is read
         several = divided and jax.process_count() > 1
         self._suffix = f".process-{jax.process_index()}-of-{jax.process_count()}.npz" if several else ".npz"
 
@@ -89,10 +94,10 @@ class Record:
             arrays |= part
         return arrays
 
-    def write(self, arrays: Arrays) -> None:
-        """Replace the record, whole or not at all."""
+    def write(self, arrays: Arrays, **made: Any) -> None:
+        """Replace the record, whole or not at all; `made`: what is to be known of how, besides its provenance."""
         self.parts = 0
-        self._write(self.path, arrays, self.arguments, self.parts)
+        self._write(self.path, arrays, self.arguments, self.parts, made)
         if self._writes:
             for path in self.folder.glob(f"{self.name}-part-*{self._suffix}"):
                 with suppress(OSError):
@@ -124,11 +129,20 @@ class Record:
     def _part(self, number: int) -> Path:
         return self.folder / f"{self.name}-part-{number:03d}{self._suffix}"
 
-    def _write(self, path: Path, arrays: Arrays, arguments: Mapping[str, Any], parts: int | None = None) -> None:
+    def _write(
+        self,
+        path: Path,
+        arrays: Arrays,
+        arguments: Mapping[str, Any],
+        parts: int | None = None,
+        made: Mapping[str, Any] = MappingProxyType({}),
+    ) -> None:
         if self._writes:
             arrays = dict(arrays) if parts is None else {**arrays, PARTS: np.array(parts)}
             with replacing(path) as unfinished, open(unfinished, "wb") as file:
                 named = {ARGUMENTS: np.array(json.dumps(arguments)), CHECKSUM: np.array(checksum(arrays))}
+                if parts is not None:
+                    named[MADE] = np.array(json.dumps({**provenance(), **made}))
                 np.savez(file, allow_pickle=False, **named, **arrays)
 
     def _load(self, path: Path, arguments: Mapping[str, Any]) -> dict[str, np.ndarray] | None:
@@ -142,6 +156,8 @@ class Record:
             with np.load(io.BytesIO(content), allow_pickle=False) as archive:
                 arrays = {key: archive[key] for key in archive.files}
             stored, whole = json.loads(str(arrays.pop(ARGUMENTS))), str(arrays.pop(CHECKSUM))
+            if MADE in arrays:  # parts have none, nor had older archives
+                self.made = json.loads(str(arrays.pop(MADE)))
         except Exception as error:  # of whatever kind is raised for a file that is not whole
             raise ValueError(
                 f"{self.called} {str(path)!r} is not an archive of nfd_jax ({error}); remove it"
@@ -162,33 +178,36 @@ def shared(
     records: Sequence[Record | None],
     make: Callable[[int], Arrays],
     done: Callable[[int], object] = lambda place: None,
+    own: Container[int] | None = None,
     at_once: int = 1,
 ) -> list[dict[str, np.ndarray]]:
     """The arrays of all records: of those that are there, of those that `make(place)` makes here and writes, so many
     threads at once, and of those that other processes make meanwhile. None is made and not recorded. `done(place)` is
     called for each.
 
-    Records of other arguments are refused before any is made.
+    `own`: the places of those that are made here or waited for; by default all. `Incomplete` where others are not there
+    at the end. Records of other arguments are refused before any is made.
     """
     found: dict[int, dict[str, np.ndarray]] = {}
-    missing = []
-    for place, record in enumerate(records):
-        arrays = None if record is None else record.read()
-        if arrays is None:
-            missing.append(place)
-        else:
-            found[place] = arrays
-            done(place)
 
-    def made(place: int) -> None:
-        arrays = _made(records[place], partial(make, place))
+    def take(place: int, arrays: dict[str, np.ndarray] | None) -> None:
         if arrays is not None:
             found[place] = arrays
             done(place)
 
-    told = False
+    def read(places: Iterable[int]) -> list[int]:
+        """Those that are not there."""
+        for place in places:
+            record = records[place]
+            take(place, None if record is None else record.read())
+        return [place for place in places if place not in found]
+
+    absent = read(range(len(records)))
+    own = range(len(records)) if own is None else own
+    others = [place for place in absent if place not in own]
+    missing, told = [place for place in absent if place in own], False
     while missing:
-        threads.each(made, missing, at_once)
+        threads.each(lambda place: take(place, _made(records[place], partial(make, place))), missing, at_once)
         left = [place for place in missing if place not in found]
         if len(left) == len(missing):  # others are at work on all of them
             if not told and jax.process_index() == 0:
@@ -197,7 +216,17 @@ def shared(
             told = True
             time.sleep(POLL)
         missing = left
+    if left := read(others):
+        raise Incomplete(
+            f"{len(left)} of {len(records)} cells are not in {_folder(records)!r} yet: other parts make them, and the "
+            "last to finish concludes. Where one has failed, --part all (part='all' in Python) makes what is missing "
+            "and then concludes"
+        )
     return [found[place] for place in range(len(records))]
+
+
+def _folder(records: Sequence[Record | None]) -> str:
+    return next((str(record.folder) for record in records if record is not None), "")
 
 
 def _made(record: Record | None, make: Callable[[], Arrays]) -> dict[str, np.ndarray] | None:
@@ -207,8 +236,9 @@ def _made(record: Record | None, make: Callable[[], Arrays]) -> dict[str, np.nda
     with record.claimed() as own:
         arrays = record.read()  # another may have finished since
         if arrays is None and own:
+            start = time.perf_counter()
             arrays = dict(make())
-            record.write(arrays)
+            record.write(arrays, seconds=time.perf_counter() - start)
         return arrays
 
 

@@ -212,11 +212,15 @@ class Networks(NamedTuple):
         return {name: array.shape for name, array in jax.eval_shape(one, jax.random.key(0)).items()}
 
 
+def as_wide(task: Task, training: Training) -> float:
+    """The width n for which products with n x n matrices take as long as with the queries of revealed ones."""
+    return CROSSOVER[1] * training.steps * (task.batch_size or task.samples)
+
+
 def is_revealed(engine: str, task: Task, width: int, training: Training) -> bool:
     """Whether networks of this width are trained with revealed matrices, which take linear optimizers only."""
-    queries = training.steps * (task.batch_size or task.samples)
-    least, a_query = CROSSOVER
-    fast = training.rule.is_linear and width >= least + a_query * queries
+    least, _ = CROSSOVER
+    fast = training.rule.is_linear and width >= least + as_wide(task, training)
     return engine == "revealed" or (engine == "auto" and fast)
 
 

@@ -15,14 +15,16 @@ import numpy as np
 
 from nfd_jax import optimizers
 from nfd_jax._checks import MOST, finite_float, positive_int
+from nfd_jax.dynamics.autodiff import Autodiff
 from nfd_jax.dynamics.snapshot import FOLLOWS, declared_axes
 from nfd_jax.models import AbstractModel, check_model
 from nfd_jax.runtime import loop, store
 from nfd_jax.runtime.files import writable_folder
 from nfd_jax.runtime.identity import identity
+from nfd_jax.runtime.parts import Part
 from nfd_jax.runtime.store import Record
 from nfd_jax.seeds import labels, seed_sequence
-from nfd_jax.solvers.networks import Networks
+from nfd_jax.solvers.networks import Networks, as_wide
 from nfd_jax.solvers.trajectory import Trajectory, labelled
 from nfd_jax.task import Task, check_task
 from nfd_jax.training import Training, takes_training
@@ -64,6 +66,7 @@ class Cell(NamedTuple):
     arguments: dict[str, Any]  # what its record depends on, with the task
     record: Record | None
     observed: dict[str, tuple[int, ...]]  # shapes at a step
+    cost: float  # beside that of the other cells
 
 
 @takes_training
@@ -82,6 +85,7 @@ def sweep(
     resolution: float | None = None,
     capacity: int | None = None,
     folder: str | Path | None = None,
+    part: str | None = None,
     progress: bool | None = None,
 ) -> xr.Dataset:
     """Train an ensemble in every cell of a grid of widths and depths: all seeds and learning rates of a cell side by
@@ -96,6 +100,10 @@ def sweep(
     - `engine`: `"revealed"`, or `"auto"` where that is faster, trains cells with revealed matrices.
     - `folder`: where finished cells are recorded. A sweep that was killed, or is asked for more cells, trains only
       those that are missing; cells of other arguments are refused by name. Processes with one folder share the cells.
+    - `part`: `"k/N"` trains the cells of that part only, spread evenly by n^2 L (n L of revealed matrices), so that N
+      processes with this folder train all; `"slurm"` is the part of this task of a SLURM array job, and everything
+      outside one; None or `"all"`, everything. The last part to finish returns the dataset, and the others raise
+      `nfd.Incomplete`: what needs the dataset comes after, and runs once.
 
     Returns a labelled dataset with axes `width`, `depth`, `learning_rate`, `seed`: `loss` along `step`, `batch_loss`
     along `update`, `held_out_loss` where the task has held-out samples, `accuracy` and `held_out_accuracy` where it has
@@ -107,6 +115,9 @@ def sweep(
     TypeError for bad arguments before any cell is trained.
     """
     check_task(task)
+    divided = Part.of(part)
+    if divided.count > 1 and folder is None:
+        raise ValueError(f"part must have a folder=... that all parts share, got {part!r} and none")
     if folder is not None:
         folder = writable_folder("folder", folder)
     if schedule is not None:
@@ -122,10 +133,13 @@ def sweep(
     models = [model] if depths is None else [replace(model, depth=depth) for depth in _listed("depths", depths)]
     cells = [_prepare(plan, check_model(each, finite=True), width) for width in across for each in models]
     _check_observed(cells)
-    with loop.progress_bar("sweep", len(cells), progress) as bar:
+    own = divided.places([cell.cost for cell in cells])
+    with loop.progress_bar("sweep", len(own), progress) as bar:
         bar.unit = "cell"
         records = [cell.record for cell in cells]
-        arrays = store.shared(records, lambda place: _train(plan, cells[place]), lambda _: bar.update())
+        arrays = store.shared(
+            records, lambda place: _train(plan, cells[place]), lambda place: bar.update(place in own), own
+        )
     return _dataset(plan, cells[0].arguments, across, [int(each.depth) for each in models], arrays)
 
 
@@ -171,7 +185,9 @@ def _prepare(plan: Plan, model: AbstractModel, width: int) -> Cell:
     for rate in rates:
         optimizers.check_rates("learning_rates (times schedule)", rate, plan.training.rule)
     rates = rates.repeat(len(plan.seeds), axis=0)
-    return Cell(model, width, networks, rates, arguments, record, networks.observed_shapes())
+    a_column = width if isinstance(networks.dynamics, Autodiff) else as_wide(plan.task, plan.training)
+    cost = float(model.depth) * width * a_column
+    return Cell(model, width, networks, rates, arguments, record, networks.observed_shapes(), cost)
 
 
 def _train(plan: Plan, cell: Cell) -> dict[str, np.ndarray]:

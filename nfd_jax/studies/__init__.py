@@ -38,6 +38,7 @@ from nfd_jax.studies import (
     width,
 )
 from nfd_jax.studies._findings import Finding, Prediction, Verdict, about, at_least, at_most
+from nfd_jax.studies._missing import Missing, clock, missing
 from nfd_jax.studies._panels import Level, Line, Map, Panel
 from nfd_jax.studies._study import SCALES, Report, Results, Study, run, summary
 
@@ -73,6 +74,7 @@ __all__ = [
     "Level",
     "Line",
     "Map",
+    "Missing",
     "Panel",
     "Prediction",
     "Report",
@@ -82,7 +84,9 @@ __all__ = [
     "about",
     "at_least",
     "at_most",
+    "clock",
     "find",
+    "missing",
     "run",
     "summary",
 ]

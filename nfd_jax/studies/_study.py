@@ -25,6 +25,7 @@ from nfd_jax._checks import LARGEST, MOST, boolean, finite_float, folder_path, o
 from nfd_jax.io import records
 from nfd_jax.runtime.files import writable_folder
 from nfd_jax.runtime.identity import identity
+from nfd_jax.runtime.parts import Part
 from nfd_jax.runtime.store import Record, shared
 from nfd_jax.statistics import Sampled
 from nfd_jax.studies import _findings as conclusions
@@ -87,6 +88,12 @@ class Study:
         return self.name if self.number is None else f"{self.number} {self.name}"
 
 
+def told_apart(cells: Sequence[Cell]) -> list[Cell]:
+    """Of every cell the arguments that differ from cell to cell."""
+    shared = {name for name, value in cells[0].items() if all(cell.get(name) == value for cell in cells)}
+    return [{name: value for name, value in cell.items() if name not in {*shared, *PADDING}} for cell in cells]
+
+
 @dataclass(frozen=True, eq=False)
 class Results:
     """The cells of a run with their records, in the order of the grid."""
@@ -108,12 +115,10 @@ class Results:
 
     def diverged(self) -> list[Cell]:
         """The cells in whose record some number is not finite, each by the arguments that differ from cell to cell."""
-        shared = {
-            name for name, value in self.cells[0][0].items() if all(cell.get(name) == value for cell, _ in self.cells)
-        }
+        named = told_apart([cell for cell, _ in self.cells])
         return [
-            {name: value for name, value in cell.items() if name not in {*shared, *PADDING}}
-            for cell, record in self.cells
+            name
+            for name, (_, record) in zip(named, self.cells, strict=True)
             if any(not np.isfinite(each.values).all() for each in record.values() if each.dtype.kind == "f")
         ]
 
@@ -189,12 +194,17 @@ def run(
     *,
     folder: str | Path = "results/studies",
     sizes: Mapping[str, Any] | None = None,
+    part: Part | str | None = None,
     progress: bool | None = None,
 ) -> Report:
     """Measure the cells that are missing from `folder`, and conclude from all of them.
 
-    `sizes`: changes to the sizes of the scale, by name. Raises ValueError or TypeError for names and values that do
-    not fit, before anything is measured.
+    `sizes`: changes to the sizes of the scale, by name. `part`: `"k/N"` measures the cells of that part only, spread
+    evenly by their cost, so that N processes on any machines with this folder measure all; `"slurm"` is the part of
+    this task of a SLURM array job, and everything outside one; None or `"all"`, everything.
+
+    Raises ValueError or TypeError for names and values that do not fit, before anything is measured, and
+    `nfd.Incomplete` where the part is done and cells of others are not there yet: the last part to finish concludes.
     """
     if not isinstance(study, Study):
         raise TypeError(f"study must be a Study, such as studies.STUDIES['width'], got {study!r}")
@@ -202,18 +212,20 @@ def run(
         boolean("progress", progress)
     chosen = sized(study, scale, sizes)
     cells = grid(study, chosen)
-    where = writable_folder("folder", folder_path("folder", folder) / study.name / "cells")
-    costs = [study.cost(cell) for cell in cells]
+    costs = [float(study.cost(cell)) for cell in cells]
+    own = Part.of(part).places(costs)
+    writable_folder("folder", cells_folder(study, folder))
     form = "{desc}: {percentage:3.0f}%|{bar}| {elapsed} < {remaining}{postfix}"
     disable = None if progress is None else not progress
-    with tqdm(total=sum(costs), desc=study.name, bar_format=form, leave=False, disable=disable) as bar:
+    total = sum(costs[place] for place in own)
+    with tqdm(total=total, desc=study.name, bar_format=form, leave=False, disable=disable) as bar:
 
         def measured(place: int) -> dict[str, np.ndarray]:
             bar.set_postfix_str(", ".join(f"{key} {value}" for key, value in cells[place].items()))
             return _plain(study.measure(**cells[place]))
 
-        records = [Record(where, depends_on(study, cell)) for cell in cells]
-        found = shared(records, measured, lambda place: bar.update(costs[place]))
+        records = [record_of(study, folder, cell) for cell in cells]
+        found = shared(records, measured, lambda place: bar.update(costs[place] if place in own else 0), own)
     results = Results(chosen, list(zip(cells, map(_labelled, found), strict=True)))
     try:
         return Report(study, scale, results, tuple(study.conclude(results)))
@@ -289,6 +301,16 @@ def depends_on(study: Study, cell: Cell) -> dict[str, Any]:
     """Everything that decides the numbers of a cell. Padding does not."""
     arguments = {name: value for name, value in cell.items() if name not in PADDING}
     return identity({"study": study.name, **arguments, "study revision": study.revision})
+
+
+def cells_folder(study: Study, folder: str | Path) -> Path:
+    """Where its cells are recorded."""
+    return folder_path("folder", folder) / study.name / "cells"
+
+
+def record_of(study: Study, folder: str | Path, cell: Cell) -> Record:
+    """That of a cell, whether it is there or not."""
+    return Record(cells_folder(study, folder), depends_on(study, cell))
 
 
 def _plain(measured: Arrays) -> dict[str, np.ndarray]:

@@ -196,7 +196,7 @@ def compare(
                 bar.set_description(str(missing[place]))
                 return _trained(task, setup, missing[place])
 
-            arrays = shared([records[run] for run in missing], trained, lambda _: bar.update(), at_once)
+            arrays = shared([records[run] for run in missing], trained, lambda _: bar.update(), at_once=at_once)
             found |= zip(missing, arrays, strict=True)
             if first_look is not None and part is early and len(found) < len(runs):
                 first_look(_dataset(task, early, found))

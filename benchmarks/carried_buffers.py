@@ -1,0 +1,149 @@
+"""Do loops of other versions of jax write their buffers in place, and what does that make of this package's runs?
+
+One process an interpreter, each with its own jax; all of them run a case in turn, again and again. Printed are seconds
+of processor time, which a busy machine stretches little, over those of the first interpreter: the geometric mean of
+paired repeats with its 95 % interval by Student. The cases are a loop that writes one number at a time into a buffer,
+where a compiler that rewrites the whole buffer takes a time that grows as its square, and short runs of each solver.
+Copies of at least the size of a basis in their compiled steps are counted too; but what a compiled operation does
+inside, the program does not show.
+
+    python benchmarks/carried_buffers.py --pythons old/bin/python new/bin/python
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tyro
+from jax import lax
+from programs import compiled_step
+from scipy.stats import t
+from timing import save
+
+import nfd_jax as nfd
+
+HERE = Path(__file__).parent
+NUMBERS = 2**14  # of the buffer: 64 KiB
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """What is compared.
+
+    Args:
+        pythons: Interpreters that have this package's dependencies, the first being the one to compare with.
+        repeats: Of every case in every interpreter.
+        output: A JSON file for the results.
+    """
+
+    pythons: tuple[str, ...] = (sys.executable,)
+    repeats: int = 7
+    output: Path | None = None
+
+
+@jax.jit
+def written(buffer: jax.Array) -> jax.Array:
+    """The buffer, one number at a time."""
+
+    def body(place: Any, buffer: jax.Array) -> jax.Array:
+        return lax.dynamic_update_slice(buffer, jnp.full(1, place, buffer.dtype), (place,))
+
+    return lax.fori_loop(0, len(buffer), body, buffer)
+
+
+def cases() -> dict[str, Callable[[], object]]:
+    """What is timed, each run to its end."""
+    task, model = nfd.datasets.digits(4), nfd.ResNet(4, "tanh")
+    shared: dict[str, Any] = {"progress": False}
+    buffer = jnp.zeros(NUMBERS)
+    return {
+        "a loop of small updates": lambda: written(buffer).block_until_ready(),
+        "solve_network": lambda: nfd.solve_network(task, model, width=2048, steps=16, seeds=1, **shared),
+        "solve_limit, resolution": lambda: nfd.solve_limit(
+            task, model, particles=512, steps=96, resolution=0.02, noise="plain", **shared
+        ),
+        "train_networks": lambda: nfd.train_networks(task, model, width=128, steps=16, seeds=1, **shared),
+    }
+
+
+def large_copies(text: str, least: int = 2048 * 16) -> int:
+    """Copies of so many numbers in a compiled program."""
+    shapes = re.findall(r"= \w+\[([\d,]+)\]\S* copy\(", text)
+    return sum(math.prod(map(int, shape.split(","))) >= least for shape in shapes)
+
+
+def child() -> None:
+    """Run the cases that are asked for, one a line, and say the seconds of processor time each took."""
+    known = cases()
+    for run in known.values():
+        run()
+    copies = {name: large_copies(compiled_step(run).as_text() or "") for name, run in list(known.items())[1:]}
+    print(json.dumps({"jax": jax.__version__, "copies": copies}), flush=True)
+    for line in sys.stdin:
+        start = time.process_time()
+        known[line.strip()]()
+        print(time.process_time() - start, flush=True)
+
+
+def interval(ratios: np.ndarray) -> tuple[float, float, float]:
+    """Geometric mean, and its 95 % interval."""
+    logs = np.log(ratios)
+    half = t.ppf(0.975, len(logs) - 1) * logs.std(ddof=1) / len(logs) ** 0.5
+    return float(np.exp(logs.mean())), float(np.exp(logs.mean() - half)), float(np.exp(logs.mean() + half))
+
+
+def main(sizes: Sizes) -> None:
+    """Print one row a case and interpreter."""
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]), "JAX_PLATFORMS": "cpu"}
+    pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
+    processes: list[Any] = [subprocess.Popen([python, __file__, "--child"], **pipes) for python in sizes.pythons]
+
+    def answer(process: Any) -> Any:
+        line = process.stdout.readline()
+        if not line:
+            raise SystemExit(f"{process.args[0]} ended with {process.wait()}")
+        return json.loads(line)
+
+    said = [answer(process) for process in processes]
+    names = list(cases())
+    seconds = {name: np.empty((sizes.repeats, len(processes))) for name in names}
+    for repeat in range(sizes.repeats):
+        for name in names:
+            for place, process in enumerate(processes):
+                process.stdin.write(f"{name}\n")
+                process.stdin.flush()
+                seconds[name][repeat, place] = answer(process)
+    for process in processes:
+        process.stdin.close()
+        process.wait()
+    head = f"{'case':<26} {'jax':>9} {'processor':>10} {'over the first':>30} {'large copies':>13}"
+    print(head, "-" * len(head), sep="\n")
+    rows = []
+    for name, taken in seconds.items():
+        for place, process in enumerate(said):
+            over = interval(taken[:, place] / taken[:, 0])
+            rows.append({"case": name, **process, "processor": taken[:, place], "over": over})
+            shown = "" if place == 0 else f"{over[0]:.2f} ({over[1]:.2f} to {over[2]:.2f})"
+            copies = process["copies"].get(name, "")
+            print(f"{name:<26} {process['jax']:>9} {np.median(taken[:, place]):>9.4f}s {shown:>30} {copies:>13}")
+    save(sizes.output, sizes, rows)
+
+
+if __name__ == "__main__":
+    if "--child" in sys.argv:
+        child()
+    else:
+        main(tyro.cli(Sizes))
