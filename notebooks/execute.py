@@ -1,4 +1,4 @@
-"""Execute notebooks in their full size and store them with their outputs: `python notebooks/execute.py [NAME.ipynb ...]`.
+"""Execute notebooks at full size and store them with their outputs: `python notebooks/execute.py [NAME.ipynb ...]`.
 
 No times and no widgets are stored; what a widget shows stands beside it as a static figure.
 """
@@ -17,7 +17,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 def execute(path):
     """In an empty process, from the folder of the notebook."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=600, record_timing=False, store_widget_state=False).execute(cwd=str(HERE))
+    NotebookClient(notebook, timeout=600, record_timing=False).execute(cwd=str(HERE))
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.metadata = {}

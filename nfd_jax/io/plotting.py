@@ -13,10 +13,10 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from nfd_jax import plotting
 from nfd_jax.plotting._drawing import DASHES, MARKERS, STYLE, band, fitted, sizes_axis
-from nfd_jax.plotting._positions import half_widths, positions
+from nfd_jax.plotting._positions import half_widths
 from nfd_jax.solvers.limit import CLOSURE_OF
-from nfd_jax.statistics import quantile
 from nfd_jax.verdict import Verdict
 
 LINES = {"tied": 2.0, "untied": 1.1}  # widths of the lines of limits, where dashes say what they are evaluated on
@@ -35,7 +35,7 @@ def comparison(dataset: xr.Dataset) -> Figure:
         at = dataset.sel(depth=depth)
         _loss_curves(axes[0, column], at)
         axes[0, column].set_title(f"L = {depth}")
-        positions(at, axes[1, column])
+        plotting.positions(at, axes[1, column])
         axes[1, column].set_ylabel("")
         axes[1, column].get_legend().remove()
     _scale(axes[0, 0], dataset)
@@ -168,31 +168,9 @@ def _power_laws(axis: Axes, rows: list[Any]) -> None:
 
 
 def stable_rates(found: Any) -> Figure:
-    """A `StableRate`: the largest stable rate by every rule against the width, both logarithmic, with 95 % intervals of
-    the geometric mean; the law by the primary rule, and at the last width what it predicted (white)."""
+    """A `StableRate`, as `nfd.plotting.stable_rates` draws it, with what it concludes."""
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
-    axis = figure.subplots()
-    every, laws = (*found.found, found.tested), list(found.tested.rates)
-    widths = [each.width for each in every]
-    for number, rule in enumerate(laws):
-        logs = np.stack([np.log(each.rates[rule]) for each in every])
-        half = quantile(logs.shape[1] - 1) * logs.std(axis=1, ddof=1) / logs.shape[1] ** 0.5
-        middle, slope = logs.mean(axis=1), found.slope_by(rule)
-        low, high = np.exp(middle) - np.exp(middle - half), np.exp(middle + half) - np.exp(middle)
-        style = {"color": str(0.3 * number), "marker": MARKERS[number], "linestyle": "none", "capsize": 3}
-        axis.errorbar(widths, np.exp(middle), np.stack([low, high]), label=f"{rule}: {slope}", **style)
-        if number == 0:
-            fitted(axis, slope, widths, color="0", linewidth=1)
-            ours = found.predicted
-            ends = np.exp(np.array([*ours.interval, ours.value]))
-            bars = [[ends[2] - ends[0]], [ends[1] - ends[2]]]
-            axis.errorbar(widths[-1] * 1.03, ends[2], bars, label="predicted", markerfacecolor="white", **style)
-    sizes_axis(axis, widths, base=2)
-    axis.set_yscale("log")
-    axis.set_xlabel("width n")
-    axis.set_ylabel("largest rate that ...")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=7, title="rule, and exponent in n")
+    plotting.stable_rates(found, figure.subplots())
     promised = "" if found.verdict is None else f"\npromised {found.expected:+g}: {found.verdict}"
     figure.suptitle(f"{found.title}{promised}; prediction {found.prediction}", fontsize=10)
     return figure

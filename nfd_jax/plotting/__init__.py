@@ -11,7 +11,7 @@ kinds differ in markers and dashes too.
 from nfd_jax.plotting._layers import kernel, neurons, profile, ranks, spectrum
 from nfd_jax.plotting._losses import loss
 from nfd_jax.plotting._positions import positions
-from nfd_jax.plotting._scaling import convergence, gaps, power_law, transfer
+from nfd_jax.plotting._scaling import convergence, gaps, power_law, stable_rates, transfer
 
 __all__ = [
     "convergence",
@@ -24,5 +24,6 @@ __all__ = [
     "profile",
     "ranks",
     "spectrum",
+    "stable_rates",
     "transfer",
 ]

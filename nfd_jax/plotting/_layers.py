@@ -51,8 +51,8 @@ def kernel(
     - `snapshot`: how many updates before it, counted from the last where negative; `layer`: 0 to L, likewise.
     - `colorbar`: beside the axes; `mesh`: of matplotlib's `imshow`, such as `vmin` and `vmax`.
 
-    Kernels that have negative entries are drawn about zero, red above and blue below, others from zero on. Returns
-    the axes. ValueError where the run lacks the kernel, the layer or the snapshot.
+    Kernels with negative entries, or a negative `vmin`, are drawn about zero, red above and blue below, others from
+    zero on. Returns the axes. ValueError where the run lacks the kernel, the layer or the snapshot.
     """
     dataset = dataset_of(run, name)
     values, step = _snapshot(good(dataset, name), snapshot)
@@ -61,10 +61,12 @@ def kernel(
     matrix = (matrix.mean("seed") if "seed" in matrix.dims else matrix).values
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1]:
         raise ValueError(f"{name} must be one matrix (P, P) a layer, got shape {matrix.shape}")
-    low, high = float(matrix.min()), float(matrix.max())
-    signed = {"cmap": SIGNED, "vmin": -max(-low, high), "vmax": max(-low, high)}
+    most = max(-mesh.get("vmin", matrix.min()), mesh.get("vmax", matrix.max()))
+    signed = {"cmap": SIGNED, "vmin": -most, "vmax": most}
     axes = current(axes)
-    image = axes.imshow(matrix, **((signed if low < 0 else {"cmap": ORDERED, "vmin": 0.0}) | mesh))
+    image = axes.imshow(
+        matrix, **((signed if mesh.get("vmin", matrix.min()) < 0 else {"cmap": ORDERED, "vmin": 0.0}) | mesh)
+    )
     if colorbar:
         axes.figure.colorbar(image, ax=axes, shrink=0.85, label=KERNELS.get(name, name))
     axes.set(xlabel="sample", ylabel="sample", title=f"{what.split()[-1]} = {places[layer]:g}, {_when(step)}")

@@ -12,7 +12,7 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from nfd_jax._checks import one_of
-from nfd_jax.plotting._drawing import current, fitted, marks, shades, sizes_axis
+from nfd_jax.plotting._drawing import MARKERS, current, fitted, marks, shades, sizes_axis
 from nfd_jax.plotting._runs import Run, averaged, dataset_of, good, place
 from nfd_jax.statistics import CONFIDENCE, Sampled, Slope, bootstrap, combined, fit_power, normal, quantile
 
@@ -180,4 +180,39 @@ def convergence(
     """
     axes = power_law(list(runs), gaps(runs, limit, name=name, step=step), axes, size=size, label=label, **line)
     axes.set_ylabel(OF_GAPS[name])
+    return axes
+
+
+def stable_rates(found: Any, axes: Axes | None = None) -> Axes:
+    """What `nfd.stable_rate` found: the largest stable rate by every rule against the width, both logarithmic.
+
+    `found`: an `nfd.StableRate`, of rates `(seeds,)` a width and rule. Points are geometric means over seeds with 95 %
+    intervals; the line is the law by the primary rule, and the white point what it predicted at the last width.
+
+    Returns the axes. TypeError for anything else.
+    """
+    if not hasattr(found, "tested") or not hasattr(found, "slope_by"):
+        raise TypeError(f"stable_rates takes what nfd.stable_rate returned, got {found!r}")
+    axes, every = current(axes), (*found.found, found.tested)
+    widths = [each.width for each in every]
+    for number, rule in enumerate(found.tested.rates):
+        middle, low, high = zip(*(averaged(each.rates[rule], "log") for each in every), strict=True)
+        style: dict[str, Any] = {
+            "color": shades(len(found.tested.rates))[number],
+            "marker": MARKERS[number],
+            "capsize": 3,
+        }
+        slope, ends = found.slope_by(rule), np.array([np.subtract(middle, low), np.subtract(high, middle)])
+        axes.errorbar(widths, middle, ends, label=f"{rule}: {slope}", linestyle="none", **style)
+        if number == 0:
+            fitted(axes, slope, widths, color=style["color"], linewidth=1)
+            at, (least, most) = np.exp(found.predicted.value), np.exp(found.predicted.interval)
+            bars = [[at - least], [most - at]]
+            white: dict[str, Any] = {"markerfacecolor": "white", "linestyle": "none", "label": "predicted"}
+            axes.errorbar(widths[-1] * 1.03, at, bars, **(style | white))
+    sizes_axis(axes, widths, base=2)
+    axes.set_yscale("log")
+    axes.set(xlabel="width n", ylabel="largest rate that ...")
+    axes.grid(alpha=0.3)
+    axes.legend(fontsize=7, title="rule, and exponent in n")
     return axes
