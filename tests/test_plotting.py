@@ -8,6 +8,7 @@ from scipy.stats import t as student
 
 import nfd_jax as nfd
 from nfd_jax.solvers.trajectory import ErrorBars, HeldOut
+from nfd_jax.tools._stability import TRAINS
 
 matplotlib.use("agg")
 from matplotlib import pyplot
@@ -169,6 +170,14 @@ def test_a_kernel_is_the_mean_over_members(nets, axes, name, low):
     ends = (-np.abs(expected).max(), np.abs(expected).max()) if expected.min() < 0 else (0.0, expected.max())
     assert image.get_clim() == pytest.approx(ends)
     assert len(axes.figure.axes) == 2  # with its scale
+
+
+def test_kernels_share_a_scale_that_is_given(nets, axes):
+    nfd.plotting.kernel(nets, axes, vmin=-3.0, vmax=3.0, colorbar=False)
+    (image,) = axes.images
+    assert image.get_clim() == (-3.0, 3.0)
+    assert image.get_cmap().name == "RdBu_r"
+    assert len(axes.figure.axes) == 1
 
 
 def test_paths_of_neurons(nets, axes):
@@ -342,6 +351,24 @@ def test_a_negative_law_is_drawn_by_its_size(axes):
     assert texts(axes)[0].startswith("bias: L^p, p = -1.0")
     assert axes.get_xlabel() == "depth L"
     assert axes.get_ylim()[0] > 0
+
+
+def test_stable_rates_have_intervals_over_seeds_and_the_prediction(axes):
+    logs = {width: -np.log(width) + 0.1 * np.random.default_rng(width).normal(size=6) for width in (16, 32, 64)}
+    widths = [nfd.WidthRates(width, {TRAINS: np.exp(each)}, ("loss",) * 6) for width, each in logs.items()]
+    *found, tested = widths
+    result = nfd.StableRate("", tuple(found), tested, -1.0, 0.1)
+    nfd.plotting.stable_rates(result, axes)
+    for place, each in enumerate(logs.values()):
+        half = student.ppf(0.975, 5) * each.std(ddof=1) / 6**0.5
+        assert axes.containers[0].lines[0].get_ydata()[place] == pytest.approx(np.exp(each.mean()))
+        assert bars(axes)[:, place] == pytest.approx(np.exp([each.mean() - half, each.mean() + half]))
+    white = axes.containers[1]
+    assert white.lines[0].get_ydata() == pytest.approx(np.exp(result.predicted.value))
+    assert bars(axes, 1).ravel() == pytest.approx(np.exp(result.predicted.interval))
+    assert texts(axes) == [f"{TRAINS}: {result.slope}", "predicted"]
+    with pytest.raises(TypeError, match=r"stable_rates takes what nfd\.stable_rate returned, got 3"):
+        nfd.plotting.stable_rates(3, axes)
 
 
 # ------------------------------------------------------------------ what is refused

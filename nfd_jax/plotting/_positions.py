@@ -49,7 +49,7 @@ def positions(comparison: xr.Dataset, axes: Axes | None = None) -> Axes:
         error = half_widths(comparison.sel(closure=closure), "limit_position").item()
         axes.axhline(goal, color=style["color"], linestyle=style["linestyle"], linewidth=1)
         axes.axhspan(goal - error, goal + error, color=style["color"], alpha=0.15, linewidth=0)
-        axes.annotate(f"{closure} limit", (0, goal), (4, 3), ("axes fraction", "data"), "offset points", fontsize=8)
+        axes.annotate(f"{closure} limit", (0, goal), (4, 5), ("axes fraction", "data"), "offset points", fontsize=8)
         cells = comparison.sel(backward=backward)
         shared: dict[str, Any] = {k: style[k] for k in ("color", "marker")} | {"linestyle": "none", "capsize": 3}
         bars = half_widths(cells, "position")
