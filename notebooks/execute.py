@@ -17,7 +17,7 @@ WIDGET = "application/vnd.jupyter.widget-view+json"
 def execute(path):
     """In an empty process, from the folder of the notebook."""
     notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=600, record_timing=False).execute(cwd=str(HERE))
+    NotebookClient(notebook, timeout=None, record_timing=False).execute(cwd=str(HERE))
     for cell in notebook.cells:
         if cell.cell_type == "code":
             cell.metadata = {}
