@@ -17,7 +17,6 @@ PENDING = {
     "feature_speed_control",
     "largest_stable_rate",
     "learning_rate_transfer",
-    "training_to_the_end",
 }  # outputs are stored by `make notebooks`; strict, so that these lines go when they are
 STORED = [
     pytest.param(path, id=path.stem, marks=[pytest.mark.xfail(strict=True)] if path.stem in PENDING else [])
@@ -84,7 +83,7 @@ def test_sliders_compile_nothing(task):
     def solve(rate, horizon, richness, depth=2):
         model = nfd.ResNet(depth, "relu", horizon=horizon)
         recipe = nfd.Training(2, rate, richness=richness, observe=nfd.observables.kernels)
-        nfd.solve_limit(task, model, recipe, particles=64, progress=False)
+        nfd.solve_limit(task, model, recipe, particles=128, progress=False)
         nfd.solve_network(task, model, recipe, width=16, seeds=2, progress=False)
 
     solve(1.0, 1.0, 1.0), solve(0.25, 1.0, 1.0)
