@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint wheel newest release-check benchmarks baseline hooks clean
+.PHONY: demo test test-all lint notebooks wheel newest release-check benchmarks baseline hooks clean
 
 demo: $(VENV)/installed
 	$(BIN)/nfd-jax compare
@@ -18,6 +18,10 @@ lint: $(VENV)/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
+
+# Executed at full size and stored with their outputs; tests run them at small size (notebooks/conftest.py)
+notebooks: $(VENV)/tested
+	$(BIN)/python notebooks/execute.py
 
 # What `make lint` runs, before every commit
 hooks: $(VENV)/tested

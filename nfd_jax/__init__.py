@@ -1,6 +1,8 @@
 """nfd_jax: mean-field feature dynamics of very wide, very deep networks, beside the networks themselves."""
 
+from importlib import import_module as _import_module
 from importlib.metadata import version as _version
+from typing import TYPE_CHECKING as _TYPE_CHECKING
 
 from nfd_jax import analytic, datasets, observables, parametrization, statistics
 from nfd_jax._checks import Outcome
@@ -32,6 +34,11 @@ from nfd_jax.tools.stable_rate import stable_rate
 from nfd_jax.tools.suggest_learning_rate import SuggestedRate, suggest_learning_rate
 from nfd_jax.training import Training
 from nfd_jax.verdict import Verdict
+
+if _TYPE_CHECKING:
+    from types import ModuleType as _ModuleType
+
+    from nfd_jax import plotting
 
 __version__ = _version("nfd_jax")
 
@@ -83,6 +90,7 @@ __all__ = [
     "network_speed",
     "observables",
     "parametrization",
+    "plotting",
     "scale_rates",
     "seed_key",
     "solve_limit",
@@ -93,3 +101,13 @@ __all__ = [
     "sweep",
     "train_networks",
 ]
+
+
+def __getattr__(name: str) -> "_ModuleType":
+    if name == "plotting":  # brings matplotlib along, which is slow to import
+        return _import_module("nfd_jax.plotting")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return [*globals(), "plotting"]

@@ -58,6 +58,21 @@ def sizes(snapshot: Snapshot) -> dict[str, Array]:
     return {"feature_size": _rms(snapshot.features), "gradient_size": _rms(snapshot.gradients)}
 
 
+NEURONS = 64  # whose paths are kept
+PATHS = ("layer", "sample", "neuron")
+
+
+@axes(neuron_features=PATHS, neuron_gradients=PATHS)
+def neurons(snapshot: Snapshot) -> dict[str, Array]:
+    """Entries of the first 64 neurons, or of all if there are fewer, of features h_0 to h_L and of gradients g_0 to
+    g_L, each `(L + 1, P, neurons)`: the sample paths of theory section 3, of the same neurons at
+    every step."""
+    return {
+        "neuron_features": snapshot.features[..., :NEURONS],
+        "neuron_gradients": snapshot.gradients[..., :NEURONS],
+    }
+
+
 @axes(feature_diversity=("lag",), gradient_diversity=("lag",))
 def diversity(snapshot: Snapshot) -> dict[str, Array]:
     """How far features and gradients move over m = 1, 2, 4, ... blocks, up to L / 2: the root mean square of

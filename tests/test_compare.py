@@ -10,6 +10,7 @@ from matplotlib.collections import LineCollection
 import nfd_jax as nfd
 from nfd_jax import statistics
 from nfd_jax.io import cli, plotting, records
+from nfd_jax.plotting import _positions
 from nfd_jax.runtime.provenance import PACKAGES
 from nfd_jax.solvers.resolution import RESOLUTION
 from nfd_jax.studies import compare as comparison
@@ -262,14 +263,14 @@ def test_bars_and_bands_are_intervals(dataset, monkeypatch):
     known["diverged_at"] = known.diverged_at.where((known.width != 16) | (known.seed != 3), 1)
     known = comparison.summarise(known)
     cell = known.sel(backward="tied", depth=2)
-    assert plotting._bars(cell, "position") == pytest.approx(
+    assert _positions.half_widths(cell, "position") == pytest.approx(
         cell.position_error.values * [statistics.quantile(3), statistics.quantile(2)]
     )
-    assert plotting._bars(cell, "infinite_position") == pytest.approx(
+    assert _positions.half_widths(cell, "infinite_position") == pytest.approx(
         statistics.quantile(2) * cell.infinite_position_error
     )
     before = _heights(plotting.comparison(known))
-    monkeypatch.setattr(plotting, "quantile", lambda freedom: 10 * statistics.quantile(freedom))
+    monkeypatch.setattr(_positions, "quantile", lambda freedom: 10 * statistics.quantile(freedom))
     after = _heights(plotting.comparison(known))
     assert before.max() > 0
     np.testing.assert_allclose(after, 10 * before, rtol=1e-6, atol=1e-12)

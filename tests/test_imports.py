@@ -4,6 +4,8 @@ import abc
 import ast
 import importlib
 import inspect
+import subprocess
+import sys
 import typing
 from importlib.metadata import version
 from pathlib import Path
@@ -11,6 +13,7 @@ from pathlib import Path
 import equinox as eqx
 import pytest
 import xarray
+from conftest import STRICT
 
 import nfd_jax
 
@@ -24,6 +27,7 @@ LAYERS = (  # a module, or a folder for all its modules; those of one layer may 
     ("observables", "analytic"),
     ("runtime",),
     ("solvers",),
+    ("plotting",),
     ("io.records", "io.plotting"),
     ("tools",),
     ("studies._panels", "studies._findings", "studies._curves"),
@@ -95,9 +99,21 @@ def test_an_upward_module_is_noticed(tmp_path):
 
 def test_only_plotting_imports_matplotlib():
     users = {
-        path.stem for path in FOLDER.rglob("*.py") if any(name.split(".")[0] == "matplotlib" for name in imported(path))
+        module for module in MODULES if any(name.split(".")[0] == "matplotlib" for name in imported(path_of(module)))
     }
-    assert users == {"plotting"}
+    assert "io.plotting" in users
+    assert {module.split(".")[0] for module in users - {"io.plotting"}} == {"plotting"}
+
+
+def test_matplotlib_is_imported_by_the_first_plot_and_not_before():
+    program = (
+        "import sys, nfd_jax as nfd\nassert 'plotting' in dir(nfd)\n"
+        "assert not {'matplotlib', 'xarray'} & set(sys.modules)\n"
+        "nfd.plotting.loss\nassert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules\n"
+        "try:\n    nfd.plottin\nexcept AttributeError as error:\n    print(error)"
+    )
+    done = subprocess.run([sys.executable, *STRICT, "-c", program], capture_output=True, text=True)
+    assert done.stdout == "module 'nfd_jax' has no attribute 'plottin'\n", done.stderr
 
 
 def classes():

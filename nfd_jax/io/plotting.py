@@ -1,4 +1,5 @@
-"""Figures: the one module that imports matplotlib. Readable in greyscale: kinds differ in marker and line style."""
+"""Figures of comparisons, studies and tools, of the parts that `nfd_jax.plotting` draws. Readable in greyscale: kinds
+differ in marker and line style."""
 
 from __future__ import annotations
 
@@ -12,14 +13,12 @@ import xarray as xr
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from nfd_jax import plotting
+from nfd_jax.plotting._drawing import DASHES, MARKERS, STYLE, band, fitted, sizes_axis
+from nfd_jax.plotting._positions import half_widths
 from nfd_jax.solvers.limit import CLOSURE_OF
-from nfd_jax.statistics import quantile
 from nfd_jax.verdict import Verdict
 
-STYLE = {
-    "tied": {"color": "#0b5394", "marker": "o", "linestyle": "-"},
-    "untied": {"color": "#cc5500", "marker": "s", "linestyle": "--"},
-}
 LINES = {"tied": 2.0, "untied": 1.1}  # widths of the lines of limits, where dashes say what they are evaluated on
 FOLLOWED = {"loss": "step", "held_out_loss": "held_out_step"}  # losses of a comparison, with their axes
 DECADE = 10.0
@@ -36,7 +35,9 @@ def comparison(dataset: xr.Dataset) -> Figure:
         at = dataset.sel(depth=depth)
         _loss_curves(axes[0, column], at)
         axes[0, column].set_title(f"L = {depth}")
-        _positions(axes[1, column], at)
+        plotting.positions(at, axes[1, column])
+        axes[1, column].set_ylabel("")
+        axes[1, column].get_legend().remove()
     _scale(axes[0, 0], dataset)
     axes[0, 0].set_ylabel("loss")
     axes[1, 0].set_ylabel("position of final outputs")
@@ -47,17 +48,6 @@ def comparison(dataset: xr.Dataset) -> Figure:
         f"mean over {dataset.sizes['seed']} networks, bars and bands: 95 % intervals"
     )
     return figure
-
-
-def _bars(at: xr.Dataset, name: str) -> np.ndarray:
-    """Half the widths of the 95 % intervals of a number of the comparison, from its standard error: Student's, with the
-    degrees of freedom of the members that did not diverge. A fit over widths has those of the width that has fewest."""
-    of_limits = name.startswith("limit")
-    marks, seeds = (at.limit_diverged_at, "limit_seed") if of_limits else (at.diverged_at, "seed")
-    freedom = (marks < 0).sum(seeds) - 1
-    freedom = freedom.min("width") if name.startswith("infinite") else freedom
-    quantiles = xr.apply_ufunc(quantile, freedom.where(freedom > 0), vectorize=True)
-    return (quantiles * at[f"{name}_error"]).values
 
 
 def _scale(axis: Axes, dataset: xr.Dataset) -> None:
@@ -94,11 +84,12 @@ def _loss_curves(axis: Axes, at: xr.Dataset) -> None:
 
 def _limit_curve(axis: Axes, limit: xr.Dataset, name: str, style: dict[str, Any]) -> None:
     """The mean of a loss over solutions, with its band; in front of networks."""
-    steps, mean, bars = limit[FOLLOWED[name]].values, limit[f"limit_mean_{name}"].values, _bars(limit, f"limit_{name}")
+    steps, mean = limit[FOLLOWED[name]].values, limit[f"limit_mean_{name}"].values
+    bars = half_widths(limit, f"limit_{name}")
     label = f"{limit.closure.item()} limit" if name == "loss" else None
     line = {key: value for key, value in style.items() if key != "marker"}
     axis.plot(steps, mean, **line, zorder=4, label=label)
-    axis.fill_between(steps, mean - bars, mean + bars, color=style["color"], alpha=0.15, linewidth=0, zorder=3)
+    band(axis, steps, mean - bars, mean + bars, style["color"], zorder=3, alpha=0.15)
 
 
 def _network_points(axis: Axes, network: xr.Dataset, name: str, style: dict[str, Any]) -> None:
@@ -112,7 +103,7 @@ def _network_points(axis: Axes, network: xr.Dataset, name: str, style: dict[str,
     axis.errorbar(
         steps[shown],
         network[f"network_mean_{name}"].values[shown],
-        _bars(network, f"network_{name}")[shown],
+        half_widths(network, f"network_{name}")[shown],
         color=style["color"],
         marker=style["marker"],
         markersize=4 if many else 6,
@@ -123,29 +114,6 @@ def _network_points(axis: Axes, network: xr.Dataset, name: str, style: dict[str,
     )
 
 
-def _positions(axis: Axes, at: xr.Dataset) -> None:
-    """Positions against 1/n, where the bias of finite width is a straight line that ends at the limit."""
-    inverse = 1 / at.width.values
-    for backward, closure in CLOSURE_OF.items():
-        style = STYLE[backward]
-        goal = float(closure == "coupled")
-        error = _bars(at.sel(closure=closure), "limit_position").item()
-        axis.axhline(goal, color=style["color"], linestyle=style["linestyle"], linewidth=1)
-        axis.axhspan(goal - error, goal + error, color=style["color"], alpha=0.15, linewidth=0)
-        axis.annotate(f"{closure} limit", (0, goal), (4, 3), ("axes fraction", "data"), "offset points", fontsize=8)
-        cells = at.sel(backward=backward)
-        shared = {"color": style["color"], "marker": style["marker"], "linestyle": "none", "capsize": 3}
-        axis.errorbar(inverse, cells.position.values, _bars(cells, "position"), label=f"{backward} networks", **shared)
-        fit, bar = cells.infinite_position.item(), _bars(cells, "infinite_position").item()
-        if np.isfinite(fit):
-            axis.errorbar(0, fit, bar, markerfacecolor="white", label=f"{backward}, fit a + b/n", **shared)
-    axis.set_xlim(1.1 * inverse.max(), -0.06 * inverse.max())
-    axis.set_xticks([*inverse, 0], [*(str(width) for width in at.width.values), "∞"])
-    axis.set_xlabel("width n (axis linear in 1/n)")
-    axis.grid(alpha=0.3)
-
-
-MARKERS, DASHES = "osD^vP*X<>", ("-", "--", "-.", ":")
 AXES = {"n": "width n", "L": "depth L"}
 
 
@@ -177,9 +145,7 @@ def _power_laws(axis: Axes, rows: list[Any]) -> None:
         label = row.name
         if row.slope:
             label += f": {row.slope.value:+.2f}"
-            axis.plot(
-                row.sizes, [row.slope(size) for size in row.sizes], color=shade, linestyle=DASHES[number % len(DASHES)]
-            )
+            fitted(axis, row.slope, row.sizes, color=shade, linestyle=DASHES[number % len(DASHES)])
         if row.expected is not None:
             label += f" (expected {row.expectation})"
         middle = np.sqrt(np.mean(row.values**2, axis=0))
@@ -195,41 +161,16 @@ def _power_laws(axis: Axes, rows: list[Any]) -> None:
             fillstyle="left" if row.verdict is Verdict.UNDECIDED else "full",
             label=label,
         )
-    axis.set_xscale("log", base=2)
+    sizes_axis(axis, rows[0].sizes, base=2)
     axis.set_yscale("log")
-    axis.set_xticks(rows[0].sizes, [str(size) for size in rows[0].sizes])
-    axis.xaxis.minorticks_off()
     axis.grid(alpha=0.3)
     axis.legend(fontsize=7, loc="center left", bbox_to_anchor=(1.0, 0.5))
 
 
 def stable_rates(found: Any) -> Figure:
-    """A `StableRate`: the largest stable rate by every rule against the width, both logarithmic, with 95 % intervals of
-    the geometric mean; the law by the primary rule, and at the last width what it predicted (white)."""
+    """A `StableRate`, as `nfd.plotting.stable_rates` draws it, with what it concludes."""
     figure = Figure(figsize=(6.4, 4.8), layout="constrained")
-    axis = figure.subplots()
-    every, laws = (*found.found, found.tested), list(found.tested.rates)
-    widths = [each.width for each in every]
-    for number, rule in enumerate(laws):
-        logs = np.stack([np.log(each.rates[rule]) for each in every])
-        half = quantile(logs.shape[1] - 1) * logs.std(axis=1, ddof=1) / logs.shape[1] ** 0.5
-        middle, slope = logs.mean(axis=1), found.slope_by(rule)
-        low, high = np.exp(middle) - np.exp(middle - half), np.exp(middle + half) - np.exp(middle)
-        style = {"color": str(0.3 * number), "marker": MARKERS[number], "linestyle": "none", "capsize": 3}
-        axis.errorbar(widths, np.exp(middle), np.stack([low, high]), label=f"{rule}: {slope}", **style)
-        if number == 0:
-            axis.plot(widths, [slope(width) for width in widths], color="0", linewidth=1)
-            ours = found.predicted
-            ends = np.exp(np.array([*ours.interval, ours.value]))
-            bars = [[ends[2] - ends[0]], [ends[1] - ends[2]]]
-            axis.errorbar(widths[-1] * 1.03, ends[2], bars, label="predicted", markerfacecolor="white", **style)
-    axis.set_xscale("log", base=2)
-    axis.set_yscale("log")
-    axis.set_xticks(widths, [str(width) for width in widths])
-    axis.set_xlabel("width n")
-    axis.set_ylabel("largest rate that ...")
-    axis.grid(alpha=0.3)
-    axis.legend(fontsize=7, title="rule, and exponent in n")
+    plotting.stable_rates(found, figure.subplots())
     promised = "" if found.verdict is None else f"\npromised {found.expected:+g}: {found.verdict}"
     figure.suptitle(f"{found.title}{promised}; prediction {found.prediction}", fontsize=10)
     return figure
@@ -265,8 +206,7 @@ def _panel(axis: Axes, panel: Any) -> None:
         _line(axis, line, number, len(panel.lines), panel.log_y)
     sizes = sorted({float(x) for line in panel.lines if not line.curve for x in line.x})
     if panel.log_x and len(sizes) <= 9:
-        axis.set_xticks(sizes, [f"{size:g}" for size in sizes])
-        axis.xaxis.minorticks_off()
+        sizes_axis(axis, sizes)
     axis.grid(alpha=0.3)
     if axis.get_legend_handles_labels()[0]:
         axis.legend(fontsize=7)
@@ -282,9 +222,7 @@ def _line(axis: Axes, line: Any, number: int, count: int, log_y: bool) -> None:
     label, joined = line.label, line.joined and line.slope is None
     if line.slope is not None:
         label += f": {line.slope}"
-        fine = np.geomspace(min(line.x), max(line.x), 50) if np.isfinite(line.slope.standard_error) else []
-        law = np.array([line.slope(size) for size in fine])
-        axis.plot(fine, law if not log_y else np.where(law > 0, law, np.nan), color=shade, linestyle=dash)
+        fitted(axis, line.slope, line.x, positive=log_y, color=shade, linestyle=dash)
     if line.predicted is not None and len(x):
         label += f" (predicted {line.predicted:+g}, dotted)"
         ends = np.array([x.min(), x.max()])

@@ -1,0 +1,16 @@
+"""Tests run notebooks at small size, and `make test` only those of a few seconds."""
+
+import os
+
+import pytest
+
+QUICK = ("explore", "limit_and_networks")
+
+os.environ.setdefault("NFD_SMALL", "1")  # kernels inherit it
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.path.suffix == ".ipynb" and item.path.stem not in QUICK:
+            item.add_marker(pytest.mark.slow)
