@@ -4,8 +4,9 @@ One process an interpreter, each with its own jax; all of them run a case in tur
 of processor time, which a busy machine stretches little, over those of the first interpreter: the geometric mean of
 paired repeats with its 95 % interval by Student. The cases are a loop that writes one number at a time into a buffer,
 where a compiler that rewrites the whole buffer takes a time that grows as its square, and short runs of each solver.
-Copies of four queries' numbers or more in their compiled steps are counted too; but what a compiled operation does
-inside, the program does not show.
+Of their compiled steps, which no load of the machine changes: how many copies of four queries' numbers or more there
+are, and into how large a buffer updates of less than 256 bytes go, which is what jax 0.11.1 is slow at. What a compiled
+operation does inside, the program does not show.
 
     python benchmarks/carried_buffers.py --pythons old/bin/python new/bin/python
 """
@@ -90,6 +91,14 @@ def large_copies(text: str, least: int) -> int:
     return sum(math.prod(map(int, shape.split(","))) >= least for shape in shapes)
 
 
+def small_updates(text: str, below: int = 64) -> int:
+    """The numbers of the largest buffer that a compiled program updates by so few of them."""
+    found = re.findall(r"%([\w.-]+) = \w+\[([\d,]*)\]", text)
+    numbers = {name: math.prod(int(size) for size in shape.split(",") if size) for name, shape in found}
+    updates = re.findall(r"dynamic-update-slice\([^%]*%([\w.-]+),[^%]*%([\w.-]+),", text)
+    return max((numbers[buffer] for buffer, update in updates if numbers[update] < below), default=0)
+
+
 def child(width: int, depth: int, samples: int) -> None:
     """Run the cases that are asked for, one a line, and say the seconds of processor time each took."""
     known = cases(width, depth, samples)
@@ -97,7 +106,8 @@ def child(width: int, depth: int, samples: int) -> None:
         run()
     programs = {name: compiled_step(run).as_text() or "" for name, run in list(known.items())[1:]}
     copies = {name: large_copies(text, 4 * width) for name, text in programs.items()}
-    print(json.dumps({"jax": jax.__version__, "copies": copies}), flush=True)
+    small = {name: small_updates(text) for name, text in programs.items()}
+    print(json.dumps({"jax": jax.__version__, "copies": copies, "small": small}), flush=True)
     for line in sys.stdin:
         start = time.process_time()
         known[line.strip()]()
@@ -137,7 +147,7 @@ def main(sizes: Sizes) -> None:
     for process in processes:
         process.stdin.close()
         process.wait()
-    head = f"{'case':<26} {'jax':>9} {'processor':>10} {'over the first':>30} {'large copies':>13}"
+    head = f"{'case':<26} {'jax':>9} {'processor':>10} {'over the first':>22} {'large copies':>13} {'small updates of':>17}"
     print(head, "-" * len(head), sep="\n")
     rows = []
     for name, taken in seconds.items():
@@ -145,8 +155,10 @@ def main(sizes: Sizes) -> None:
             over = interval(taken[:, place] / taken[:, 0])
             rows.append({"case": name, **process, "processor": taken[:, place], "over": over})
             shown = "" if place == 0 else f"{over[0]:.2f} ({over[1]:.2f} to {over[2]:.2f})"
-            copies = process["copies"].get(name, "")
-            print(f"{name:<26} {process['jax']:>9} {np.median(taken[:, place]):>9.4f}s {shown:>30} {copies:>13}")
+            copies, small = process["copies"].get(name, ""), process["small"].get(name, "")
+            print(
+                f"{name:<26} {process['jax']:>9} {np.median(taken[:, place]):>9.4f}s {shown:>22} {copies:>13} {small:>17}"
+            )
     save(sizes.output, sizes, rows)
 
 
