@@ -147,7 +147,7 @@ def main(sizes: Sizes) -> None:
     for process in processes:
         process.stdin.close()
         process.wait()
-    head = f"{'case':<26} {'jax':>9} {'processor':>10} {'over the first':>22} {'large copies':>13} {'small updates of':>17}"
+    head = f"{'case':<26} {'jax':>9} {'processor':>10} {'over the first':>22} {'large copies':>13} {'updates of':>11}"
     print(head, "-" * len(head), sep="\n")
     rows = []
     for name, taken in seconds.items():
@@ -156,9 +156,8 @@ def main(sizes: Sizes) -> None:
             rows.append({"case": name, **process, "processor": taken[:, place], "over": over})
             shown = "" if place == 0 else f"{over[0]:.2f} ({over[1]:.2f} to {over[2]:.2f})"
             copies, small = process["copies"].get(name, ""), process["small"].get(name, "")
-            print(
-                f"{name:<26} {process['jax']:>9} {np.median(taken[:, place]):>9.4f}s {shown:>22} {copies:>13} {small:>17}"
-            )
+            middle = np.median(taken[:, place])
+            print(f"{name:<26} {process['jax']:>9} {middle:>9.4f}s {shown:>22} {copies:>13} {small:>11}")
     save(sizes.output, sizes, rows)
 
 
