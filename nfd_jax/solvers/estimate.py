@@ -14,7 +14,6 @@ import numpy as np
 from tqdm import tqdm
 
 from nfd_jax._types import Key
-from nfd_jax.dynamics.problem import Data
 from nfd_jax.runtime import devices, loop, memory, threads
 from nfd_jax.runtime.store import Checkpoint
 from nfd_jax.seeds import seed_key
@@ -260,10 +259,7 @@ def estimate(
     met = None if tolerance is None else finite and attempt.half_width <= tolerance
     if system.resolution:
         arguments |= {"resolution": attempt.resolutions[-1], "resolutions": list(attempt.resolutions)}
-    ended = {"tolerance_met": met, "memory_ended": replicates.ended is not None}
-    return _trajectory(
-        attempt.result, system.problem.data, task, seed, arguments, replicates.ranks(attempt.counts), ended
-    )
+    return _trajectory(replicates, attempt, arguments, met)
 
 
 def _capacity(depth: int, infinite: bool) -> int:
@@ -301,30 +297,22 @@ def _left(deadline: float) -> float:
     return devices.agreed(deadline - time.monotonic())
 
 
-def _trajectory(
-    result: Result,
-    data: Data,
-    task: Task,
-    seed: int,
-    arguments: dict[str, Any],
-    ranks: tuple[int, ...],
-    ended: dict[str, Any],
-) -> Trajectory:
+def _trajectory(replicates: Replicates, attempt: Attempt, arguments: dict[str, Any], met: bool | None) -> Trajectory:
     """The estimate as users see it."""
-    values, held_out = result.values, None
+    data, values, held_out = replicates.system.problem.data, attempt.result.values, None
     if "held_out_outputs" in values:
         held_out = HeldOut(values["held_out_outputs"], values["held_out_loss"], np.array(data.evaluate_at))
-    steps = np.arange(data.steps + 1) if data.full_batch else np.array(data.evaluate_at)
     return Trajectory(
-        task,
+        replicates.task,
         values["outputs"],
         values["loss"],
-        (seed,),
+        (replicates.seed,),
         arguments,
-        steps=steps,
+        steps=np.arange(data.steps + 1) if data.full_batch else np.array(data.evaluate_at),
         batch_loss=values["batch_loss"],
         held_out=held_out,
-        errors=result.errors,
-        ranks=ranks,
-        **ended,
+        errors=attempt.result.errors,
+        tolerance_met=met,
+        memory_ended=replicates.ended is not None,
+        ranks=replicates.ranks(attempt.counts),
     )
