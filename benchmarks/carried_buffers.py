@@ -4,8 +4,9 @@ One process an interpreter, each with its own jax; all of them run a case in tur
 of processor time, which a busy machine stretches little, over those of the first interpreter: the geometric mean of
 paired repeats with its 95 % interval by Student. The cases are a loop that writes one number at a time into a buffer,
 where a compiler that rewrites the whole buffer takes a time that grows as its square, and short runs of each solver.
-Copies of at least the size of a basis in their compiled steps are counted too; but what a compiled operation does
-inside, the program does not show.
+Of their compiled steps, which no load of the machine changes: how many copies of four queries' numbers or more there
+are, and into how large a buffer updates of less than 256 bytes go, which is what jax 0.11.1 is slow at. What a compiled
+operation does inside, the program does not show.
 
     python benchmarks/carried_buffers.py --pythons old/bin/python new/bin/python
 """
@@ -46,11 +47,17 @@ class Sizes:
     Args:
         pythons: Interpreters that have this package's dependencies, the first being the one to compare with.
         repeats: Of every case in every interpreter.
+        width: Width n of networks and particles; dense networks have a quarter.
+        depth: Blocks L.
+        samples: Samples P, all in every batch.
         output: A JSON file for the results.
     """
 
     pythons: tuple[str, ...] = (sys.executable,)
     repeats: int = 7
+    width: int = 2048
+    depth: int = 4
+    samples: int = 4
     output: Path | None = None
 
 
@@ -64,34 +71,43 @@ def written(buffer: jax.Array) -> jax.Array:
     return lax.fori_loop(0, len(buffer), body, buffer)
 
 
-def cases() -> dict[str, Callable[[], object]]:
+def cases(width: int, depth: int, samples: int) -> dict[str, Callable[[], object]]:
     """What is timed, each run to its end."""
-    task, model = nfd.datasets.digits(4), nfd.ResNet(4, "tanh")
-    shared: dict[str, Any] = {"progress": False}
-    buffer = jnp.zeros(NUMBERS)
+    task, model, buffer = nfd.datasets.digits(samples), nfd.ResNet(depth, "tanh"), jnp.zeros(NUMBERS)
+    shared: dict[str, Any] = {"learning_rate": 0.5, "progress": False}
     return {
         "a loop of small updates": lambda: written(buffer).block_until_ready(),
-        "solve_network": lambda: nfd.solve_network(task, model, width=2048, steps=16, seeds=1, **shared),
+        "solve_network": lambda: nfd.solve_network(task, model, width=width, steps=16, seeds=1, **shared),
         "solve_limit, resolution": lambda: nfd.solve_limit(
-            task, model, particles=512, steps=96, resolution=0.02, noise="plain", **shared
+            task, model, particles=width, steps=96, resolution=0.02, noise="plain", **shared
         ),
-        "train_networks": lambda: nfd.train_networks(task, model, width=128, steps=16, seeds=1, **shared),
+        "train_networks": lambda: nfd.train_networks(task, model, width=width // 4, steps=16, seeds=1, **shared),
     }
 
 
-def large_copies(text: str, least: int = 2048 * 16) -> int:
+def large_copies(text: str, least: int) -> int:
     """Copies of so many numbers in a compiled program."""
     shapes = re.findall(r"= \w+\[([\d,]+)\]\S* copy\(", text)
     return sum(math.prod(map(int, shape.split(","))) >= least for shape in shapes)
 
 
-def child() -> None:
+def small_updates(text: str, below: int = 64) -> int:
+    """The numbers of the largest buffer that a compiled program updates by so few of them."""
+    found = re.findall(r"%([\w.-]+) = \w+\[([\d,]*)\]", text)
+    numbers = {name: math.prod(int(size) for size in shape.split(",") if size) for name, shape in found}
+    updates = re.findall(r"dynamic-update-slice\([^%]*%([\w.-]+),[^%]*%([\w.-]+),", text)
+    return max((numbers[buffer] for buffer, update in updates if numbers[update] < below), default=0)
+
+
+def child(width: int, depth: int, samples: int) -> None:
     """Run the cases that are asked for, one a line, and say the seconds of processor time each took."""
-    known = cases()
+    known = cases(width, depth, samples)
     for run in known.values():
         run()
-    copies = {name: large_copies(compiled_step(run).as_text() or "") for name, run in list(known.items())[1:]}
-    print(json.dumps({"jax": jax.__version__, "copies": copies}), flush=True)
+    programs = {name: compiled_step(run).as_text() or "" for name, run in list(known.items())[1:]}
+    copies = {name: large_copies(text, 4 * width) for name, text in programs.items()}
+    small = {name: small_updates(text) for name, text in programs.items()}
+    print(json.dumps({"jax": jax.__version__, "copies": copies, "small": small}), flush=True)
     for line in sys.stdin:
         start = time.process_time()
         known[line.strip()]()
@@ -109,7 +125,9 @@ def main(sizes: Sizes) -> None:
     """Print one row a case and interpreter."""
     environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(HERE.parent), str(HERE)]), "JAX_PLATFORMS": "cpu"}
     pipes: dict[str, Any] = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True, "env": environment}
-    processes: list[Any] = [subprocess.Popen([python, __file__, "--child"], **pipes) for python in sizes.pythons]
+    numbers = [str(number) for number in (sizes.width, sizes.depth, sizes.samples)]
+    command = [__file__, "--child", *numbers]
+    processes: list[Any] = [subprocess.Popen([python, *command], **pipes) for python in sizes.pythons]
 
     def answer(process: Any) -> Any:
         line = process.stdout.readline()
@@ -118,7 +136,7 @@ def main(sizes: Sizes) -> None:
         return json.loads(line)
 
     said = [answer(process) for process in processes]
-    names = list(cases())
+    names = list(cases(*map(int, numbers)))
     seconds = {name: np.empty((sizes.repeats, len(processes))) for name in names}
     for repeat in range(sizes.repeats):
         for name in names:
@@ -129,7 +147,7 @@ def main(sizes: Sizes) -> None:
     for process in processes:
         process.stdin.close()
         process.wait()
-    head = f"{'case':<26} {'jax':>9} {'processor':>10} {'over the first':>30} {'large copies':>13}"
+    head = f"{'case':<26} {'jax':>9} {'processor':>10} {'over the first':>22} {'large copies':>13} {'updates of':>11}"
     print(head, "-" * len(head), sep="\n")
     rows = []
     for name, taken in seconds.items():
@@ -137,13 +155,14 @@ def main(sizes: Sizes) -> None:
             over = interval(taken[:, place] / taken[:, 0])
             rows.append({"case": name, **process, "processor": taken[:, place], "over": over})
             shown = "" if place == 0 else f"{over[0]:.2f} ({over[1]:.2f} to {over[2]:.2f})"
-            copies = process["copies"].get(name, "")
-            print(f"{name:<26} {process['jax']:>9} {np.median(taken[:, place]):>9.4f}s {shown:>30} {copies:>13}")
+            copies, small = process["copies"].get(name, ""), process["small"].get(name, "")
+            middle = np.median(taken[:, place])
+            print(f"{name:<26} {process['jax']:>9} {middle:>9.4f}s {shown:>22} {copies:>13} {small:>11}")
     save(sizes.output, sizes, rows)
 
 
 if __name__ == "__main__":
-    if "--child" in sys.argv:
-        child()
+    if sys.argv[1:2] == ["--child"]:
+        child(*map(int, sys.argv[2:]))
     else:
         main(tyro.cli(Sizes))

@@ -233,7 +233,7 @@ def measure(sizes: Sizes, name: str, width: int) -> list[dict[str, Any]]:
         {"model": name, "width": width, "side": s, "failed": why} for s, why in failed.items()
     ]
     for side, found in runs.items():
-        operations, moved = map(max, *rates.values())  # a slow library's own rates would flatter it
+        operations, moved = map(max, zip(*rates.values(), strict=True))  # a slow library's own rates would flatter it
         floor = max(work.operations / operations, 12 * work.weights / moved)
         seconds = statistics.median(run[0] for run in found)
         rows.append(

@@ -121,8 +121,8 @@ def leaves(value: Any, label: str) -> Iterator[tuple[str, float]]:
         yield label, float(value)
 
 
-def run(script: str, programs: str) -> tuple[dict[str, list[float]], float]:
-    """The figures of one run, and its seconds."""
+def run(script: str, programs: str) -> tuple[dict[str, list[float]], str]:
+    """The figures of one run, and its seconds in words."""
     cached = {} if script in COMPILING else {"JAX_COMPILATION_CACHE_DIR": programs}
     environment = {
         **os.environ,
@@ -132,16 +132,18 @@ def run(script: str, programs: str) -> tuple[dict[str, list[float]], float]:
     }
     with tempfile.NamedTemporaryFile(suffix=".json") as file:
         command = [sys.executable, str(HERE / f"{script}.py"), *SMALL[script].split(), "--output", file.name]
-        start = time.perf_counter()
+        start, before = time.perf_counter(), os.times()
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
         if done.returncode:
             raise SystemExit(f"{' '.join(command)} ended with {done.returncode}:\n{done.stdout}{done.stderr}")
         if "skipped" in done.stdout:
             print(next(line for line in done.stdout.splitlines() if "skipped" in line))
-        seconds, found = time.perf_counter() - start, {}
+        after, found = os.times(), {}
+        processor = after.children_user + after.children_system - before.children_user - before.children_system
+        said = f"{script}, {time.perf_counter() - start:.0f} s, of processors {processor:.0f} s"
         for label, value in figures(json.loads(Path(file.name).read_text())):
             found.setdefault(label, []).append(value)
-    return found, seconds
+    return found, said
 
 
 def measured(options: Options) -> dict[str, dict[str, list[float]]]:
@@ -150,8 +152,8 @@ def measured(options: Options) -> dict[str, dict[str, list[float]]]:
     with tempfile.TemporaryDirectory() as programs:
         for repeat in range(options.repeats):
             for script, each in found.items():
-                values, seconds = run(script, programs)
-                print(f"run {repeat + 1} of {options.repeats}: {script}, {seconds:.0f} s", file=sys.stderr, flush=True)
+                values, said = run(script, programs)
+                print(f"run {repeat + 1} of {options.repeats}: {said}", file=sys.stderr, flush=True)
                 for label, repeated in values.items():
                     each.setdefault(label, []).append(statistics.median(repeated))
     return found

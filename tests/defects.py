@@ -285,6 +285,27 @@ DEFECTS = [
         ("test_store.py",),
     ),
     Defect(
+        "parts of as many cells, not as dear",
+        "runtime/parts.py",
+        "load + costs[place]",
+        "load + 1.0",
+        ("test_parts.py",),
+    ),
+    Defect(
+        "a part that makes cells of others",
+        "runtime/store.py",
+        "if place in own}",
+        "if place in own or True}",
+        ("test_parts.py",),
+    ),
+    Defect(
+        "a new file in a clean checkout",
+        "runtime/provenance.py",
+        '"--porcelain", ',
+        '"--porcelain", "--untracked-files=no", ',
+        ("test_parts.py",),
+    ),
+    Defect(
         "trained on the held-out samples",
         "runtime/loop.py",
         "train, rates = jax.device_put(every[0]), ",

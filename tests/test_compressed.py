@@ -420,7 +420,7 @@ def test_a_run_that_memory_ends_keeps_what_it_has(monkeypatch):
     task, model = nfd.datasets.digits(4), nfd.ResNet(2, "tanh")
     options = {"steps": 12, "particles": 128, "resolution": 0.01, "noise": "plain", **QUIET}
     whole = nfd.solve_limit(task, model, **options)
-    monkeypatch.setattr(capacity, "memory", SimpleNamespace(size_of=memory.size_of, is_enough=lambda *_: False))
+    monkeypatch.setattr(capacity, "memory", SimpleNamespace(of_state=memory.of_state, is_enough=lambda *_: False))
     short = nfd.solve_limit(task, model, **options)
     done = len(short.loss) - 1
     assert 0 < done < 12

@@ -213,7 +213,7 @@ def test_counts_are_checked_before_anything_is_counted_out(solvers, name, option
 def test_sizes_that_no_memory_holds_are_refused_at_once(solvers, name, monkeypatch):
     """By arithmetic: Sobol points for so many particles alone would take seconds."""
     monkeypatch.setattr(
-        sys.modules["nfd_jax.runtime.memory"], "size_of", lambda *_: pytest.fail("arrays were looked at")
+        sys.modules["nfd_jax.runtime.memory"], "of_state", lambda *_: pytest.fail("arrays were looked at")
     )
     monkeypatch.setattr(sys.modules["nfd_jax.runtime.memory"], "per_device", lambda: 2**34)
     with pytest.raises(ValueError, match=r"needs about .* GiB, .* have 16\.0 GiB; use .* than 2000000000"):

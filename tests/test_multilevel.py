@@ -452,3 +452,29 @@ def test_a_budget_is_exceeded_by_what_has_begun(monkeypatch, budget):
     assert clock.now <= max(budget + deepest, least)
     if budget > 2 * least:  # and it is used
         assert clock.now > 0.5 * budget
+
+
+@pytest.mark.parametrize("most", [16, 32])
+def test_memory_ends_an_estimate_with_what_it_has(monkeypatch, most):
+    """Where deeper solutions do not fit: the depths that there are, with their error bars."""
+    monkeypatch.setattr(estimate, "DEEPEST", 64)
+
+    def solve(replicates, key, particles, depth, refinement, capacity, resolution):
+        if depth > limit[0]:
+            raise MemoryError("memory ended a solution")
+        noise = float(jax.random.normal(jax.random.fold_in(key, 1)))  # the law of depth is what is not known
+        return {"outputs": np.full((2, 2, 1), 0.5 + depth**-0.5 + 1e-9 * noise), "batch_loss": np.ones(1)}
+
+    limit = [most]
+    monkeypatch.setattr(estimate.Replicates, "_solve", solve)
+    options = {"tolerance": 1e-6, "steps": 1}
+    run = linear.__wrapped__("coupled", math.inf, **options)
+    assert max(run.settings["depths"]) == most
+    assert run.outcomes == (Outcome.OUT_OF_MEMORY,)
+    assert "for want of memory" in run.summary()
+    assert np.all(np.isfinite(run.errors["loss"].half_width))
+    limit[0] = 64
+    assert linear.__wrapped__("coupled", math.inf, **options).outcomes == (Outcome.TOLERANCE_NOT_MET,)
+    limit[0] = 8  # no answer that it could end with
+    with pytest.raises(MemoryError, match="memory ended a solution"):
+        linear.__wrapped__("coupled", math.inf, **options)

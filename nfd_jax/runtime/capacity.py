@@ -37,7 +37,7 @@ def grown(
     ]
     count = len(jax.tree.leaves(state)[0]) if members else 1
     larger = dynamics.with_capacity(tuple(capacity))
-    needed = 2 * count * memory.size_of(larger.init, jax.random.key(0))  # the old arrays are there meanwhile
+    needed = 2 * count * memory.of_state(larger)  # the old arrays are there meanwhile
     if not memory.is_enough(needed, layout.devices if layout else 1):
         return dynamics, state, False
     return *extended(dynamics, state, tuple(capacity), layout), True

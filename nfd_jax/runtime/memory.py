@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
-
 import jax
 import numpy as np
 
 from nfd_jax._checks import GIB, of_machine
 from nfd_jax._types import Key, PyTree
+from nfd_jax.dynamics.base import AbstractDynamics
 from nfd_jax.dynamics.conditioned import Conditioned
 from nfd_jax.runtime.devices import Layout
 
@@ -30,12 +28,6 @@ def per_device() -> int | None:
 def side_by_side() -> int:
     """Bytes that the members of one program may take."""
     return min(BUDGET, CACHED) if jax.default_backend() == "cpu" else BUDGET
-
-
-def size_of(create: Callable[..., PyTree], *arguments: Any) -> int:
-    """Bytes of the arrays that a function would make, without making them."""
-    leaves = jax.tree.leaves(jax.eval_shape(create, *arguments))
-    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 def is_enough(needed: int, devices: int) -> bool:
@@ -64,10 +56,16 @@ def of_run(dynamics: Conditioned, layout: Layout | None) -> tuple[int, int]:
         raise ValueError("these dynamics have no law of initial weights to be measured")
     if not is_enough(initial.least_bytes, count):
         return initial.least_bytes, count
-    return size_of(_started, dynamics, jax.random.key(0)) + initial.pass_bytes, count
+    return of_state(dynamics) + initial.pass_bytes, count
+
+
+def of_state(dynamics: AbstractDynamics) -> int:
+    """Bytes of a state of one member, without making it."""
+    leaves = jax.tree.leaves(jax.eval_shape(_started, dynamics, jax.random.key(0)))
+    return sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in leaves)
 
 
 @jax.jit
-def _started(dynamics: Conditioned, key: Key) -> PyTree:
+def _started(dynamics: AbstractDynamics, key: Key) -> PyTree:
     """As an argument, dynamics of the same shapes are looked at once."""
     return dynamics.init(key)

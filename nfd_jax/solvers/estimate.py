@@ -14,7 +14,6 @@ import numpy as np
 from tqdm import tqdm
 
 from nfd_jax._types import Key
-from nfd_jax.dynamics.problem import Data
 from nfd_jax.runtime import devices, loop, memory, threads
 from nfd_jax.runtime.store import Checkpoint
 from nfd_jax.seeds import seed_key
@@ -58,6 +57,7 @@ class Replicates:
         self.found: dict[Term, list[Parts]] = {}
         self.seconds: dict[Term, float] = {}  # of a replicate, the least measured: the first are compiled
         self.diverged: dict[Term, int] = {}  # the number of the first that is not finite
+        self.ended: MemoryError | None = None  # why no more can be drawn
         self._restore((self.record and self.record.read()) or {})
         self.written: Counts = {term: len(parts) for term, parts in self.found.items()}
 
@@ -84,7 +84,7 @@ class Replicates:
             self._check(term)
 
     def draw(self, term: Term, capacity: int, count: int) -> None:
-        """So many more replicates of a mean, all at once."""
+        """So many more replicates of a mean, all at once; none where memory does not last, and `ended` says so."""
         found, begun = self.found.setdefault(term, []), time.monotonic()
 
         def replicate(number: int) -> Parts:
@@ -102,7 +102,11 @@ class Replicates:
                 return parts
             return {name: part if name == RANKS else part - coarse[name] for name, part in parts.items()}
 
-        found.extend(threads.each(replicate, range(len(found), len(found) + count), count))
+        try:
+            found.extend(threads.each(replicate, range(len(found), len(found) + count), count))
+        except MemoryError as error:
+            self.ended = error
+            return
         self._check(term, len(found) - count)
         self.seconds[term] = min((time.monotonic() - begun) / count, self.seconds.get(term, math.inf))
         if self.checkpoint is not None and self.checkpoint.is_due(sum(map(len, self.found.values())), count):
@@ -231,7 +235,7 @@ def estimate(
             capacity = _capacity(wanted.depths[-1], infinite)
             counts = _draw(replicates, wanted.counts, capacity, deadline, bar, answered=attempt is not None)
             if attempt is not None and min(counts.values()) < FEWEST:
-                break  # time was over before the next depth had an answer
+                break  # time or memory was over before the next depth had an answer
             finite = replicates.are_finite(counts)
             with np.errstate(over="ignore", invalid="ignore"):  # where training diverges
                 plan = plan_of(particles, wanted.depths, extrapolation, wanted.resolutions)
@@ -242,7 +246,7 @@ def estimate(
                 attempt = latest  # otherwise time was over before the last depth had its replicates
             seconds = {term: devices.agreed(each) for term, each in replicates.seconds.items()}
             following = next_round(attempt, tolerance, seconds=seconds, left=left, deepest=deepest)
-            if following is None or not finite:
+            if following is None or not finite or replicates.ended is not None:
                 break
             wanted = following
     replicates.write()
@@ -255,8 +259,7 @@ def estimate(
     met = None if tolerance is None else finite and attempt.half_width <= tolerance
     if system.resolution:
         arguments |= {"resolution": attempt.resolutions[-1], "resolutions": list(attempt.resolutions)}
-    ranks = replicates.ranks(attempt.counts)
-    return _trajectory(attempt.result, system.problem.data, task, seed, arguments, met, ranks)
+    return _trajectory(replicates, attempt, arguments, met)
 
 
 def _capacity(depth: int, infinite: bool) -> int:
@@ -278,8 +281,10 @@ def _draw(
     needed = {each: replicates.system.needed(each, capacity)[0] for each in {term.particles for term in counts}}
     while True:
         have, late = replicates.have(counts), _left(deadline) <= 0
+        if replicates.ended is not None and not answered and min(have.values()) < FEWEST:
+            raise replicates.ended  # there is no answer yet that it could end with
         term = next_draw(counts, have, answered=answered, late=late, finite=replicates.are_finite(have))
-        if term is None:
+        if term is None or replicates.ended is not None:
             return have
         goal = FEWEST if have[term] < FEWEST else counts[term]
         count = min(threads.at_once(needed[term.particles]), goal - have[term])
@@ -292,30 +297,22 @@ def _left(deadline: float) -> float:
     return devices.agreed(deadline - time.monotonic())
 
 
-def _trajectory(
-    result: Result,
-    data: Data,
-    task: Task,
-    seed: int,
-    arguments: dict[str, Any],
-    met: bool | None,
-    ranks: tuple[int, ...],
-) -> Trajectory:
+def _trajectory(replicates: Replicates, attempt: Attempt, arguments: dict[str, Any], met: bool | None) -> Trajectory:
     """The estimate as users see it."""
-    values, held_out = result.values, None
+    data, values, held_out = replicates.system.problem.data, attempt.result.values, None
     if "held_out_outputs" in values:
         held_out = HeldOut(values["held_out_outputs"], values["held_out_loss"], np.array(data.evaluate_at))
-    steps = np.arange(data.steps + 1) if data.full_batch else np.array(data.evaluate_at)
     return Trajectory(
-        task,
+        replicates.task,
         values["outputs"],
         values["loss"],
-        (seed,),
+        (replicates.seed,),
         arguments,
-        steps=steps,
+        steps=np.arange(data.steps + 1) if data.full_batch else np.array(data.evaluate_at),
         batch_loss=values["batch_loss"],
         held_out=held_out,
-        errors=result.errors,
+        errors=attempt.result.errors,
         tolerance_met=met,
-        ranks=ranks,
+        memory_ended=replicates.ended is not None,
+        ranks=replicates.ranks(attempt.counts),
     )

@@ -76,6 +76,7 @@ class Trajectory:
     - `errors`: the error bars of an estimate of a limit, by quantity: `outputs`, `loss`, `batch_loss`,
       `held_out_outputs`, `held_out_loss`. A single solution has none, and an ensemble its spread.
     - `tolerance_met`: whether an estimate to a tolerance ended within it.
+    - `memory_ended`: whether memory kept an estimate from drawing more solutions.
     - `ranks`: with a resolution, the most directions that queries of one direction revealed of a matrix by the end, and
       those that its updates took.
     - `axes`: the names that the observe function gives to the axes of its arrays, if any.
@@ -95,6 +96,7 @@ class Trajectory:
     held_out: HeldOut | None = None
     errors: Mapping[str, ErrorBars] = field(default_factory=dict)
     tolerance_met: bool | None = None
+    memory_ended: bool = False
     ranks: tuple[int, ...] = ()
     axes: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
@@ -163,6 +165,8 @@ class Trajectory:
     @property
     def outcomes(self) -> tuple[Outcome, ...]:
         """One outcome a member."""
+        if self.memory_ended and not self.tolerance_met and self.diverged_at < 0:
+            return (Outcome.OUT_OF_MEMORY,)
         if self.tolerance_met is False and self.diverged_at < 0:
             return (Outcome.TOLERANCE_NOT_MET,)
         ended = Outcome.OUT_OF_MEMORY if self._ended_early else Outcome.OK
