@@ -31,7 +31,7 @@ nitpick_ignore_regex = [
 
 default_role = "py:obj"  # `name` in a docstring: a link where it is one, and code elsewhere
 autodoc_member_order = "bysource"
-autodoc_preserve_defaults = True
+autodoc_preserve_defaults = False  # it reads the source of what a decorator made
 autodoc_typehints = "signature"
 autodoc_typehints_format = "short"
 autodoc_class_signature = "mixed"

@@ -6,7 +6,7 @@ import re
 from sphinx.application import Sphinx
 
 CODE = re.compile(r"(``.+?``|`[^`]+`|\*\*[^*]+\*\*)", re.DOTALL)
-MARKUP = re.compile(r"[*|]|(?<=\w)_(?!\w)")
+MARKUP = re.compile(r"\*(?!\s)|\||(?<=\w)_(?!\w)")
 INDENT = 4
 
 
