@@ -1,8 +1,8 @@
 """Make the records that the pages of claims are generated from: `python docs/collect.py results/studies`.
 
 Of every study that a folder of results holds (`nfd-jax study`, `nfd-jax claims`) it writes `docs/measured/NAME.json`, what
-was found with its provenance, and `docs/figures/claims/NAME.svg`. Both are made anew of the cells, and nothing is
-measured: a study of which a cell is missing is refused.
+was found with its provenance, and a small figure a panel, `docs/figures/claims/NAME-1.svg` and so on, with a text for those
+who do not see it. All is made anew of the cells, and nothing is measured: a study of which a cell is missing is refused.
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ import matplotlib
 import tyro
 
 from nfd_jax import studies
-from nfd_jax.io import records
+from nfd_jax.io import plotting, records
 
 DOCS = Path(__file__).parent
 PROVENANCE = ("device", "x64", "python")
 SVG = {"svg.fonttype": "none", "svg.hashsalt": "nfd_jax"}  # text as text, and the same file of the same numbers
+SIZE = (5.2, 4.0)  # inches: what is readable on a telephone
 
 
 def finding(found: studies.Finding) -> dict[str, Any]:
@@ -35,6 +36,31 @@ def finding(found: studies.Finding) -> dict[str, Any]:
         **{name: float(number) if math.isfinite(number) else None for name, number in numbers.items()},
         "verdict": found.verdict.value,
     }
+
+
+def described(panel: Any) -> str:
+    """What a panel shows, in words."""
+    if isinstance(panel, studies.Map):
+        return f"{panel.title}: a map over {panel.x_label} and {panel.y_label}"
+    labels = [line.label for line in (*panel.lines, *panel.levels) if line.label and not line.label.startswith("_")]
+    named = f" Lines: {'; '.join(labels)}." if labels else ""
+    return f"{panel.title}: {panel.y_label} against {panel.x_label}.{named}"
+
+
+def drawn(report: studies.Report) -> list[dict[str, str]]:
+    """The panels as files, with their texts."""
+    folder, name = DOCS / "figures" / "claims", report.study.name
+    for old in folder.glob(f"{name}-*.svg"):
+        old.unlink()
+    found = []
+    for number, panel in enumerate(report.study.draw(report.results), 1):
+        figure = plotting.panels("", [panel])
+        figure.set_size_inches(*SIZE)
+        file = f"{name}-{number}.svg"
+        with matplotlib.rc_context(SVG):
+            figure.savefig(folder / file, metadata={"Date": None})
+        found.append({"file": file, "alt": described(panel)})
+    return found
 
 
 def reported(path: Path) -> tuple[studies.Report, dict[str, str]]:
@@ -68,12 +94,11 @@ def write(path: Path) -> None:
         "sizes": vars(report.results.sizes),
         "revision": study.revision,
         "made": made,
+        "panels": drawn(report),
         "findings": [finding(found) for found in report.findings],
     }
     target = DOCS / "measured" / f"{study.name}.json"
     target.write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False) + "\n")
-    with matplotlib.rc_context(SVG):
-        report.figure().savefig(DOCS / "figures" / "claims" / f"{study.name}.svg", metadata={"Date": None})
     print(f"{study.title}: {len(report.findings)} findings")
 
 

@@ -61,7 +61,6 @@ def row(found: dict[str, Any]) -> str:
 def measured_part(study: studies.Study, record: dict[str, Any]) -> list[str]:
     """Verdicts, figure and numbers of a page."""
     made = record["made"]
-    alt = f"Claim {study.number}: the measured quantities of the table below, with 95 % intervals and the predictions."
     precision = "float64" if made["x64"] == "True" else "float32"
     moved = (study.claim, study.setting, study.revision) != tuple(record[name] for name in ("claim", "setting", "revision"))
     return [
@@ -69,8 +68,11 @@ def measured_part(study: studies.Study, record: dict[str, Any]) -> list[str]:
         f"**Verdicts**: {counted(record['findings'])}. ([What a verdict means](../claims.md).)",
         "",
         *(f"> {text(warning)}\n" for warning in record["warnings"]),
-        f":::{{figure}} ../figures/claims/{study.name}.svg\n:alt: {alt}\n:class: wide\n",
-        f"Measured at {record['scale']} scale on {made['device']}, {precision}, jax {made['jax']}.\n:::",
+        "::::{container} panels",
+        *(f":::{{image}} ../figures/claims/{panel['file']}\n:alt: {panel['alt']}\n:::" for panel in record["panels"]),
+        "::::",
+        "",
+        f"Measured at {record['scale']} scale on {made['device']}, {precision}, jax {made['jax']}; bars are 95 %.",
         "",
         "| quantity | source | predicted | measured (95 %) | verdict |",
         "|---|---|---|---|---|",
