@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint wheel newest release-check benchmarks clean
+.PHONY: demo test test-all lint docs wheel newest release-check benchmarks clean
 
 demo: $(VENV)/installed
 	$(BIN)/nfd-jax compare
@@ -19,6 +19,12 @@ lint: $(VENV)/tested
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
 
+# The site, in docs/_build/html: any warning fails, and nothing is fetched
+docs: $(VENV)/documented
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
+	@! grep -rlE '<(script|link|img|iframe)[^>]* (src|href)="(https?:)?//' --include=*.html docs/_build/html
+	@echo "docs/_build/html/index.html"
+
 # The wheel, installed into an empty environment and used there
 wheel: $(VENV)/installed
 	.ci/wheel $(BIN)/python
@@ -28,7 +34,7 @@ newest:
 	.ci/newest test
 
 # Everything, compiled as users have it, at both ends of what pyproject.toml allows: an hour or more
-release-check: lint wheel
+release-check: lint wheel docs
 	OPTIMISED=1 $(MAKE) test-all
 	OPTIMISED=1 .ci/newest test-all
 	OPTIMISED=1 .ci/oldest test-all
@@ -49,5 +55,9 @@ $(VENV)/tested: pyproject.toml | $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
+$(VENV)/documented: pyproject.toml | $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv results
+	rm -rf .venv results docs/_build docs/claims docs/notebooks

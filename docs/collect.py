@@ -1,8 +1,9 @@
 """Make the records that the pages of claims are generated from: `python docs/collect.py results/studies`.
 
-Of every study that a folder of results holds (`nfd-jax study`, `nfd-jax claims`) it writes `docs/measured/NAME.json`, what
-was found with its provenance, and a small figure a panel, `docs/figures/claims/NAME-1.svg` and so on, with a text for those
-who do not see it. All is made anew of the cells, and nothing is measured: a study of which a cell is missing is refused.
+Of every study that a folder of results holds (`nfd-jax study`, `nfd-jax claims`) it writes `docs/measured/NAME.json`,
+what was found with its provenance, and a small figure a panel, `docs/figures/claims/NAME-1.svg` and so on, with a text
+for those who do not see it. All is made anew of the cells, and nothing is measured: a study of which a cell is missing
+is refused.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The documentation site: `make docs`. Nothing is fetched while it is built, and no page loads anything from elsewhere."""
+"""The documentation site: `make docs`. Nothing is fetched to build it, and no page loads anything from elsewhere."""
 
 import sys
 from pathlib import Path

@@ -62,7 +62,9 @@ def measured_part(study: studies.Study, record: dict[str, Any]) -> list[str]:
     """Verdicts, figure and numbers of a page."""
     made = record["made"]
     precision = "float64" if made["x64"] == "True" else "float32"
-    moved = (study.claim, study.setting, study.revision) != tuple(record[name] for name in ("claim", "setting", "revision"))
+    moved = (study.claim, study.setting, study.revision) != tuple(
+        record[name] for name in ("claim", "setting", "revision")
+    )
     return [
         *([":::{warning}\nThe study has changed since this was measured.\n:::\n"] if moved else []),
         f"**Verdicts**: {counted(record['findings'])}. ([What a verdict means](../claims.md).)",

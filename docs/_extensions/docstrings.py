@@ -1,5 +1,5 @@
-"""Docstrings are plain text with `code`, *indented formulas* and - lists: what reStructuredText would take for markup of
-its own becomes literal."""
+"""Docstrings are plain text with `code`, indented formulas and - lists: what reStructuredText would take for markup
+becomes literal."""
 
 import re
 
@@ -29,7 +29,7 @@ def prepared(app, what, name, obj, options, lines: list[str]) -> None:
     for line in lines:
         if line.strip():
             deep = indent(line)
-            literal = chunks[-1][0] and deep > above or behind_empty and deep >= above + INDENT
+            literal = deep > above if chunks[-1][0] else behind_empty and deep >= above + INDENT
             if literal and not chunks[-1][0]:
                 chunks[-1][1].extend([" " * above + "::", ""])
             if literal != chunks[-1][0]:

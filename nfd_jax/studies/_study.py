@@ -191,10 +191,10 @@ def run(
     sizes: Mapping[str, Any] | None = None,
     progress: bool | None = None,
 ) -> Report:
-    """Measure the cells that are missing from `folder`, and conclude from all of them.
+    """Measure the cells of a `study` at a `scale` that are missing from `folder`, and conclude from all of them.
 
-    `sizes`: changes to the sizes of the scale, by name. Raises ValueError or TypeError for names and values that do
-    not fit, before anything is measured.
+    `sizes`: changes to the sizes of the scale, by name. `progress`: show a bar; by default on a terminal. Raises
+    ValueError or TypeError for names and values that do not fit, before anything is measured.
     """
     if not isinstance(study, Study):
         raise TypeError(f"study must be a Study, such as studies.STUDIES['width'], got {study!r}")
@@ -304,8 +304,8 @@ def _labelled(arrays: Mapping[str, np.ndarray]) -> xr.Dataset:
 
 
 def summary(reports: Sequence[Report]) -> str:
-    """All findings of several studies as one table under the claims and settings that they belong to, and how many of
-    each verdict there are."""
+    """All findings of several studies, in their `reports`, as one table under the claims and settings that they belong
+    to, and how many of each verdict there are."""
     rows = [conclusions.line(finding) for report in reports for finding in report.findings]
     head, *lines = conclusions.in_columns([conclusions.HEAD, *rows]).splitlines()
     text = [head, "-" * len(head)]
