@@ -37,8 +37,8 @@ class Power:
         >>> power = Power(width=-0.5) * Power(depth=1.0, factor=2.0)
         >>> print(power)
         2 n^-0.5 L
-        >>> power(width=4, depth=3)
-        3.0
+        >>> power(width=4, depth=2)
+        2.0
 
     Raises ValueError unless the factor is a finite number of at least 0.
     """
