@@ -58,6 +58,11 @@ def row(found: dict[str, Any]) -> str:
     return f"| {' | '.join(cells)} |"
 
 
+def image(panel: dict[str, str]) -> str:
+    """One panel, with its text."""
+    return f":::{{image}} ../figures/claims/{panel['file']}\n:alt: {panel['alt']}\n:::"
+
+
 def measured_part(study: studies.Study, record: dict[str, Any]) -> list[str]:
     """Verdicts, figure and numbers of a page."""
     made = record["made"]
@@ -70,10 +75,7 @@ def measured_part(study: studies.Study, record: dict[str, Any]) -> list[str]:
         f"**Verdicts**: {counted(record['findings'])}. ([What a verdict means](../claims.md).)",
         "",
         *(f"> {text(warning)}\n" for warning in record["warnings"]),
-        "::::{container} panels",
-        *(f":::{{image}} ../figures/claims/{panel['file']}\n:alt: {panel['alt']}\n:::" for panel in record["panels"]),
-        "::::",
-        "",
+        *(["::::{container} panels", *map(image, record["panels"]), "::::", ""] if record["panels"] else []),
         f"Measured at {record['scale']} scale on {made['device']}, {precision}, jax {made['jax']}; bars are 95 %.",
         "",
         "| quantity | source | predicted | measured (95 %) | verdict |",
