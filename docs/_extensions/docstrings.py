@@ -7,6 +7,7 @@ from sphinx.application import Sphinx
 
 CODE = re.compile(r"(``.+?``|`[^`]+`|\*\*[^*]+\*\*)", re.DOTALL)
 MARKUP = re.compile(r"\*(?!\s)|\||(?<=\w)_(?!\w)")
+ARGUMENT = re.compile(r"(\w+): ")
 INDENT = 4
 
 
@@ -22,11 +23,29 @@ def plain(lines: list[str]) -> list[str]:
     return "".join(marked).split("\n")
 
 
+def arguments(lines: list[str]) -> list[str]:
+    """The lines below "Args:" as a list; what tyro reads looks like this, all else is a list already."""
+    made, deep = [], None
+    for line in lines:
+        if deep is not None and line.strip() and indent(line) <= deep:
+            deep = None
+        if deep is not None and line.strip():
+            item = indent(line) == deep + INDENT
+            text = ARGUMENT.sub(r"- `\1`: ", line.strip(), count=1) if item else f"  {line.strip()}"
+            made.append(" " * deep + text)
+        elif line.strip() == "Args:":
+            deep = indent(line)
+            made += [" " * deep + "**Arguments:**", ""]
+        else:
+            made.append(line)
+    return made
+
+
 def prepared(app, what, name, obj, options, lines: list[str]) -> None:
     """Indented blocks behind an empty line are literal, all else is plain."""
     chunks: list[tuple[bool, list[str]]] = [(False, [])]
     above, behind_empty = 0, False
-    for line in lines:
+    for line in arguments(lines):
         if line.strip():
             deep = indent(line)
             literal = deep > above if chunks[-1][0] else behind_empty and deep >= above + INDENT
@@ -42,5 +61,5 @@ def prepared(app, what, name, obj, options, lines: list[str]) -> None:
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Called by Sphinx."""
-    app.connect("autodoc-process-docstring", prepared, priority=100)  # before napoleon
+    app.connect("autodoc-process-docstring", prepared)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
