@@ -54,7 +54,7 @@ def row(found: dict[str, Any]) -> str:
     """One finding as a line of a table."""
     nan = float("nan")
     measured = shown(*(nan if found[name] is None else found[name] for name in ("measured", "half_width")))
-    cells = text(found["quantity"]), cited(found["source"]), text(found["predicted"]), text(measured), found["verdict"]
+    cells = text(found["quantity"]), found["verdict"], text(measured), text(found["predicted"]), cited(found["source"])
     return f"| {' | '.join(cells)} |"
 
 
@@ -78,7 +78,7 @@ def measured_part(study: studies.Study, record: dict[str, Any]) -> list[str]:
         *(["::::{container} panels", *map(image, record["panels"]), "::::", ""] if record["panels"] else []),
         f"Measured at {record['scale']} scale on {made['device']}, {precision}, jax {made['jax']}; bars are 95 %.",
         "",
-        "| quantity | source | predicted | measured (95 %) | verdict |",
+        "| quantity | verdict | measured (95 %) | predicted | source |",
         "|---|---|---|---|---|",
         *map(row, record["findings"]),
         "",
