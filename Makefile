@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test test-all lint notebooks wheel newest release-check benchmarks baseline hooks clean
+.PHONY: demo test test-all lint docs notebooks wheel newest release-check benchmarks baseline hooks clean
 
 demo: $(VENV)/installed
 	$(BIN)/nfd-jax compare
@@ -18,6 +18,12 @@ lint: $(VENV)/tested
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/basedpyright
+
+# The site, in docs/_build/html: any warning fails, and nothing is fetched
+docs: $(VENV)/documented
+	$(BIN)/python -m sphinx -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html
+	@! grep -rlE '<(script|link|img|iframe)[^>]* (src|href)="(https?:)?//' --include=*.html docs/_build/html
+	@echo "docs/_build/html/index.html"
 
 # Executed at full size and stored with their outputs; tests run them at small size (notebooks/conftest.py)
 notebooks: $(VENV)/tested
@@ -36,7 +42,7 @@ newest:
 	.ci/newest test
 
 # Everything, compiled as users have it, at both ends of what pyproject.toml allows: an hour or more
-release-check: lint wheel
+release-check: lint wheel docs
 	OPTIMISED=1 $(MAKE) test-all
 	OPTIMISED=1 .ci/newest test-all
 	OPTIMISED=1 .ci/oldest test-all
@@ -61,5 +67,9 @@ $(VENV)/tested: pyproject.toml | $(VENV)/installed
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
 	touch $@
 
+$(VENV)/documented: pyproject.toml | $(VENV)/installed
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf .venv results
+	rm -rf .venv results docs/_build docs/claims docs/notebooks

@@ -113,7 +113,8 @@ def refined_updates(snapshot: Snapshot) -> dict[str, Array]:
     - `propagating_hidden`, `propagating_readout`: W_0 (x_t - x_0), what arrives from below through the initial one.
 
     With weight decay W_0 is multiplied by what that has left of it, but for W_0 x_0. Of two matrices a block the inner
-    one is first. Needs dense matrices, and any optimizer will do (Haas et al., refined coordinate check).
+    one is first. Any optimizer will do (Haas et al., refined coordinate check). Raises ValueError unless matrices are
+    dense.
     """
     if snapshot.image_changes is None:
         raise ValueError("observe=refined_updates needs dense matrices: use train_networks with engine='dense'")

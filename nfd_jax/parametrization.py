@@ -34,6 +34,12 @@ class Power:
     """A product of powers of the width n, of the depth L and of the input dimension d, times a constant `factor`:
     `2 * rate` is `rate * Power(factor=2.0)`, and a role of rate `ZERO` is not moved by its gradients.
 
+        >>> power = Power(width=-0.5) * Power(depth=1.0, factor=2.0)
+        >>> print(power)
+        2 n^-0.5 L
+        >>> power(width=4, depth=2)
+        2.0
+
     Raises ValueError unless the factor is a finite number of at least 0.
     """
 
@@ -208,7 +214,14 @@ def alpha_gamma(
     Stable for alpha >= 1/2 and alpha + gamma >= 1, not trivial for alpha + gamma <= 1. muP is (0, 0), depth-muP
     (1/2, 1/2), CompleteP (1, 0). Beyond alpha = 1 the line alpha + gamma = 1 goes on with gamma < 0: branches that fade
     faster than L^-1 at the start, and rates that grow with depth to make up for it. `inner`: another gamma for the
-    first matrix of two-matrix branches, 0 in NFD v1's depth-aware correction of depth-muP.
+    first matrix of two-matrix branches, 0 in NFD v1's depth-aware correction of depth-muP. `name`: in tables and
+    records, made of the exponents unless given.
+
+        >>> row = alpha_gamma(0.75, 0.25)
+        >>> print(row.hidden.sgd)
+        n L^0.5
+        >>> row.branch(depth=16)
+        0.125
 
     Raises ValueError or TypeError unless alpha is a finite number of at least 0, and gamma and inner are finite.
     """

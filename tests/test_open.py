@@ -1,10 +1,9 @@
-"""What is added from outside, in the lines of the README: it works in the solvers, and its numbers are right."""
+"""What is added from outside, in the lines of the documentation: it works in the solvers, and its numbers are right."""
 
 import dataclasses
 import inspect
 import re
 import sys
-import textwrap
 from importlib.metadata import EntryPoint
 from pathlib import Path
 
@@ -19,8 +18,7 @@ from nfd_jax import studies
 from nfd_jax.io import cli
 from nfd_jax.parametrization import L
 
-README = Path(__file__).parents[1] / "README.md"
-SECTION = "## Add your own\n"
+HOW_TO = Path(__file__).parents[1] / "docs" / "how_to"
 
 
 @pytest.fixture
@@ -192,13 +190,13 @@ def test_a_scale_that_a_study_does_not_have(folder, monkeypatch):
         command(monkeypatch, "study", "my_study.py", "--scale", "smoke", "--output", "out")
 
 
-def test_the_readme_says_the_same():
-    """Every line of code of the section is one of a test."""
-    if SECTION not in README.read_text():
-        pytest.skip("the README has no such section yet")
-    section = README.read_text().partition(SECTION)[2].partition("\n## ")[0]
+def test_the_documentation_says_the_same():
+    """Every line of code of its pages is one of a test, but for imports and what they print."""
     tested = {line.strip() for line in inspect.getsource(sys.modules[__name__]).splitlines()}
-    blocks = re.findall(r"```python\n(.*?)```", section, re.DOTALL)
-    assert len(blocks) >= 5
-    for block in blocks:
-        assert {line.strip() for line in textwrap.dedent(block).splitlines()} <= tested | {""}
+    for page, count in (("add_your_own.md", 6), ("study.md", 1)):
+        blocks = re.findall(r"```python\n(.*?)```", (HOW_TO / page).read_text(), re.DOTALL)
+        given = blocks[1:] if page == "add_your_own.md" else blocks[:1]
+        assert len(given) == count
+        for block in given:
+            lines = {line.strip() for line in block.splitlines()}
+            assert {line for line in lines if not line.startswith("import ")} <= tested | {""}

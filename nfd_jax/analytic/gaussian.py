@@ -37,7 +37,7 @@ def gaussian_kernels(
 
 
 def gaussian_means(activation: str | Pointwise, variances: ArrayLike) -> Array:
-    """E[phi(u_a)] for u_a ~ N(0, variances_a), (P,); `activation` as for `gaussian_kernels`."""
+    """E[phi(u_a)] for u_a ~ N(0, v_a), with `variances` v, (P,); `activation` as for `gaussian_kernels`."""
     spread = np.sqrt(np.asarray(variances, float))
     if activation in ("identity", "tanh"):
         return np.zeros_like(spread)

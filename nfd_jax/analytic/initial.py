@@ -201,7 +201,7 @@ def tangent_kernel(
 
     `rates`: those of the roles that train, in units of eta n; by default 1 for the matrices of the blocks, which is
     depth-muP. Its corrected row is `{"inner": depth**0.5, "hidden": 1}`, which has no limit at infinite depth. Other
-    arguments as for `initial_kernels`.
+    arguments as for `initial_kernels`. Raises ValueError for rates that are not finite or of no role.
     """
     rates = {"inner": 1.0, "hidden": 1.0} if rates is None else rates
     for role, rate in rates.items():

@@ -89,7 +89,7 @@ def linear_dynamics(
 
     `gram` = <h_0, h_0> is (P, P), `targets` (P,), `learning_rate` the width- and depth-free eta,
     `closure` coupled (tied network) or decoupled (independent copy of W^0 in the backward pass).
-    Exact at finite `depth` = L; time O(L K (K P)^3), memory O(L (K P)^2).
+    `horizon` T. Exact at finite `depth` = L; time O(L K (K P)^3), memory O(L (K P)^2).
     """
     start, goals = square(gram, "gram"), one_each(targets, gram)
     blocks, samples, keep = whole(depth), len(goals), float(choice("closure", closure, CLOSURES) == "coupled")
@@ -143,7 +143,11 @@ def linear_outputs(
     Infinite depth is the value at 0 of the polynomial in 1/L through the outputs at finite depths
     (Richardson), with as many depths as it takes for the last one to change it by less than `tolerance`:
     a fraction of a second for five steps at eta = 0.5, a few seconds for ten at eta = 1. A rate at
-    which training is unstable needs more than depth 512 and raises ArithmeticError.
+    which training is unstable needs more than depth 512 and raises ArithmeticError. One step at depth 2, of one sample:
+
+        >>> found = linear_outputs([[1.0]], [1.0], depth=2, horizon=1.0, learning_rate=0.1, steps=1, closure="coupled")
+        >>> found.round(6).tolist()
+        [[0.0], [0.15]]
     """
     if depth != math.inf:
         arguments = gram, targets, whole(depth), horizon, learning_rate, steps, closure

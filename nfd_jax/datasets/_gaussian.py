@@ -44,7 +44,8 @@ def gaussian(
     - `seed`: of inputs, directions and noise.
 
     Squared loss. Directions depend on `dimension` and `seed` only, the first of them are those of fewer indices, and
-    the first samples those of fewer samples.
+    the first samples those of fewer samples. Raises ValueError or TypeError for sizes that do not fit each other, and
+    for what a teacher of one's own gives.
     """
     count = positive_int("samples", samples)
     d, k = positive_int("dimension", dimension), positive_int("indices", indices)

@@ -24,7 +24,11 @@ class Prediction:
 
 
 def about(value: float | int, allowance: float | int) -> Prediction:
-    """`value`, give or take what finite sizes may change in it."""
+    """`value`, give or take the `allowance`: what finite sizes may change in it.
+
+    >>> about(-0.5, 0.1).text
+    '-0.5 ± 0.1'
+    """
     return Prediction(value - allowance, value + allowance, f"{value:+.3g} ± {allowance:g}")
 
 

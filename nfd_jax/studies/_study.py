@@ -197,11 +197,11 @@ def run(
     part: Part | str | None = None,
     progress: bool | None = None,
 ) -> Report:
-    """Measure the cells that are missing from `folder`, and conclude from all of them.
+    """Measure the cells of a `study` at a `scale` that are missing from `folder`, and conclude from all of them.
 
     `sizes`: changes to the sizes of the scale, by name. `part`: `"k/N"` measures the cells of that part only, spread
     evenly by their cost, so that N processes on any machines with this folder measure all; `"slurm"` is the part of
-    this task of a SLURM array job, and everything outside one; None or `"all"`, everything.
+    this task of a SLURM array job, and everything outside one; None or `"all"`, everything. `progress`: show a bar; by default on a terminal.
 
     Raises ValueError or TypeError for names and values that do not fit, before anything is measured, and
     `nfd.Incomplete` where the part is done and cells of others are not there yet: the last part to finish concludes.
@@ -326,8 +326,8 @@ def _labelled(arrays: Mapping[str, np.ndarray]) -> xr.Dataset:
 
 
 def summary(reports: Sequence[Report]) -> str:
-    """All findings of several studies as one table under the claims and settings that they belong to, and how many of
-    each verdict there are."""
+    """All findings of several studies, in their `reports`, as one table under the claims and settings that they belong
+    to, and how many of each verdict there are."""
     rows = [conclusions.line(finding) for report in reports for finding in report.findings]
     head, *lines = conclusions.in_columns([conclusions.HEAD, *rows]).splitlines()
     text = [head, "-" * len(head)]
