@@ -268,6 +268,7 @@ def test_bad_sizes(example, tmp_path, scale, sizes, error, message):
         ("stability", {"data": ["/nowhere"]}, r"data teacher, digits or a folder of CIFAR-10, got .*'/nowhere'"),
         ("stability", {"rows": ["ntp"]}, "needs .* rows of sp, mup, mup_at_sp, .* got .*'ntp'"),
         ("persistence", {"dense": 64}, r"its dense networks at one of widths \(32, 128\), got layers=3 and dense=64"),
+        ("persistence", {"resolution": 0.6}, "a resolution below 0.5, got .*resolution=0.6"),
         ("independence", {"cifar10": "/nowhere"}, "cifar10 of study 'independence' must be the folder of its files"),
     ],
 )

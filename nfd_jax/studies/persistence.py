@@ -234,9 +234,8 @@ def draw(results: Results) -> list[Panel]:
     panels.append(Panel("last feature kernel, a = 1/2", "width n", "standard deviation over seeds", spreads))
     for name, called in (("kernel", "last feature kernel"), ("right", "samples in their class")):
         mean = _curve(results, HALF, name, np.mean)
-        panels.append(
-            Panel(f"{called}, a = 1/2", "width n", "mean over seeds", [Line.of("revealed", mean.sizes, mean.values)])
-        )
+        lines = [Line.of("revealed", mean.sizes, mean.values)]
+        panels.append(Panel(f"{called}, a = 1/2", "width n", "mean over seeds", lines, log_y=False))
     losses = [(a, _curve(results, a, "loss", np.mean)) for a in (HALF, ONE)]
     lines = [Line.of(f"a = {a:g}", curve.sizes, curve.values) for a, curve in losses]
     return [*panels, Panel(f"loss after {results.sizes.steps} steps", "width n", "mean over seeds", lines)]
