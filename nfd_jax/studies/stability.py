@@ -93,7 +93,7 @@ class Sizes:
             )
 
     @property
-    def main(self) -> dict[str, str | int]:
+    def main(self) -> dict[str, Any]:
         """What the main rows have of `VARIED`."""
         return dict(zip(VARIED, (self.units[0], self.data[0], self.layers[0], self.batches[0]), strict=True))
 
@@ -104,8 +104,9 @@ class Sizes:
 
 def cells(sizes: Sizes) -> list[Cell]:
     """Rows of every parametrization, optimizer and loss, and those of SP by SGD with one thing changed."""
-    rows = [{"row": row, "optimizer": optimizer} for optimizer in sizes.optimizers for row in sizes.rows]
-    rows = [row | sizes.main for row in rows]
+    rows: list[dict[str, Any]] = [
+        {"row": row, "optimizer": optimizer} | sizes.main for optimizer in sizes.optimizers for row in sizes.rows
+    ]
     every = zip(VARIED, (sizes.units, sizes.data, sizes.layers, sizes.batches), strict=True)
     sp = {"row": "sp", "optimizer": "sgd"} | sizes.main
     rows += [sp | {name: value} for name, values in every for value in values[1:]]
