@@ -284,7 +284,8 @@ def persistence_of(cell, sizes, scattered, shift=0.0):
     for name, (_, power) in persistence.SPREADS.items():
         found[name] = n**shift * drift * (10 + signs * n**power)
     return {name: ("seed", values) for name, values in found.items()} | {
-        "right": ("seed", 1 - shift * scattered(n > 1e4))
+        "right": ("seed", 1 - shift * scattered(n > 1e4)),
+        "loss": ("seed", scattered(1e-3)),
     }
 
 

@@ -9,6 +9,7 @@ from jax import export
 
 import nfd_jax as nfd
 from nfd_jax import observables
+from nfd_jax.studies import STUDIES, _rates, persistence
 
 PLATFORMS = ("cuda", "tpu")
 MODEL = nfd.ResNet(2, block="pre_inner")
@@ -46,3 +47,25 @@ def test_steps_of_autodiff_and_of_dense_matrices(untied):
         network, explicit = prepared.network(0), prepared.explicit
         assert lowers(prepared.autodiff, prepared.autodiff.start(network), task.inputs, task.targets)
         assert lowers(explicit, explicit.start(layers_of(network)), task.inputs, task.targets)
+
+
+@pytest.mark.parametrize(("engine", "observe"), [("revealed", persistence.seen), ("dense", _rates.quantities)])
+def test_steps_of_large_rates_at_accelerator_scale(engine, observe):
+    """The largest networks of claims 17 to 20, from shapes alone."""
+    sizes = STUDIES["persistence"].sizes["accelerator"]
+    with jax.enable_x64(False):
+        task, width = _rates.task("cross_entropy", sizes.samples), max(sizes.widths)
+        options = {"parametrization": "sp", "train_input": True, "train_readout": True, "observe": observe}
+        revealed = engine == "revealed"
+        dynamics, problem = nfd.network_dynamics(
+            task,
+            nfd.MLP(sizes.layers - 1, _rates.he_relu),
+            width=width if revealed else sizes.dense,
+            engine=engine,
+            resolution=sizes.resolution if revealed else None,
+            steps=sizes.steps,
+            **options,
+        )
+        assert not revealed or (width == 2**20 and dynamics.resolution == sizes.resolution)
+        state = jax.eval_shape(dynamics.init, jax.random.key(0))
+        assert lowers(dynamics, state, *problem.batch(0))

@@ -4,10 +4,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import xarray as xr
 from helpers import prepare
+from test_datasets import write
 
 import nfd_jax as nfd
-from nfd_jax.studies import _rates, stability
+from nfd_jax import studies
+from nfd_jax.studies import _rates, persistence, stability
+from nfd_jax.studies._study import Results
 from nfd_jax.tools._stability import RULES
 
 
@@ -84,3 +88,53 @@ def test_powers_of_the_table():
         stream = max(power.width for power in row.stream_updates(optimizer, roles))
         outputs = max(power.width for power in row.output_updates(optimizer, roles))
         assert powers == (-stream, -max(outputs, stream))
+
+
+def test_window_of_a_search():
+    """A step below the best rate of any seed, 1 and 2, to half a step above the first of any that fails, 5 and 6."""
+    logs, best, broken = np.arange(8.0), np.array([2, 1]), np.array([5, 6])
+    places = np.arange(8)[:, None]
+    reached = np.where(places < broken, 0.1 + 0.01 * (places - best) ** 2, np.inf)
+    losses = np.concatenate([np.ones((8, 2, 1)), np.repeat(reached[..., None], 8, axis=-1)], axis=-1)
+    assert stability._window(logs, losses, 0.5) == (0.0, 6.5)
+    assert stability._window(logs[:4], losses[:4], 0.5) == (0.0, 3.0)
+
+
+def test_error_of_a_resolution():
+    """What twice the resolution changes, of the same seeds, widens an interval by three times as much; the slope of
+    such changes that of an exponent."""
+    sizes = persistence.Sizes(widths=(256, 1024, 4096), seeds=4, resolution=0.1)
+    rng = np.random.default_rng(0)
+    every = []
+    for width in sizes.widths:
+        fine = width**0.5 * np.exp(0.1 * rng.standard_normal(4))
+        for resolution, values in ((0.1, fine), (0.2, 2 * width**0.25 * fine[:2])):
+            cell = {"a": 0.5, "width": width, "engine": "revealed", "resolution": resolution}
+            every.append((cell, xr.Dataset({"image": ("seed", values)})))
+    results = Results(sizes, every)
+    changes = [persistence._change(results, 0.5, width, "image", persistence._log) for width in sizes.widths]
+    np.testing.assert_allclose(changes, np.log(2) + 0.25 * np.log(sizes.widths), rtol=1e-12)
+    plain = persistence._curve(results, 0.5, "image", np.mean).law
+    law = persistence._law(results, 0.5, "image", np.mean)
+    assert law.value == plain.value
+    assert law.half_width() == pytest.approx(plain.half_width() + 3 * 0.25)
+    between = persistence._between(results, "image", persistence._log)
+    assert between.half_width() > 3 * 0.25 * np.log(4)
+
+
+def test_large_rates_on_cifar10(tmp_path):
+    """Files of CIFAR-10's own format, of noise: the search runs on them and finds what is stable."""
+    rng = np.random.default_rng(0)
+    images = {f"data_batch_{k}": (rng.integers(256, size=(8, 3072), dtype=np.uint8), np.arange(8)) for k in range(1, 6)}
+    folder = write(tmp_path / "cifar", images)
+    sizes = {"data": [str(folder)], "batches": [4], "tried": 4, "between": 3, "seeds": 2, "steps": 4}
+    report = studies.run(studies.STUDIES["stability"], "smoke", folder=tmp_path, sizes=sizes, progress=False)
+    assert len(report.results.cells) == 4
+    for cell, kept in report.results.cells:
+        assert cell["data"] == str(folder)
+        assert np.all(kept["largest"] > 0)
+    task = stability._task(str(folder), "cross_entropy", 4)
+    assert task.dimension == 3072
+    np.testing.assert_array_equal(task.labels, [0, 1, 2, 3])
+    with pytest.raises(ValueError, match="batches of at most 4 samples"):
+        studies.run(studies.STUDIES["stability"], "smoke", folder=tmp_path, sizes={"batches": [8]})

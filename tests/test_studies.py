@@ -265,9 +265,10 @@ def test_bad_sizes(example, tmp_path, scale, sizes, error, message):
         ("regimes", {"exponents": [0.5, 1.0]}, r"needs .* exponents with 0.5 and 0.25 .* got .*exponents=\(0.5, 1.0\)"),
         ("regimes", {"layers": [1, 3]}, r"needs networks of at least 2 layers, .* got layers=\(1, 3\)"),
         ("updates", {"layers": [1, 3]}, r"needs networks of at least 2 layers, got layers=\(1, 3\)"),
-        ("stability", {"data": ["/nowhere"]}, r"data teacher, digits or a folder of CIFAR-10, got .*'/nowhere'"),
+        ("stability", {"data": ["/nowhere"]}, r"data teacher, digits or a folder of CIFAR-10, .*'/nowhere'"),
         ("stability", {"rows": ["ntp"]}, "needs .* rows of sp, mup, mup_at_sp, .* got .*'ntp'"),
-        ("persistence", {"dense": 64}, r"its dense networks at one of widths \(32, 128\), got layers=3 and dense=64"),
+        ("persistence", {"dense": 64}, r"its dense networks at one of widths \(32, 128\) .* dense=64"),
+        ("persistence", {"resolution": 0.6}, "a resolution below 0.5, got .*resolution=0.6"),
         ("independence", {"cifar10": "/nowhere"}, "cifar10 of study 'independence' must be the folder of its files"),
     ],
 )

@@ -114,6 +114,7 @@ def _network_points(axis: Axes, network: xr.Dataset, name: str, style: dict[str,
     )
 
 
+LEGEND, SHORT = 4, 24  # entries that have room beside data; characters of labels that stand side by side
 AXES = {"n": "width n", "L": "depth L"}
 
 
@@ -180,7 +181,8 @@ def panels(title: str, described: Sequence[Any], note: str = "") -> Figure:
     """The panels of a study (`nfd_jax.studies._panels`), at most three a row; `note` stands below the title."""
     columns = 2 if len(described) == 4 else min(3, len(described))
     rows = -(-len(described) // columns)
-    figure = Figure(figsize=(max(5.2 * columns, 7.0), 4.0 * rows + 0.6), layout="constrained")
+    below = 0.2 * max(map(_below, described))  # inches
+    figure = Figure(figsize=(max(5.2 * columns, 7.0), (4.0 + below) * rows + 0.6), layout="constrained")
     axes = figure.subplots(rows, columns, squeeze=False).ravel()
     for axis, panel in zip(axes, described, strict=False):
         (_map if hasattr(panel, "borders") else _panel)(axis, panel)
@@ -208,8 +210,26 @@ def _panel(axis: Axes, panel: Any) -> None:
     if panel.log_x and len(sizes) <= 9:
         sizes_axis(axis, sizes)
     axis.grid(alpha=0.3)
-    if axis.get_legend_handles_labels()[0]:
-        axis.legend(fontsize=7)
+    if _below(panel):
+        axis.legend(fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=_columns(panel))
+    elif axis.get_legend_handles_labels()[0]:
+        axis.legend(fontsize=8)
+
+
+def _labels(panel: Any) -> list[str]:
+    return [each.label for each in (*panel.levels, *panel.lines) if not each.label.startswith("_")]
+
+
+def _columns(panel: Any) -> int:
+    """Of a legend below the axes."""
+    return 2 if max(map(len, _labels(panel))) < SHORT and not any(line.slope for line in panel.lines) else 1
+
+
+def _below(panel: Any) -> int:
+    """Lines of a legend that stands below its axes: one of many entries, which would hide the data."""
+    if hasattr(panel, "borders") or len(_labels(panel)) <= LEGEND:
+        return 0
+    return -(-len(_labels(panel)) // _columns(panel))
 
 
 def _line(axis: Axes, line: Any, number: int, count: int, log_y: bool) -> None:
@@ -248,13 +268,13 @@ def _map(axis: Axes, panel: Any) -> None:
     axis.figure.colorbar(image, ax=axis, shrink=0.8)
     for row, height in enumerate(y):
         for column, place in enumerate(x):
-            text = axis.text(place, height, panel.text[row][column], ha="center", va="center", fontsize=7)
-            text.set(bbox={"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 1}, zorder=3)  # above borders
+            text = axis.text(place, height, panel.text[row][column], ha="center", va="center", fontsize=8)
+            text.set(bbox={"facecolor": "white", "linewidth": 0, "pad": 1}, zorder=3)  # above borders
     for number, (label, xs, ys) in enumerate(panel.borders):
         axis.plot(xs, ys, color="black", linestyle=DASHES[number % len(DASHES)], linewidth=2, label=label)
     axis.set_xticks(x)
     axis.set_yticks(y)
-    axis.legend(fontsize=7, loc="upper left", bbox_to_anchor=(0, -0.12), ncols=max(1, len(panel.borders)))
+    axis.legend(fontsize=8, loc="upper left", bbox_to_anchor=(0, -0.14), ncols=max(1, len(panel.borders)))
 
 
 def save(figure: Figure, path: Path) -> Path:

@@ -214,5 +214,5 @@ def stable_rates(found: Any, axes: Axes | None = None) -> Axes:
     axes.set_yscale("log")
     axes.set(xlabel="width n", ylabel="largest rate that ...")
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=7, title="rule, and exponent in n")
+    axes.legend(fontsize=8, title="rule, and exponent in n")
     return axes

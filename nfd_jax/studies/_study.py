@@ -201,7 +201,8 @@ def run(
 
     `sizes`: changes to the sizes of the scale, by name. `part`: `"k/N"` measures the cells of that part only, spread
     evenly by their cost, so that N processes on any machines with this folder measure all; `"slurm"` is the part of
-    this task of a SLURM array job, and everything outside one; None or `"all"`, everything. `progress`: show a bar; by default on a terminal.
+    this task of a SLURM array job, and everything outside one; None or `"all"`, everything. `progress`: show a bar; by
+    default on a terminal.
 
     Raises ValueError or TypeError for names and values that do not fit, before anything is measured, and
     `nfd.Incomplete` where the part is done and cells of others are not there yet: the last part to finish concludes.

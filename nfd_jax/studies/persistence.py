@@ -9,19 +9,25 @@ the former is n^(-1/2) and the square n^0, which prevails where the rate is larg
 The limit is a random one: the first gradient of the loss depends on the outputs at the start, which are of order 1 and
 differ from seed to seed. So single networks keep their spread as n grows once they have trained, unlike kernels at the
 start, whose spread falls as n^(-1/2); what converges is the law over seeds.
+
+At a = 1/2 outputs of n^(1/2) leave no loss gradient where a sample is in its class: the wider, the sooner training is
+over, whatever the number of steps. At a = 1 it goes on.
+
+So many steps need revealed matrices with a `resolution`. What that leaves is measured with the first seeds once more at
+twice the resolution, on the same noise; three times the change is part of every half-width, as in `solve_limit`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 
 import nfd_jax as nfd
-from nfd_jax.statistics import Estimate, Sampled, bootstrap, combined
+from nfd_jax.statistics import Estimate, Slope, bootstrap, combined, quantile
 from nfd_jax.studies import _rates
 from nfd_jax.studies._curves import Curve
 from nfd_jax.studies._findings import Finding, about
@@ -30,38 +36,52 @@ from nfd_jax.studies._seeds import own_seeds
 from nfd_jax.studies._study import Arrays, Cell, Results, Study
 
 HALF, ONE = 0.5, 1.0  # exponents a of the rate
+WIDE = 10_000
 QUANTITIES = {  # by name: what it is, and its exponent in n at a = 1/2 and at a = 1
     "image": ("hidden effective update", 0.0, -0.5),
     "kernel_change": ("change of the last feature kernel", 0.0, -1.0),
     "logits": ("outputs over n^(1/2)", 0.0, -0.5),
 }
 SPREADS = {"kernel_start": ("at the start", -0.5), "kernel": ("after training", 0.0)}
+Measured = TypeVar("Measured", bound=Estimate)
+COARSER, ERROR = 2, 3  # times the resolution; its error in changes from there
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The grid: eta = `learning_rate` (n / 32)^-a / (32 (layers - 1)), a = 1/2 and 1; dense networks at one width."""
+    """The grid: eta = `learning_rate` (n / 32)^-a / (32 (layers - 1)), a = 1/2, of `wide_seeds` beyond n = 10,000, and
+    a = 1, of `fewer_seeds` as it scatters less; dense networks at one width. A quarter of the seeds is trained at twice
+    the resolution too."""
 
     widths: tuple[int, ...] = (64, 256, 1024, 4096, 16_384, 65_536)
     dense: int = 256
     layers: int = 4
     learning_rate: float = 40.0
-    seeds: int = 96
+    seeds: int = 64
+    wide_seeds: int = 24
+    fewer_seeds: int = 12
     samples: int = 6
-    steps: int = 6
+    steps: int = 200
+    resolution: float = 0.02
 
     def __post_init__(self) -> None:
-        if self.dense not in self.widths or self.layers < 3:
+        if self.dense not in self.widths or self.layers < 3 or not self.resolution < 1 / COARSER:
             raise ValueError(
-                f"study 'persistence' needs at least 3 layers and its dense networks at one of widths {self.widths}, "
-                f"got layers={self.layers} and dense={self.dense}"
+                f"study 'persistence' needs at least 3 layers, its dense networks at one of widths {self.widths} and a "
+                f"resolution below {1 / COARSER}, got layers={self.layers}, dense={self.dense} and "
+                f"resolution={self.resolution}"
             )
 
 
 def cells(sizes: Sizes) -> list[Cell]:
-    """Revealed networks of all widths at both rates, and dense ones at one of each."""
-    revealed = [{"a": a, "width": width, "engine": "revealed"} for a in (HALF, ONE) for width in sizes.widths]
-    return [*revealed, {"a": HALF, "width": sizes.dense, "engine": "dense"}]
+    """Revealed networks of all widths at both rates and two resolutions, and dense ones at one of each."""
+    found: list[Cell] = []
+    for width in sizes.widths:
+        for a, seeds in ((HALF, sizes.wide_seeds if width > WIDE else sizes.seeds), (ONE, sizes.fewer_seeds)):
+            cell = {"a": a, "width": width, "engine": "revealed"}
+            found.append(cell | {"seeds": seeds, "resolution": sizes.resolution})
+            found.append(cell | {"seeds": max(2, seeds // 4), "resolution": COARSER * sizes.resolution})
+    return [*found, {"a": HALF, "width": sizes.dense, "engine": "dense", "seeds": sizes.seeds, "resolution": 0.0}]
 
 
 @nfd.observables.axes(kernel=("layer", "sample", "other_sample"), image=("matrix",))
@@ -76,7 +96,15 @@ def seen(snapshot: nfd.Snapshot) -> dict[str, Any]:
 
 
 def measure(
-    a: float, width: int, engine: str, layers: int, learning_rate: float, seeds: int, samples: int, steps: int
+    a: float,
+    width: int,
+    engine: str,
+    seeds: int,
+    resolution: float,
+    layers: int,
+    learning_rate: float,
+    samples: int,
+    steps: int,
 ) -> Arrays:
     """What has moved after the last step, one number a seed, and kernels before and after training."""
     task = _rates.task("cross_entropy", samples)
@@ -86,6 +114,7 @@ def measure(
         width=width,
         seeds=own_seeds(seeds, a, width, engine),
         engine=engine,
+        resolution=resolution,
         steps=steps,
         learning_rate=_rates.rate(learning_rate, layers, width, a),
         parametrization="sp",
@@ -104,74 +133,112 @@ def measure(
         "right": np.where(np.isfinite(moved).all(axis=(1, 2)), right.mean(axis=1), np.nan),
         "kernel_start": np.mean(kernel[:, 0], axis=(1, 2)),
         "kernel": np.mean(kernel[:, -1], axis=(1, 2)),
+        "loss": np.asarray(run.loss[:, -1], np.float64),
     }
     return {name: ("seed", values) for name, values in found.items()}
 
 
-def _log(values: np.ndarray) -> Sampled:
-    return bootstrap(lambda x: np.log(x.mean()), values)
+def _log(values: np.ndarray) -> np.ndarray:
+    return np.log(values.mean())
 
 
-def _spread(values: np.ndarray) -> Sampled:
-    return bootstrap(lambda x: x.std(ddof=1), values)
+def _deviation(values: np.ndarray) -> np.ndarray:
+    return values.std(ddof=1)
 
 
-def _curve(results: Results, a: float, name: str, function: Callable[[np.ndarray], Sampled]) -> Curve:
-    chosen = results.where(a=a, engine="revealed")
-    return chosen.curve("width", lambda kept: function(kept[name].values))
+def _values(results: Results, a: float, width: int, name: str, *, coarser: bool = False) -> np.ndarray:
+    """Of revealed networks at the resolution, or at twice that, one a seed."""
+    times = COARSER if coarser else 1
+    return results.one(a=a, width=width, engine="revealed", resolution=times * results.sizes.resolution)[name].values
+
+
+def _change(results: Results, a: float, width: int, name: str, function: Callable[[np.ndarray], Any]) -> float:
+    """What twice the resolution changes in a function of the seeds, on the same noise."""
+    coarser = _values(results, a, width, name, coarser=True)
+    return float(function(coarser) - function(_values(results, a, width, name)[: len(coarser)]))
+
+
+def _widened(measured: Measured, change: float) -> Measured:
+    """With the error of the resolution in its half-width."""
+    more = ERROR * abs(change) / quantile(measured.freedom)
+    return replace(measured, standard_error=measured.standard_error + more)
+
+
+def _curve(results: Results, a: float, name: str, function: Callable[[np.ndarray], Any]) -> Curve:
+    widths = results.sizes.widths
+    return Curve.of(widths, [bootstrap(function, _values(results, a, width, name)) for width in widths])
+
+
+def _law(results: Results, a: float, name: str, function: Callable[[np.ndarray], Any]) -> Slope:
+    """The exponent in n, with the error of the resolution."""
+    logs, changes = np.log(results.sizes.widths), []
+    for width in results.sizes.widths:
+        changes.append(_change(results, a, width, name, lambda values: np.log(function(values))))
+    centred = logs - logs.mean()
+    return _widened(_curve(results, a, name, function).law, float(centred @ changes / np.sum(centred**2)))
+
+
+def _between(results: Results, name: str, function: Callable[[np.ndarray], Any]) -> Estimate:
+    """A function of the seeds at the largest width, less that at the middle one, at a = 1/2."""
+    ends = _ends(results)
+    parts = [bootstrap(function, _values(results, HALF, width, name)) for width in ends]
+    wide, far = (_change(results, HALF, width, name, function) for width in ends)
+    return _widened(combined(lambda x, y: x - y, *parts).estimate(), wide - far)
+
+
+def _ends(results: Results) -> tuple[int, int]:
+    widths = results.sizes.widths
+    return widths[-1], widths[(len(widths) - 1) // 2]
 
 
 def conclude(results: Results) -> list[Finding]:
     """What keeps moving and what does not, what has converged, what scatters, and whether dense networks agree."""
-    sizes, found = results.sizes, []
+    found, (wide, far) = [], _ends(results)
     for name, (called, *powers) in QUANTITIES.items():
         for a, power in zip((HALF, ONE), powers, strict=True):
-            law = _curve(results, a, name, lambda x: bootstrap(np.mean, x)).law
             source = "Haas et al." if a == HALF else "by counting"
+            law = _law(results, a, name, np.mean)
             found.append(Finding(f"{called} ~ n^p at a = {a:g}", source, about(power, 0.15), law))
     for name, (when, power) in SPREADS.items():
-        law = _curve(results, HALF, name, _spread).law
+        law = _law(results, HALF, name, _deviation)
         quantity = f"spread of the last feature kernel over seeds ~ n^p, {when}, a = 1/2"
         found.append(Finding(quantity, "by counting", about(power, 0.2), law))
-    wide, far = (sizes.widths[place] for place in (-1, (len(sizes.widths) - 1) // 2))
     for name in (*QUANTITIES, "kernel"):
         called = QUANTITIES[name][0] if name in QUANTITIES else "last feature kernel"
-        ends = [results.one(a=HALF, engine="revealed", width=width)[name].values for width in (wide, far)]
-        gap = combined(lambda x, y: x - y, *map(_log, ends)).estimate()
         quantity = f"log({called} at n = {wide} / at n = {far}), a = 1/2"
-        found.append(Finding(quantity, "Haas et al.; 0.25 is ours", about(0, 0.25), gap))
-    rights = [results.one(a=HALF, engine="revealed", width=width)["right"].values for width in (wide, far)]
-    gap = combined(lambda x, y: x - y, *(bootstrap(np.mean, each) for each in rights)).estimate()
+        found.append(Finding(quantity, "Haas et al.; 0.25 is ours", about(0, 0.25), _between(results, name, _log)))
     quantity = f"share of samples in their class at n = {wide}, less that at n = {far}, a = 1/2"
-    found.append(Finding(quantity, "Haas et al.; 0.15 is ours", about(0, 0.15), gap))
+    found.append(Finding(quantity, "Haas et al.; 0.15 is ours", about(0, 0.15), _between(results, "right", np.mean)))
     return [*found, *(_engines(results, name) for name in ("image", "kernel", "logits"))]
 
 
 def _engines(results: Results, name: str) -> Finding:
     """Dense networks against revealed ones of the same width, which have the same law."""
     width = results.sizes.dense
-    both = [results.one(a=HALF, engine=engine, width=width)[name].values for engine in ("dense", "revealed")]
-    gap: Estimate = combined(lambda x, y: x - y, *map(_log, both)).estimate()
-    return Finding(
-        f"log({name}, dense / revealed) at n = {width}, a = 1/2", "one law; 0.25 is ours", about(0, 0.25), gap
-    )
+    dense = results.one(a=HALF, engine="dense", width=width)[name].values
+    parts = [bootstrap(_log, each) for each in (dense, _values(results, HALF, width, name))]
+    gap = combined(lambda x, y: x - y, *parts).estimate()
+    measured = _widened(gap, _change(results, HALF, width, name, _log))
+    quantity = f"log({name}, dense / revealed) at n = {width}, a = 1/2"
+    return Finding(quantity, "one law; 0.25 is ours", about(0, 0.25), measured)
 
 
 def draw(results: Results) -> list[Panel]:
     """What moves, and the spread of kernels, against the width; classes that are right."""
     panels = []
     for name, (called, *powers) in QUANTITIES.items():
-        curves = [_curve(results, a, name, lambda x: bootstrap(np.mean, x)) for a in (HALF, ONE)]
+        curves = [_curve(results, a, name, np.mean) for a in (HALF, ONE)]
         lines = [curve.line(f"a = {a:g}", power) for curve, a, power in zip(curves, (HALF, ONE), powers, strict=True)]
         panels.append(Panel(called, "width n", "mean over seeds", lines))
-    spreads = [_curve(results, HALF, name, _spread).line(when, power) for name, (when, power) in SPREADS.items()]
+    spreads = [_curve(results, HALF, name, _deviation).line(when, power) for name, (when, power) in SPREADS.items()]
     panels.append(Panel("last feature kernel, a = 1/2", "width n", "standard deviation over seeds", spreads))
     for name, called in (("kernel", "last feature kernel"), ("right", "samples in their class")):
-        mean = _curve(results, HALF, name, lambda x: bootstrap(np.mean, x))
-        panels.append(
-            Panel(f"{called}, a = 1/2", "width n", "mean over seeds", [Line.of("revealed", mean.sizes, mean.values)])
-        )
-    return panels
+        mean = _curve(results, HALF, name, np.mean)
+        lines = [Line.of("revealed", mean.sizes, mean.values)]
+        panels.append(Panel(f"{called}, a = 1/2", "width n", "mean over seeds", lines, log_y=False))
+    losses = [(a, _curve(results, a, "loss", np.mean)) for a in (HALF, ONE)]
+    lines = [Line.of(f"a = {a:g}", curve.sizes, curve.values) for a, curve in losses]
+    return [*panels, Panel(f"loss after {results.sizes.steps} steps", "width n", "mean over seeds", lines)]
 
 
 STUDY = Study(
@@ -181,17 +248,20 @@ STUDY = Study(
     "hidden features keep moving",
     source="Haas et al.",
     setting="four layers, revealed matrices, few Gaussian inputs of four classes, ReLU with He's factor, all weights "
-    "trained by a few steps of full-batch SGD; the limit is random through the outputs at the start, so that means "
-    "over seeds are compared; not the source's data, and far shorter training",
+    "trained by 200 steps of full-batch SGD; the limit is random through the outputs at the start, so that means over "
+    "seeds are compared; half-widths contain the error of the resolution; not the source's data",
     sizes={
-        "smoke": Sizes((32, 128), 32, 3, seeds=4, samples=3, steps=2),
+        "smoke": Sizes((32, 128), 32, 3, seeds=8, wide_seeds=8, fewer_seeds=4, samples=3, steps=4, resolution=0.1),
         "laptop": Sizes(),
-        "accelerator": Sizes((64, 512, 4096, 32_768, 262_144, 1_048_576), dense=4096, seeds=32, samples=8, steps=8),
+        "accelerator": Sizes(
+            (64, 512, 4096, 32_768, 262_144, 1_048_576), dense=4096, seeds=64, wide_seeds=32, fewer_seeds=16, steps=400
+        ),
     },
     cells=cells,
     measure=measure,
     conclude=conclude,
     draw=draw,
-    cost=lambda cell: float(cell["width"]),
+    cost=lambda cell: cell["seeds"] * float(cell["width"]),
+    revision=2,
     least={"widths": 2},
 )

@@ -166,7 +166,7 @@ def _map(results: Results, loss: str) -> Map:
             for name in NAMES
         }
     text = [
-        [", ".join(f"{logs[name][row, column]:.1f}" for name in NAMES) for column in range(len(widths))]
+        ["\n".join(f"{round(logs[name][row, column], 1) + 0.0:.1f}" for name in NAMES) for column in range(len(widths))]
         for row in range(len(sizes.exponents))
     ]
     ends = [np.log2(widths[0]), np.log2(widths[-1])]
@@ -174,7 +174,9 @@ def _map(results: Results, loss: str) -> Map:
     if loss == "cross_entropy" and layers > 2:
         borders.append(("features grow below", ends, [0.5, 0.5]))
     values = np.clip(np.nan_to_num(logs["features"], nan=3, posinf=3, neginf=-3), -3, 3)
-    title = f"log10 of the largest {', '.join(NAMES)}: {LOSSES[loss]}, {layers} layers"
+    title = (
+        f"log10 of the largest {', '.join(NAMES.values())}, shade {NAMES['features']}\n{LOSSES[loss]}, {layers} layers"
+    )
     return Map(title, "log2 n", "a, of eta ~ n^-a", np.log2(widths), sizes.exponents, values, text, borders)
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -50,46 +51,67 @@ POWERS = {  # of the largest stable rate, by row and optimizer: under cross-entr
     ("mup_at_sp", "adam"): (0.0, -0.5),
 }
 RULES = {TRAINS: "largest", FINITE: "finite", BOUNDED: "bounded"}  # and the name of its array
-NAMES = ("row", "optimizer", "loss", "units", "data")  # what tells curves apart
+VARIED = ("units", "data", "layers", "batch")  # one at a time, under SP by SGD
+NAMES = ("row", "optimizer", "loss", *VARIED)  # what tells curves apart
 ALLOWED = 0.2
+SEARCHED = 2  # seeds that find where to look
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The grid: `tried` rates from `lowest` over some octaves, and as many between the last stable one and the first
-    that is not. Units and data but the first ones are those of SP by SGD; data may be a folder of CIFAR-10's files."""
+    """The grid. Two seeds are trained at `tried` rates from `lowest` over some octaves, and then all of them at
+    `between` rates, from a step of that grid below the best of these to half a step above the first unstable one.
 
-    widths: tuple[int, ...] = (64, 128, 256, 512)
+    The first of units, data, layers and batches are those of the main rows; the others stand beside SP by SGD. Data may
+    be a folder of CIFAR-10's files. Networks of more layers than the first have `deep_widths`."""
+
+    widths: tuple[int, ...] = (64, 256, 1024)
+    deep_widths: tuple[int, ...] = (64, 256, 512)
     rows: tuple[str, ...] = tuple(ROWS)
     optimizers: tuple[str, ...] = ("sgd", "adam")
     units: tuple[str, ...] = ("abs", "relu")
     data: tuple[str, ...] = ("teacher", "digits")
-    layers: int = 3
-    lowest: float = 2.0**-16
+    layers: tuple[int, ...] = (3, 8)
+    batches: tuple[int, ...] = (16, 4)
+    lowest: float = 2.0**-17
     octaves: float = 24.0
     tried: int = 13
-    seeds: int = 6
+    between: int = 8
+    seeds: int = 5
     samples: int = 16
-    steps: int = 100
+    steps: int = 200
 
     def __post_init__(self) -> None:
         wrong = {*self.rows} - {*ROWS}, {*self.optimizers} - {"sgd", "adam"}
         folders = [each for each in self.data if each not in ("teacher", "digits") and not Path(each).is_dir()]
-        if self.tried < 3 or any(wrong) or folders:
+        if min(self.tried, self.between) < 3 or any(wrong) or folders or max(self.batches) > self.samples:
             raise ValueError(
-                f"study 'stability' needs tried of at least 3 rates, rows of {', '.join(ROWS)}, optimizers sgd or "
-                f"adam, and data teacher, digits or a folder of CIFAR-10, got tried={self.tried}, rows={self.rows}, "
-                f"optimizers={self.optimizers}, data={self.data}"
+                f"study 'stability' needs tried and between of at least 3 rates, rows of {', '.join(ROWS)}, optimizers "
+                f"sgd or adam, data teacher, digits or a folder of CIFAR-10, and batches of at most {self.samples} "
+                f"samples, got tried={self.tried}, between={self.between}, rows={self.rows}, "
+                f"optimizers={self.optimizers}, data={self.data}, batches={self.batches}"
             )
+
+    @property
+    def main(self) -> dict[str, Any]:
+        """What the main rows have of `VARIED`."""
+        return dict(zip(VARIED, (self.units[0], self.data[0], self.layers[0], self.batches[0]), strict=True))
+
+    def across(self, layers: int) -> tuple[int, ...]:
+        """The widths of networks of as many layers."""
+        return self.widths if layers <= self.layers[0] else self.deep_widths
 
 
 def cells(sizes: Sizes) -> list[Cell]:
-    """Rows of every parametrization, optimizer and loss, and those of SP by SGD with other units and data."""
-    (units, *others), (data, *more) = sizes.units, sizes.data
-    rows = [(row, optimizer, units, data) for optimizer in sizes.optimizers for row in sizes.rows]
-    rows += [("sp", "sgd", other, data) for other in others] + [("sp", "sgd", units, other) for other in more]
-    every = [dict(zip(NAMES, (*row[:2], loss, *row[2:]), strict=True)) for row in rows for loss in LOSSES]
-    return [row | {"width": width} for row in every for width in sizes.widths]
+    """Rows of every parametrization, optimizer and loss, and those of SP by SGD with one thing changed."""
+    rows: list[dict[str, Any]] = [
+        {"row": row, "optimizer": optimizer} | sizes.main for optimizer in sizes.optimizers for row in sizes.rows
+    ]
+    every = zip(VARIED, (sizes.units, sizes.data, sizes.layers, sizes.batches), strict=True)
+    sp = {"row": "sp", "optimizer": "sgd"} | sizes.main
+    rows += [sp | {name: value} for name, values in every for value in values[1:]]
+    rows = [row | {"loss": loss} for row in rows for loss in LOSSES]
+    return [row | {"width": width} for row in rows for width in sizes.across(row["layers"])]
 
 
 def _task(data: str, loss: str, samples: int) -> nfd.Task:
@@ -107,18 +129,21 @@ def measure(
     loss: str,
     units: str,
     data: str,
-    width: int,
     layers: int,
+    batch: int,
+    width: int,
     lowest: float,
     octaves: float,
     tried: int,
+    between: int,
     seeds: int,
     samples: int,
     steps: int,
 ) -> Arrays:
     """Of every seed the largest rate that is stable by each rule, infinite where all are and NaN where none is, and the
     best one."""
-    task, members = _task(data, loss, samples), own_seeds(seeds, row, optimizer, loss, units, data, width)
+    task = _task(data, loss, samples).minibatches(batch)
+    members = own_seeds(seeds, row, optimizer, loss, units, data, layers, batch, width)
     recipe = nfd.Training(
         steps=steps,
         learning_rate=1.0,
@@ -128,29 +153,33 @@ def measure(
         train_readout=True,
     )
     model = nfd.MLP(layers - 1, _rates.activation(units))
-    networks = Networks.of(task, model, recipe, width, "tied", "dense")
+    networks, trivial = Networks.of(task, model, recipe, width, "tied", "dense"), _trivial(task)
 
     def losses(logs: np.ndarray) -> np.ndarray:
-        """`(rates, seeds, steps + 1)` at log2 rates `(rates, seeds)`."""
+        """`(rates, seeds, steps + 1)` of the first seeds, at log2 rates `(rates, seeds)`."""
         each = np.repeat(2.0 ** logs.reshape(-1, 1), steps, axis=1)
-        found = networks.train(tuple(members) * len(logs), rates=each, progress=False)
-        run = nfd.Trajectory.of(found, task, networks.problem.data, tuple(members) * len(logs), networks.arguments)
+        own = tuple(members[: logs.shape[1]]) * len(logs)
+        found = networks.train(own, rates=each, progress=False)
+        run = nfd.Trajectory.of(found, task, networks.problem.data, own, networks.arguments)
         return run.loss.reshape(*logs.shape, -1).astype(np.float64)
 
-    step = octaves / (tried - 1)
+    coarse = np.log2(lowest) + octaves / (tried - 1) * np.arange(tried)
+    low, high = _window(coarse, losses(np.stack([coarse] * min(SEARCHED, seeds), axis=1)), trivial)
     # no two seeds try the same rates, so that their borders scatter by what the grid leaves open too
-    own = step / (tried + 1) * ((np.arange(seeds) + 0.5) / seeds - 0.5)
-    coarse = np.log2(lowest) + step * np.arange(tried)[:, None] + own
-    first, trivial = losses(coarse), _trivial(task)
-    low, _ = brackets(TRAINS, first, trivial)
-    between = np.arange(1, tried + 1)[:, None] / (tried + 1)
-    fine = np.take_along_axis(coarse, np.clip(low, 0, tried - 2)[None], axis=0) + step * between
-    logs = np.concatenate([coarse, fine])
-    order = np.argsort(logs, axis=0)
-    logs = np.take_along_axis(logs, order, axis=0)
-    every = np.take_along_axis(np.concatenate([first, losses(fine)]), order[..., None], axis=0)
+    own = np.random.default_rng(members[0]).permutation(seeds) + 0.5
+    logs = low + (high - low) / between * (np.arange(between)[:, None] + own / seeds)
+    every = losses(logs)
     found = {name: _border(logs, every, rule, trivial) for rule, name in RULES.items()}
     return {name: ("seed", values) for name, values in (found | {"best": _best(logs, settled(every))}).items()}
+
+
+def _window(logs: np.ndarray, losses: np.ndarray, trivial: float) -> tuple[float, float]:
+    """Where to look more closely, of log2 rates `(rates,)` with losses `(rates, seeds, steps + 1)`: from one below the
+    best to half a step above the first that is not stable by the primary rule, of any seed."""
+    best, (_, high) = settled(losses).argmin(axis=0), brackets(TRAINS, losses, trivial)
+    ends = [max(best.min() - 1, 0), min(high.max() + 0.5, len(logs) - 1)]
+    low, top = np.interp(ends, np.arange(len(logs)), logs)
+    return float(low), float(top)
 
 
 def _trivial(task: nfd.Task) -> float:
@@ -182,39 +211,44 @@ def _best(logs: np.ndarray, reached: np.ndarray) -> np.ndarray:
     return np.array(found)
 
 
-def _values(results: Results, name: str, row: dict[str, str]) -> np.ndarray:
+def _values(results: Results, name: str, row: dict[str, Any]) -> np.ndarray:
     """Rates of one row `(seeds, widths)`; not a number where a seed has none."""
     values = np.stack([kept[name].values for _, kept in results.where(**row).along("width")], axis=1)
     return np.where(np.isfinite(values), values, np.nan)
 
 
-def _law(results: Results, name: str, row: dict[str, str]) -> Slope:
+def _law(results: Results, name: str, row: dict[str, Any]) -> Slope:
     """The exponent in n, of geometric means over seeds; not a number where a seed has no rate."""
     values = _values(results, name, row)
     if not np.isfinite(values).all():
         return Slope(np.nan, np.nan, len(values) - 1)
-    return fit_slope(results.sizes.widths, values, average="log")
+    return fit_slope(results.sizes.across(row["layers"]), values, average="log")
 
 
-def _line(results: Results, name: str, row: dict[str, str], label: str) -> Line:
+def _line(results: Results, name: str, row: dict[str, Any], label: str) -> Line:
     logs = np.log(_values(results, name, row))
     middle = bootstrap(lambda x: np.exp(x.mean(axis=0)), logs)
-    return Line.of(label, results.sizes.widths, middle, _law(results, name, row))
+    return Line.of(label, results.sizes.across(row["layers"]), middle, _law(results, name, row))
 
 
-def _called(row: dict[str, str], *names: str) -> str:
-    """What these arguments are, all of them if none is named."""
+def _called(results: Results, row: dict[str, Any], *names: str) -> str:
+    """Its parametrization, optimizer and loss, or those named of them, and in what it differs from the main rows."""
     shown = {
         "row": ROWS[row["row"]],
         "optimizer": {"sgd": "SGD", "adam": "Adam"}[row["optimizer"]],
         "loss": LOSSES[row["loss"]],
-        "units": row["units"],
-        "data": row["data"],
     }
-    return ", ".join(shown[name] for name in names or NAMES)
+    varied = {
+        "units": row["units"],
+        "data": row["data"] if row["data"] in ("teacher", "digits") else "CIFAR-10",
+        "layers": f"{row['layers']} layers",
+        "batch": f"batches of {row['batch']}",
+    }
+    other = [varied[name] for name, value in results.sizes.main.items() if row[name] != value]
+    return ", ".join([*(shown[name] for name in names or shown), *other])
 
 
-def _rows(results: Results) -> list[dict[str, str]]:
+def _rows(results: Results) -> list[dict[str, Any]]:
     """What tells the curves apart, in order."""
     found = [{name: cell[name] for name in NAMES} for cell, _ in results.cells]
     return [row for place, row in enumerate(found) if row not in found[:place]]
@@ -232,26 +266,30 @@ def conclude(results: Results) -> list[Finding]:
         for name, called in names.items():
             source = "Haas et al." if stated and name == "largest" else "by counting"
             law = _law(results, name, row)
-            found.append(Finding(f"{called} ~ n^p, {_called(row)}", source, about(power, ALLOWED), law))
+            found.append(Finding(f"{called} ~ n^p, {_called(results, row)}", source, about(power, ALLOWED), law))
     return found
 
 
 def draw(results: Results) -> list[Panel]:
-    """The largest stable rate and the best one against the width, a panel an optimizer; other units and data; rules."""
+    """The largest stable rate and the best one against the width, a panel an optimizer; one thing changed; rules."""
     panels, rows, sizes = [], _rows(results), results.sizes
-    main = [row for row in rows if (row["units"], row["data"]) == (sizes.units[0], sizes.data[0])]
+    main = [row for row in rows if sizes.main.items() <= row.items()]
     for name, called in (("largest", "largest stable rate"), ("best", "best rate")):
         for optimizer in sizes.optimizers:
             own = [row for row in main if row["optimizer"] == optimizer]
-            lines = [_line(results, name, row, _called(row, "row", "loss")) for row in own]
-            panels.append(Panel(f"{called}, {_called(own[0], 'optimizer')}", "width n", "rate eta", lines))
-    if others := [row for row in rows if row["row"] == "sp" and row["optimizer"] == "sgd"]:
-        lines = [_line(results, "largest", row, _called(row, "loss", "units", "data")) for row in others]
-        panels.append(Panel("largest stable rate, SP, SGD", "width n", "rate eta", lines))
+            lines = [_line(results, name, row, _called(results, row, "row", "loss")) for row in own]
+            panels.append(Panel(f"{called}, {_called(results, own[0], 'optimizer')}", "width n", "rate eta", lines))
+    sp = [row for row in rows if (row["row"], row["optimizer"]) == ("sp", "sgd")]
+    for loss, called in LOSSES.items() if sp else ():
+        own = [row for row in sp if row["loss"] == loss]
+        lines = [_line(results, "largest", row, _called(results, row, "row")) for row in own]
+        panels.append(Panel(f"largest stable rate, SP, SGD, {called}", "width n", "rate eta", lines))
     lines = [
-        _line(results, name, row, f"{_called(row, 'loss')}, {rule}") for row in main[:2] for rule, name in RULES.items()
+        _line(results, name, row, f"{_called(results, row, 'loss')}, {rule}")
+        for row in main[:2]
+        for rule, name in RULES.items()
     ]
-    title = f"by rule, {_called(main[0], 'row', 'optimizer')}"
+    title = f"by rule, {_called(results, main[0], 'row', 'optimizer')}"
     return [*panels, Panel(title, "width n", "largest rate that ...", lines)]
 
 
@@ -261,18 +299,42 @@ STUDY = Study(
     claim="under standard parametrization the largest stable rate falls as n^-1 with squared loss and as n^(-1/2) with "
     "cross-entropy, and under muP not at all",
     source="Haas et al.",
-    setting="three layers, units |h| that can't die, 16 Gaussian inputs of four classes, all weights trained by 100 "
-    "full-batch steps; ReLU and digits beside them; stable is what comes half the way to the best rate's loss; not the "
-    "source's data nor its mini-batches; best rates are those of the training loss",
+    setting="three layers, units |h| that can't die, 16 Gaussian inputs of four classes, all weights trained by 200 "
+    "full-batch steps; beside them ReLU, digits, eight layers and mini-batches; stable is what comes half the way to "
+    "the best rate's loss; not the source's data; best rates are those of the training loss",
     sizes={
-        "smoke": Sizes((16, 32), ("sp",), ("sgd",), ("abs",), ("teacher",), tried=7, seeds=3, samples=4, steps=12),
+        "smoke": Sizes(
+            (16, 32),
+            (16, 32),
+            ("sp",),
+            ("sgd",),
+            ("abs",),
+            ("teacher",),
+            (3,),
+            (4, 2),
+            tried=7,
+            between=5,
+            seeds=3,
+            samples=4,
+            steps=12,
+        ),
         "laptop": Sizes(),
-        "accelerator": Sizes(widths=(64, 256, 1024, 4096), tried=13, seeds=8, samples=64, steps=400),
+        "accelerator": Sizes(
+            widths=(64, 256, 1024, 4096),
+            deep_widths=(64, 256, 1024),
+            batches=(64, 16),
+            tried=13,
+            between=12,
+            seeds=8,
+            samples=64,
+            steps=400,
+        ),
     },
     cells=cells,
     measure=measure,
     conclude=conclude,
     draw=draw,
-    cost=lambda cell: float(cell["width"]) ** 1.5,
-    least={"widths": 2},
+    cost=lambda cell: (cell["layers"] - 2) * float(cell["width"]) ** 1.5,
+    revision=2,
+    least={"widths": 2, "deep_widths": 2},
 )
