@@ -13,8 +13,8 @@ from nfd_jax.io import cli, plotting, records
 from nfd_jax.plotting import _positions
 from nfd_jax.runtime.provenance import PACKAGES
 from nfd_jax.solvers.resolution import RESOLUTION
+from nfd_jax.studies import _comparison_table as comparison_table
 from nfd_jax.studies import compare as comparison
-from nfd_jax.studies import comparison_table
 from nfd_jax.studies.compare import Comparison
 
 SMALL = Comparison(depths=(2,), widths=(8, 16), steps=2, seeds=4, particles=128, limit_seeds=2)

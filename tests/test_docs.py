@@ -51,7 +51,7 @@ def test_pages_have_code():
     assert sum(len(blocks) for blocks in BLOCKS.values()) >= 25
 
 
-MODULES = ("observables", "datasets", "parametrization", "analytic", "statistics", "studies")
+MODULES = ("observables", "plotting", "datasets", "parametrization", "analytic", "statistics", "studies")
 
 
 def public(module):

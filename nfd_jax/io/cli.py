@@ -20,8 +20,8 @@ from nfd_jax.io import plotting, records
 from nfd_jax.io.cluster import Cluster
 from nfd_jax.runtime import files, parts
 from nfd_jax.runtime.parts import Incomplete, Part
+from nfd_jax.studies import _comparison_table as comparison_table
 from nfd_jax.studies import compare as comparison
-from nfd_jax.studies import comparison_table
 from nfd_jax.studies.compare import Comparison
 from nfd_jax.task import Task
 

@@ -102,7 +102,7 @@ def missing(
 
 
 def clock(seconds: float) -> str:
-    """Seconds for people, to two digits or so."""
+    """Some `seconds` for people, to two digits or so."""
     for unit, size in (("h", 3600.0), ("min", 60.0)):
         if seconds >= 2 * size:
             return f"{seconds / size:.3g} {unit}"

@@ -31,6 +31,7 @@ from nfd_jax.runtime.threads import Bar
 from nfd_jax.seeds import check_seed, labels
 from nfd_jax.solvers.limit import CLOSURES, limit_dynamics, solve_limit
 from nfd_jax.solvers.networks import BACKWARDS, network_dynamics, train_networks
+from nfd_jax.studies._comparison_table import COMPRESSED
 from nfd_jax.studies._positions import summarise
 from nfd_jax.task import Task, check_task
 from nfd_jax.training import Training
@@ -42,7 +43,6 @@ KEPT = {  # of every run, with the axes after those of members
     "held_out_loss": ("held_out_step",),  # where samples are held out
     "held_out_accuracy": ("held_out_step",),  # and have classes
 }
-COMPRESSED = ("resolution", "directions")  # of every run: its resolution and the most directions, 0 if it is exact
 EVALUATIONS = 24  # after the first, where outputs are not those that training has anyway
 REVISION = 1  # of how the runs are made; raise it with any change after which they have other numbers
 

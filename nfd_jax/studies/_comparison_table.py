@@ -7,8 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 import xarray as xr
 
-from nfd_jax.studies.compare import COMPRESSED
-
+COMPRESSED = ("resolution", "directions")  # of every run: its resolution and the most directions, 0 if it is exact
 COLUMNS = {  # of numbers, with their sizes
     "final loss": 17,
     "held-out loss": 16,
