@@ -1,6 +1,5 @@
 """What several test modules share: statistical bounds, and runs of the two dynamics from given initial weights."""
 
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import equinox as eqx
@@ -146,19 +145,3 @@ def sampling_bound(samples, alarm=5e-5):
     probability below `alarm` (Student, Bonferroni over entries)."""
     entries = max(1, samples[0].size)
     return student.isf(alarm / 2 / entries, len(samples) - 1) * standard_error(samples)
-
-
-@contextmanager
-def compilations():
-    """The seconds of every program that is compiled within, or read from the cache of programs."""
-    found = []
-
-    def listen(event, seconds, **_):
-        if event.endswith("backend_compile_duration"):
-            found.append(seconds)
-
-    jax.monitoring.register_event_duration_secs_listener(listen)
-    try:
-        yield found
-    finally:
-        jax.monitoring.unregister_event_duration_listener(listen)

@@ -7,9 +7,6 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from helpers import compilations
-
-import nfd_jax as nfd
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -74,25 +71,6 @@ def test_what_is_not_clean_is_noticed(text):
 def test_every_notebook_has_a_small_size():
     for path in NOTEBOOKS:
         assert any('"NFD_SMALL" in os.environ' in cell.source for cell in stored(path)), path.name
-
-
-@pytest.mark.optimised
-def test_sliders_compile_nothing(task):
-    """Rate, horizon and richness are traced in the limit and in networks with revealed matrices; a depth is not."""
-
-    def solve(rate, horizon, richness, depth=2):
-        model = nfd.ResNet(depth, "relu", horizon=horizon)
-        recipe = nfd.Training(2, rate, richness=richness, observe=nfd.observables.kernels)
-        nfd.solve_limit(task, model, recipe, particles=128, progress=False)
-        nfd.solve_network(task, model, recipe, width=16, seeds=2, progress=False)
-
-    solve(1.0, 1.0, 1.0), solve(0.25, 1.0, 1.0)
-    with compilations() as found:
-        solve(0.5, 1.0, 1.0), solve(0.5, 2.0, 1.0), solve(0.5, 2.0, 0.5)
-    assert not found
-    with compilations() as found:
-        solve(0.5, 2.0, 0.5, depth=3)
-    assert found
 
 
 def test_widgets_are_asked_for_in_explore_alone():
