@@ -10,15 +10,7 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-PENDING = {
-    "feature_speed_control",
-    "largest_stable_rate",
-    "learning_rate_transfer",
-}  # outputs are stored by `make notebooks`; strict, so that these lines go when they are
-STORED = [
-    pytest.param(path, id=path.stem, marks=[pytest.mark.xfail(strict=True)] if path.stem in PENDING else [])
-    for path in NOTEBOOKS
-]
+STORED = [pytest.param(path, id=path.stem) for path in NOTEBOOKS]
 PLACES = re.compile(r"(?<![\w.])/(home|root|work|tmp|usr|opt|Users|private|var|mnt)/|[A-Z]:\\\\|\.py:\d+|0x[0-9a-f]{8}")
 NOISE = re.compile(r"warning|it/s|\d+%\|", re.IGNORECASE)
 LARGEST = 200 * 1024  # bytes of a figure

@@ -284,6 +284,8 @@ def test_transfer_marks_the_best_rate_and_what_diverged(axes):
         assert stars[number].get_xdata() == 2.0 ** members.mean(axis=1).argmin()
     crosses = [line for line in axes.lines if line.get_marker() == "x"]
     assert [line.get_xdata().tolist() for line in crosses] == [[], [8.0]]
+    lowest = min(losses[number, 0, :count].mean(axis=1).min() for number, count in enumerate((4, 3)))
+    assert axes.get_ylim() == pytest.approx((lowest / 2, 18.0))  # twice the loss before training
     assert texts(axes) == ["n = 8", "n = 16"]
 
 

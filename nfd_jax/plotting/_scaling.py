@@ -21,6 +21,7 @@ SYMBOLS = {"width": "n", "depth": "L"}
 SIZES = {"n": "width n", "L": "depth L"}
 OF_GAPS = {"loss": "loss − limit's", "held_out_loss": "held-out loss − limit's", "outputs": "rms of f − limit's"}
 TOP = 0.97  # of the axes: where what diverged is marked
+TICKS = 6  # rates at most
 
 
 def transfer(
@@ -40,8 +41,8 @@ def transfer(
     - `name`: `"loss"`, or `"held_out_loss"`, at `step`, counted from the last where negative.
     - `line`: of matplotlib's `errorbar`.
 
-    A rate at which any seed diverged has no point, and a cross at the top instead. Returns the axes. ValueError for
-    other datasets.
+    A rate at which any seed diverged has no point, and a cross at the top instead; means beyond twice the loss before
+    training lie outside the axes. Returns the axes. ValueError for other datasets.
     """
     if not isinstance(sweep, xr.Dataset) or not {*SWEPT, "learning_rate", "seed"} <= set(sweep.dims):
         raise ValueError(f"transfer takes the dataset of nfd.sweep, with axes {SWEPT}, learning_rate and seed")
@@ -52,8 +53,9 @@ def transfer(
         raise ValueError("this sweep has several widths and depths; choose one of either: sweep.sel(width=[256])")
     along = several[0] if several else "width"
     values = sweep[name].squeeze([axis for axis in SWEPT if axis != along])
-    values = place(values, "held_out_step" if name.startswith("held_out") else "step", step)
-    rates, axes = sweep.learning_rate.values, current(axes)
+    steps = "held_out_step" if name.startswith("held_out") else "step"
+    values, start = place(values, steps, step).astype(np.float64), float(place(values, steps, 0).mean())
+    rates, axes, least = sweep.learning_rate.values, current(axes), start
     for number, (size, color) in enumerate(zip(sweep[along].values, shades(sweep.sizes[along]), strict=True)):
         members = values.sel({along: size}).transpose("seed", "learning_rate").values
         finite = np.isfinite(members).all(axis=0)
@@ -63,11 +65,12 @@ def transfer(
         axes.errorbar(rates[finite], found.middle, ends, label=f"{SYMBOLS[along]} = {size}", **look)
         if finite.any():
             best = int(np.argmin(found.middle))
+            least = min(least, found.middle[best])
             axes.plot(rates[finite][best], found.middle[best], "*", color=color, markersize=13, zorder=5)
         lost = rates[~finite]
         axes.plot(lost, np.full(len(lost), TOP), "x", color=color, transform=axes.get_xaxis_transform())
-    axes.set_xscale("log")
-    axes.set(xlabel="learning rate η", ylabel=name.replace("_", " "))
+    sizes_axis(axes, rates[:: -(-len(rates) // TICKS)])
+    axes.set(xlabel="learning rate η", ylabel=name.replace("_", " "), ylim=(least / 2, 2 * start))
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     return axes

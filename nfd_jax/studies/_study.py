@@ -159,7 +159,8 @@ class Report:
         cells = self.results.diverged()
         where = "; ".join(", ".join(f"{key} {value}" for key, value in cell.items()) for cell in cells[:MANY])
         rest = f"; and {len(cells) - MANY} more" if len(cells) > MANY else ""
-        lost = f"not finite, as something diverged, in {len(cells)} of {len(self.results.cells)} cells: {where}{rest}"
+        what = "not finite (diverged, or beyond all that was tried)"
+        lost = f"{what} in {len(cells)} of {len(self.results.cells)} cells: {where}{rest}"
         return [*([SMOKE] if self.scale == "smoke" else []), *([lost] if cells else [])]
 
     def figure(self) -> Figure:
