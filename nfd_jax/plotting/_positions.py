@@ -27,7 +27,7 @@ def half_widths(at: xr.Dataset, name: str) -> np.ndarray:
 def positions(comparison: xr.Dataset, axes: Axes | None = None) -> Axes:
     """Positions of networks against 1/n, where the bias of finite width is a straight line that ends at the limit.
 
-    `comparison`: the dataset of `nfd_jax.studies.compare.compare`, or what `nfd-jax compare` wrote, at one depth
+    `comparison`: the dataset of `studies.compare.compare`, or what `nfd-jax compare` wrote, at one depth
     (`comparison.sel(depth=4)`): `position (backward, width)` of final outputs along the line from the decoupled limit,
     0, to the coupled one, 1, with `position_error`; of each limit `limit_position_error (closure,)`; and
     `infinite_position (backward,)`, where a straight line through the widths ends, drawn white. Bars and bands are 95 %
