@@ -223,6 +223,27 @@ DEFECTS = [
         ("test_compressed.py::test_both_directions_see_one_matrix", "test_compressed.py"),
     ),
     Defect(
+        "evaluated samples with the normals of the step",
+        "dynamics/conditioned.py",
+        "jnp.where(jnp.asarray(step) == 0, 0, EVALUATED)",
+        "jnp.asarray(step)",
+        ("test_compressed.py::test_held_out_curves_stand_still_where_nothing_is_trained", "test_identity.py"),
+    ),
+    Defect(
+        "queries that are not kept with images that do not depend on each other",
+        "matrices/resolution.py",
+        "jnp.where(active[None, :], triangular, identity), active, identity)",
+        "bases.norms(rest)[:, None] * identity, active, identity)",
+        ("test_compressed.py::test_queries_that_are_not_kept_have_the_law",),
+    ),
+    Defect(
+        "no first look",
+        "studies/compare.py",
+        "for part in (early, setup):",
+        "for part in (setup,):",
+        ("test_compare.py::test_the_first_look_comes_first",),
+    ),
+    Defect(
         "compressed: decay forgotten",
         "matrices/compressed.py",
         "result = size * (initial * known +",
@@ -294,8 +315,8 @@ DEFECTS = [
     Defect(
         "a part that makes cells of others",
         "runtime/store.py",
-        "if place in own}",
-        "if place in own or True}",
+        "[place for place in absent if place in own], False",
+        "list(absent), False",
         ("test_parts.py",),
     ),
     Defect(
