@@ -13,8 +13,6 @@ import sys
 import tempfile
 from importlib.metadata import version
 
-# of child processes, as pyproject.toml has it: an entry that another worker is about to write is compiled anew
-STRICT = ("-W", "error", "-W", "ignore:Error reading persistent compilation cache entry")
 OPTIMISED = os.environ.get("OPTIMISED", "") not in ("", "0")
 if not OPTIMISED:  # read when jax starts
     flags = ["--xla_cpu_parallel_codegen_split_count=1"]

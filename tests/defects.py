@@ -223,13 +223,6 @@ DEFECTS = [
         ("test_compressed.py::test_both_directions_see_one_matrix", "test_compressed.py"),
     ),
     Defect(
-        "evaluated samples with the normals of the step",
-        "dynamics/conditioned.py",
-        "jnp.where(jnp.asarray(step) == 0, 0, EVALUATED)",
-        "jnp.asarray(step)",
-        ("test_compressed.py::test_held_out_curves_stand_still_where_nothing_is_trained", "test_identity.py"),
-    ),
-    Defect(
         "queries that are not kept with images that do not depend on each other",
         "matrices/resolution.py",
         "jnp.where(active[None, :], triangular, identity), active, identity)",

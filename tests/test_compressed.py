@@ -122,18 +122,6 @@ def test_queries_that_are_not_kept_have_the_law():
     np.testing.assert_allclose(found[:, 5], found[:, 2] + found[:, 3], atol=1e-5)
 
 
-@pytest.mark.parametrize("resolution", [0.0, 0.1])
-def test_held_out_curves_stand_still_where_nothing_is_trained(resolution):
-    """Normals of evaluated samples belong to the sample and its layer, not to the step."""
-    task = nfd.datasets.digits(2).holding_out(nfd.datasets.digits(4, split="test"))
-    run = nfd.solve_network(
-        task, nfd.ResNet(2), width=32, seeds=2, steps=4, learning_rate=0.0, resolution=resolution, **QUIET
-    )
-    after = run.held_out.outputs[:, 1:]
-    np.testing.assert_allclose(after, np.broadcast_to(after[:, :1], after.shape), rtol=1e-9)
-    assert np.abs(run.held_out.outputs[:, 0] - after[:, 0]).min() > 0  # before training the batch is not known
-
-
 def test_only_what_is_new_is_revealed():
     """As many directions as singular values above the resolution, whatever the unit of the queries."""
     scales = np.array([1.0, 0.03, 0.0004])

@@ -14,7 +14,7 @@ import sys
 
 import numpy as np
 import pytest
-from conftest import STRICT
+from strict import STRICT
 
 from nfd_jax.io import records
 from nfd_jax.io.cluster import Cluster

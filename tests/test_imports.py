@@ -13,7 +13,7 @@ from pathlib import Path
 import equinox as eqx
 import pytest
 import xarray
-from conftest import STRICT
+from strict import STRICT
 
 import nfd_jax
 

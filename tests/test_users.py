@@ -5,8 +5,8 @@ import subprocess
 import sys
 
 import numpy as np
-from conftest import STRICT
 from helpers import sampling_bound
+from strict import STRICT
 
 import nfd_jax as nfd
 from nfd_jax import analytic

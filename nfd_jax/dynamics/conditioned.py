@@ -6,7 +6,6 @@ from dataclasses import replace
 from functools import partial
 
 import equinox as eqx
-import jax.numpy as jnp
 
 from nfd_jax import optimizers
 from nfd_jax._types import Array, Float, Index, Key, PyTree, Scalar
@@ -19,8 +18,6 @@ from nfd_jax.dynamics.units import Units
 from nfd_jax.matrices.basis import MEMBERS
 from nfd_jax.matrices.resolution import Capacity
 from nfd_jax.task import loss_value
-
-EVALUATED = 2**31 - 1  # a step that no training reaches
 
 
 class State(eqx.Module):
@@ -94,11 +91,8 @@ class Conditioned(AbstractDynamics):
         return state.layers.hidden.needed(batch)
 
     def evaluate(self, state: State, step: Index, inputs: Array) -> Float[Array, "samples outputs"]:
-        # normals of their own, the same whenever samples are looked at, so that curves don't jitter; before training
-        # those of the first step, which may be evenly spread
-        address = jnp.where(jnp.asarray(step) == 0, 0, EVALUATED)
         structure = self.settings.structure
-        return propagate.forward(structure, self.units, state.layers, inputs, address, keep=False)[0].outputs
+        return propagate.forward(structure, self.units, state.layers, inputs, step, keep=False)[0].outputs
 
     def _trained(self, layers: Layers) -> dict[str, PyTree]:
         parameters = {"input": layers.input, "hidden": layers.hidden.parameters, "readout": layers.readout}

@@ -93,12 +93,10 @@ def _evaluate(
     members: bool,
     layout: Layout | None,
 ) -> tuple[Evaluated, ...]:
-    # those that are looked at most often first: a sample keeps its place, and with it its normals, whatever follows
-    ordered = sets[::-1]
-    inputs = jnp.concatenate([samples.inputs for samples in ordered])
+    inputs = jnp.concatenate([samples.inputs for samples in sets])
 
     def one(state: PyTree) -> tuple[Evaluated, ...]:
-        return evaluated(dynamics.settings.loss, dynamics.evaluate(state, step, inputs), ordered)[::-1]
+        return evaluated(dynamics.settings.loss, dynamics.evaluate(state, step, inputs), sets)
 
     return devices.replicate(layout, (jax.vmap(one, axis_name=MEMBERS) if members else one)(state))
 
