@@ -160,7 +160,7 @@ def compare(
 
     Networks are trained by `train_networks`, very wide ones by `solve_network`, which has the same law. In a `folder`
     finished runs are recorded: a comparison that was killed, or has more depths and widths, trains only what is
-    missing, and processes with one folder share the runs.
+    missing (limits anew where the deepest is deeper), and processes with one folder share the runs.
 
     `first_look` is called with the dataset of two depths and three widths as soon as these are there, where the whole
     comparison has more.
@@ -255,6 +255,8 @@ def depends_on(task: Task, setup: Comparison, run: Run) -> dict[str, Any]:
     prepare = limit_dynamics if run.width is None else network_dynamics
     dynamics, problem = prepare(task, setup.model(run.depth), training, **of_one, resolution=None)
     more = {"comparison": REVISION, "dynamics": type(dynamics).__name__, "data": fingerprint(task)}
+    if run.width is None:
+        more["capacity"] = max(setup.depths)  # in which evenly spread normals are counted out
     if training.evaluate_at is not None:
         more["evaluate_at"] = list(training.at)
     if resolution := getattr(dynamics, "resolution", None):  # dense networks have none
