@@ -79,13 +79,13 @@ def whole(basis: bases.Basis, layer: Index, counts: bases.Counts, queries: Vecto
     """The same of queries that are not kept, of any number of them, where all that the basis lacks of them by more than
     rounding is new.
 
-    One pass of shifted Cholesky-QR: images of the rows by independent normals have the variances of the law up to the
-    shift, ten roundings times the number of queries, and what the rows are summed to is exact. A direction that
-    depends on those above is short instead of a unit.
+    Two passes of shifted Cholesky-QR, and no other attempt without what depends on others: its directions come out
+    short instead of as units. Images of the rows by independent normals have the variances of the law up to rounding,
+    and what the rows are summed to is exact.
     """
     coordinates, rest = bases.project(basis, layer, counts[layer], queries)
     active = bases.norms(rest) > 10 * float(jnp.finfo(rest.dtype).eps) * bases.norms(queries)
-    directions, triangular = bases.cholesky_qr(jnp.where(active[:, None], rest, 0), 1)
+    directions, triangular = bases.cholesky_qr(jnp.where(active[:, None], rest, 0), 2)
     identity = jnp.eye(len(rest), dtype=rest.dtype)
     rows = jnp.where(active[:, None], directions, rest)
     return Resolved(coordinates, rows, jnp.where(active[None, :], triangular, identity), active, identity)
