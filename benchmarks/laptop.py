@@ -117,7 +117,7 @@ def leaves(value: Any, label: str) -> Iterator[tuple[str, float]]:
     elif isinstance(value, list):
         for place, each in enumerate(value):
             yield from leaves(each, f"{label} {place}")
-    elif isinstance(value, int | float):
+    elif isinstance(value, int | float) and np.isfinite(value):  # a small size has no error of a fit
         yield label, float(value)
 
 
