@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from nfd_jax import plotting
-from nfd_jax.plotting._drawing import DASHES, MARKERS, STYLE, band, fitted, sizes_axis
+from nfd_jax.plotting._drawing import DASHES, MARKERS, SIZES, STYLE, band, fitted, sizes_axis
 from nfd_jax.plotting._positions import half_widths
 from nfd_jax.solvers.limit import CLOSURE_OF
 from nfd_jax.verdict import Verdict
@@ -115,7 +115,6 @@ def _network_points(axis: Axes, network: xr.Dataset, name: str, style: dict[str,
 
 
 LEGEND, SHORT = 4, 24  # entries that have room beside data; characters of labels that stand side by side
-AXES = {"n": "width n", "L": "depth L"}
 
 
 def coordinates(check: Any) -> Figure:
@@ -133,7 +132,7 @@ def coordinates(check: Any) -> Figure:
         for column, along in enumerate(axes):
             rows = [row for row in check.rows if (row.quantity, row.axis) == (quantity, along)]
             _power_laws(grid[line, column], rows)
-            grid[line, column].set_xlabel(AXES[along])
+            grid[line, column].set_xlabel(SIZES[along])
         grid[line, 0].set_ylabel(quantity)
     found = f"{len(check.failures)} fail, {len(check.undecided)} undecided, of {len(check.rows)}"
     figure.suptitle(f"{check.title}\n{'passed' if check.passed else found}")

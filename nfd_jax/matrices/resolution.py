@@ -9,6 +9,7 @@ from jax import lax
 
 from nfd_jax._types import Array, Bool, Float, Index, Scalar, Vectors
 from nfd_jax.matrices import basis as bases
+from nfd_jax.matrices.noise import Rotation
 
 REVEALED = 0.5  # of the resolution: down to where a block that has passed it is revealed, so that not every step adds
 
@@ -24,14 +25,14 @@ class Resolved(NamedTuple):
     """A query block taken apart, `query = coordinates^T basis + triangular^T rows`, as `basis.Split` does exactly: new
     orthonormal directions where a row is active, and remainders, orthogonal to them and each other.
 
-    `rotation`: what takes the normals of the queries to those of the rows.
+    `rotation`: what takes the normals of the queries to those of the rows; None where they are the same.
     """
 
     coordinates: bases.Coordinates
     rows: Vectors
     triangular: Float[Array, "batch batch"]
     active: Bool[Array, " batch"]
-    rotation: Float[Array, "batch batch"]
+    rotation: Rotation
 
     @property
     def directions(self) -> Vectors:
@@ -86,6 +87,5 @@ def whole(basis: bases.Basis, layer: Index, counts: bases.Counts, queries: Vecto
     coordinates, rest = bases.project(basis, layer, counts[layer], queries)
     active = bases.norms(rest) > 10 * float(jnp.finfo(rest.dtype).eps) * bases.norms(queries)
     directions, triangular = bases.cholesky_qr(jnp.where(active[:, None], rest, 0), 2)
-    identity = jnp.eye(len(rest), dtype=rest.dtype)
-    rows = jnp.where(active[:, None], directions, rest)
-    return Resolved(coordinates, rows, jnp.where(active[None, :], triangular, identity), active, identity)
+    triangular = jnp.where(active[None, :], triangular, jnp.eye(len(rest), dtype=rest.dtype))
+    return Resolved(coordinates, jnp.where(active[:, None], directions, rest), triangular, active, None)

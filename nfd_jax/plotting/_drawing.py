@@ -15,6 +15,7 @@ STYLE = {
     "tied": {"color": "#0b5394", "marker": "o", "linestyle": "-"},
     "untied": {"color": "#cc5500", "marker": "s", "linestyle": "--"},
 }
+SIZES = {"n": "width n", "L": "depth L"}  # axes
 MARKERS, DASHES = "osD^vP*X<>", ("-", "--", "-.", ":")
 DARKEST, LIGHTEST = 0.05, 0.78  # of the colour map: its end is too light for lines on white
 ORDERED, SIGNED = "viridis", "RdBu_r"  # maps of fields from 0, and about 0

@@ -12,13 +12,13 @@ import xarray as xr
 from matplotlib.axes import Axes
 
 from nfd_jax._checks import one_of
-from nfd_jax.plotting._drawing import MARKERS, current, fitted, marks, shades, sizes_axis
+from nfd_jax.dynamics.snapshot import FOLLOWS
+from nfd_jax.plotting._drawing import MARKERS, SIZES, current, fitted, marks, shades, sizes_axis
 from nfd_jax.plotting._runs import Run, averaged, dataset_of, good, place
 from nfd_jax.statistics import CONFIDENCE, Sampled, Slope, bootstrap, combined, fit_power, normal, quantile
 
 SWEPT = ("width", "depth")
 SYMBOLS = {"width": "n", "depth": "L"}
-SIZES = {"n": "width n", "L": "depth L"}
 OF_GAPS = {"loss": "loss − limit's", "held_out_loss": "held-out loss − limit's", "outputs": "rms of f − limit's"}
 TOP = 0.97  # of the axes: where what diverged is marked
 TICKS = 6  # rates at most
@@ -53,7 +53,7 @@ def transfer(
         raise ValueError("this sweep has several widths and depths; choose one of either: sweep.sel(width=[256])")
     along = several[0] if several else "width"
     values = sweep[name].squeeze([axis for axis in SWEPT if axis != along])
-    steps = "held_out_step" if name.startswith("held_out") else "step"
+    steps = FOLLOWS.get(name, "step")
     values, start = place(values, steps, step).astype(np.float64), float(place(values, steps, 0).mean())
     rates, axes, least = sweep.learning_rate.values, current(axes), start
     for number, (size, color) in enumerate(zip(sweep[along].values, shades(sweep.sizes[along]), strict=True)):
@@ -95,9 +95,11 @@ def gaps(runs: Mapping[int, Run], limit: Run, *, name: str = "loss", step: int =
             f"runs must be at least two by their width or depth, such as {{64: run, 128: run}}; got {runs!r}"
         )
 
+    steps = FOLLOWS.get(name, "step")  # outputs follow the losses
+
     def at_step(run: Run) -> tuple[xr.Dataset, np.ndarray]:
         dataset = dataset_of(run, name)
-        values = place(good(dataset, name), "held_out_step" if name.startswith("held_out") else "step", step)
+        values = place(good(dataset, name), steps, step)
         return dataset, values.values.astype(np.float64)
 
     def distance(members: np.ndarray, end: np.ndarray) -> np.ndarray:
@@ -115,8 +117,7 @@ def gaps(runs: Mapping[int, Run], limit: Run, *, name: str = "loss", step: int =
     else:
         end = end[0] if "seed" in dataset[name].dims else end
         bars = dataset.get(f"{name}_half_width")
-        axis = "held_out_step" if name.startswith("held_out") else "step"
-        goal = normal(end, 0 * end if bars is None else place(bars, axis, step).values / quantile(math.inf))
+        goal = normal(end, 0 * end if bars is None else place(bars, steps, step).values / quantile(math.inf))
     networks = []
     for size, run in runs.items():
         found, members = at_step(run)

@@ -181,8 +181,8 @@ def compare(
         raise TypeError(f"setup must be a nfd_jax.studies.compare.Comparison, got {setup!r}")
     if progress is not None:
         boolean("progress", progress)
-    every, early = setup.runs(), setup.first_look()
-    runs = [*early.runs(), *(run for run in every if run not in set(early.runs()))]
+    early = setup.first_look()
+    runs = list(dict.fromkeys([*early.runs(), *setup.runs()]))
     described = {run: depends_on(task, setup, run) for run in runs}
     where = None if folder is None else writable_folder("folder", folder)
     records = {run: None if where is None else Record(where, described[run]) for run in runs}
