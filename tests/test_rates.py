@@ -90,32 +90,54 @@ def test_powers_of_the_table():
         assert powers == (-stream, -max(outputs, stream))
 
 
-def test_window_of_a_search():
-    """A step below the best rate of any seed, 1 and 2, to half a step above the first of any that fails, 5 and 6."""
-    logs, best, broken = np.arange(8.0), np.array([2, 1]), np.array([5, 6])
-    places = np.arange(8)[:, None]
-    reached = np.where(places < broken, 0.1 + 0.01 * (places - best) ** 2, np.inf)
-    losses = np.concatenate([np.ones((8, 2, 1)), np.repeat(reached[..., None], 8, axis=-1)], axis=-1)
-    assert stability._window(logs, losses, 0.5) == (0.0, 6.5)
-    assert stability._window(logs[:4], losses[:4], 0.5) == (0.0, 3.0)
+def test_a_search_comes_closer():
+    """Borders of every seed, by every rule, and best rates: each between two rates that are nearer with every round."""
+    trains, grows, breaks, best = np.array([[3.1, 4.7], [3.9, 6.2], [5.3, 6.3], [0.4, -3.6]])
+
+    def losses(logs):
+        end = np.where(logs < trains, 0.1 * np.exp(0.01 * (logs - best) ** 2), np.where(logs < grows, 0.9, 20.0))
+        end = np.where(logs < breaks, end, np.inf)
+        return np.concatenate([np.ones((*logs.shape, 1)), np.repeat(end[..., None], 8, axis=-1)], axis=-1)
+
+    shares = np.array([0.25, 0.75])
+    logs = -12 + 24 * stability._spread(8, shares)
+    for _ in range(3):
+        closer = stability._closer(logs, losses(logs), 0.5, stability._spread(8, shares))
+        logs = np.sort(np.concatenate([logs, closer]), axis=0)
+        assert np.all(np.diff(logs, axis=0) > 0)
+    every = losses(logs)
+    for rule, border in zip(RULES, (trains, breaks, grows), strict=True):
+        np.testing.assert_allclose(np.log2(stability._border(logs, every, rule, 0.5)), border, atol=3 / 2**4)
+    np.testing.assert_allclose(np.log2(stability._best(logs, every[..., -1])), best, atol=1e-6)
+
+
+def test_a_search_without_a_border():
+    """Where all rates are stable, or none, it looks around the best one."""
+    logs, places = np.arange(8.0)[:, None] + np.zeros(2), stability._spread(8, np.array([0.25, 0.75]))
+    ends = np.stack([0.1 + 0.01 * (logs[:, 0] - 3) ** 2, np.full(8, np.inf)], axis=1)
+    losses = np.concatenate([np.ones((8, 2, 1)), np.repeat(ends[..., None], 8, axis=-1)], axis=-1)
+    found = stability._closer(logs, losses, 0.5, places)
+    assert np.all((found[:, 0] > 2) & (found[:, 0] < 4))
+    assert np.all((found[:, 1] > 0) & (found[:, 1] < 1))
 
 
 def test_error_of_a_resolution():
     """What twice the resolution changes, of the same seeds, widens an interval by three times as much; the slope of
     such changes that of an exponent."""
     sizes = persistence.Sizes(widths=(256, 1024, 4096), seeds=4, resolution=0.1)
+    half = sizes.half
     rng = np.random.default_rng(0)
     every = []
     for width in sizes.widths:
         fine = width**0.5 * np.exp(0.1 * rng.standard_normal(4))
         for resolution, values in ((0.1, fine), (0.2, 2 * width**0.25 * fine[:2])):
-            cell = {"a": 0.5, "width": width, "engine": "revealed", "resolution": resolution}
+            cell = {**half, "width": width, "engine": "revealed", "resolution": resolution}
             every.append((cell, xr.Dataset({"image": ("seed", values)})))
     results = Results(sizes, every)
-    changes = [persistence._change(results, 0.5, width, "image", persistence._log) for width in sizes.widths]
+    changes = [persistence._change(results, half, width, "image", persistence._log) for width in sizes.widths]
     np.testing.assert_allclose(changes, np.log(2) + 0.25 * np.log(sizes.widths), rtol=1e-12)
-    plain = persistence._curve(results, 0.5, "image", np.mean).law
-    law = persistence._law(results, 0.5, "image", np.mean)
+    plain = persistence._curve(results, half, "image", np.mean).law
+    law = persistence._law(results, half, "image", np.mean)
     assert law.value == plain.value
     assert law.half_width() == pytest.approx(plain.half_width() + 3 * 0.25)
     between = persistence._between(results, "image", persistence._log)
@@ -127,7 +149,7 @@ def test_large_rates_on_cifar10(tmp_path):
     rng = np.random.default_rng(0)
     images = {f"data_batch_{k}": (rng.integers(256, size=(8, 3072), dtype=np.uint8), np.arange(8)) for k in range(1, 6)}
     folder = write(tmp_path / "cifar", images)
-    sizes = {"data": [str(folder)], "batches": [4], "tried": 4, "between": 3, "seeds": 2, "steps": 4}
+    sizes = {"data": [str(folder)], "batches": [4], "rates": 4, "seeds": 2, "steps": 4}
     report = studies.run(studies.STUDIES["stability"], "smoke", folder=tmp_path, sizes=sizes, progress=False)
     assert len(report.results.cells) == 4
     for cell, kept in report.results.cells:

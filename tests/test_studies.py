@@ -267,8 +267,10 @@ def test_bad_sizes(example, tmp_path, scale, sizes, error, message):
         ("updates", {"layers": [1, 3]}, r"needs networks of at least 2 layers, got layers=\(1, 3\)"),
         ("stability", {"data": ["/nowhere"]}, r"data teacher, digits or a folder of CIFAR-10, .*'/nowhere'"),
         ("stability", {"rows": ["ntp"]}, "needs .* rows of sp, mup, mup_at_sp, .* got .*'ntp'"),
-        ("persistence", {"dense": 64}, r"its dense networks at one of widths \(32, 128\) .* dense=64"),
-        ("persistence", {"resolution": 0.6}, "a resolution below 0.5, got .*resolution=0.6"),
+        ("persistence", {"dense": 64}, r"dense networks at one of widths \(32, 128\), .* dense=64"),
+        ("persistence", {"resolution": 0.6}, "a resolution below 0.5 .*, got .*resolution=0.6"),
+        ("persistence", {"batch": 3}, "^study 'persistence': needs .* a batch below samples=3, got .* batch=3"),
+        ("regimes", {"batches": [7]}, r"needs batches of at most samples=6, got batches=\(7,\)"),
         ("independence", {"cifar10": "/nowhere"}, "cifar10 of study 'independence' must be the folder of its files"),
     ],
 )

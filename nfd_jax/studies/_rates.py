@@ -88,19 +88,18 @@ def activation(units: str) -> Any:
 
 
 def trained(
-    loss: str,
+    task: Task,
     layers: int,
     width: int,
     rates: Sequence[float],
     seeds: range,
-    samples: int,
     steps: int,
     units: str = "relu",
 ) -> dict[str, np.ndarray]:
-    """What is seen of networks under standard parametrization before and after every step, by full batches:
+    """What is seen of networks under standard parametrization before and after every step:
     `(rates, seeds, steps + 1, ...)`."""
     run = sweep(
-        task(loss, samples),
+        task,
         MLP(layers - 1, activation(units)),
         widths=[width],
         learning_rates=list(rates),

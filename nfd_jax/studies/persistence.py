@@ -13,6 +13,8 @@ start, whose spread falls as n^(-1/2); what converges is the law over seeds.
 At a = 1/2 outputs of n^(1/2) leave no loss gradient where a sample is in its class: the wider, the sooner training is
 over, whatever the number of steps. At a = 1 it goes on.
 
+Batches of a few samples at a time leave the limit, and what moves, as they are.
+
 So many steps need revealed matrices with a `resolution`. What that leaves is measured with the first seeds once more at
 twice the resolution, on the same noise; three times the change is part of every half-width, as in `solve_limit`.
 """
@@ -49,9 +51,9 @@ COARSER, ERROR = 2, 3  # times the resolution; its error in changes from there
 
 @dataclass(frozen=True)
 class Sizes:
-    """The grid: eta = `learning_rate` (n / 32)^-a / (32 (layers - 1)), a = 1/2, of `wide_seeds` beyond n = 10,000, and
-    a = 1, of `fewer_seeds` as it scatters less; dense networks at one width. A quarter of the seeds is trained at twice
-    the resolution too."""
+    """The grid: eta = `learning_rate` (n / 32)^-a / (32 (layers - 1)), a = 1/2, of `wide_seeds` beyond n = 10,000 and
+    with a `batch` of fewer samples, and a = 1, of `fewer_seeds` as it scatters less; dense networks at one width. A
+    quarter of the seeds is trained at twice the resolution too."""
 
     widths: tuple[int, ...] = (64, 256, 1024, 4096, 16_384, 65_536)
     dense: int = 256
@@ -61,27 +63,41 @@ class Sizes:
     wide_seeds: int = 24
     fewer_seeds: int = 12
     samples: int = 6
+    batch: int = 2
     steps: int = 200
     resolution: float = 0.02
 
     def __post_init__(self) -> None:
-        if self.dense not in self.widths or self.layers < 3 or not self.resolution < 1 / COARSER:
+        known = self.dense in self.widths and self.layers >= 3 and self.resolution < 1 / COARSER
+        if not known or self.batch >= self.samples:
             raise ValueError(
-                f"study 'persistence' needs at least 3 layers, its dense networks at one of widths {self.widths} and a "
-                f"resolution below {1 / COARSER}, got layers={self.layers}, dense={self.dense} and "
-                f"resolution={self.resolution}"
+                f"needs at least 3 layers, its dense networks at one of widths {self.widths}, a "
+                f"resolution below {1 / COARSER} and a batch below samples={self.samples}, got layers={self.layers}, "
+                f"dense={self.dense}, resolution={self.resolution} and batch={self.batch}"
             )
+
+    @property
+    def half(self) -> Cell:
+        """Full batches at a = 1/2."""
+        return {"a": HALF, "batch": self.samples}
+
+    @property
+    def curves(self) -> tuple[Cell, Cell, Cell]:
+        """Full batches at a = 1/2 and a = 1, and small ones at a = 1/2."""
+        return self.half, {"a": ONE, "batch": self.samples}, {"a": HALF, "batch": self.batch}
 
 
 def cells(sizes: Sizes) -> list[Cell]:
-    """Revealed networks of all widths at both rates and two resolutions, and dense ones at one of each."""
+    """Revealed networks of all widths on every curve at two resolutions, and dense ones at one of each."""
     found: list[Cell] = []
     for width in sizes.widths:
-        for a, seeds in ((HALF, sizes.wide_seeds if width > WIDE else sizes.seeds), (ONE, sizes.fewer_seeds)):
-            cell = {"a": a, "width": width, "engine": "revealed"}
+        counts = (sizes.wide_seeds if width > WIDE else sizes.seeds, sizes.fewer_seeds, sizes.wide_seeds)
+        for curve, seeds in zip(sizes.curves, counts, strict=True):
+            cell = {**curve, "width": width, "engine": "revealed"}
             found.append(cell | {"seeds": seeds, "resolution": sizes.resolution})
             found.append(cell | {"seeds": max(2, seeds // 4), "resolution": COARSER * sizes.resolution})
-    return [*found, {"a": HALF, "width": sizes.dense, "engine": "dense", "seeds": sizes.seeds, "resolution": 0.0}]
+    dense = {"width": sizes.dense, "engine": "dense", "seeds": sizes.seeds, "resolution": 0.0}
+    return [*found, {**sizes.half, **dense}]
 
 
 @nfd.observables.axes(kernel=("layer", "sample", "other_sample"), image=("matrix",))
@@ -97,6 +113,7 @@ def seen(snapshot: nfd.Snapshot) -> dict[str, Any]:
 
 def measure(
     a: float,
+    batch: int,
     width: int,
     engine: str,
     seeds: int,
@@ -106,13 +123,14 @@ def measure(
     samples: int,
     steps: int,
 ) -> Arrays:
-    """What has moved after the last step, one number a seed, and kernels before and after training."""
+    """What has moved after the last step, one number a seed, and kernels before and after training, each of the samples
+    in the batch that it is seen on."""
     task = _rates.task("cross_entropy", samples)
     run = nfd.train_networks(
-        task,
+        task.minibatches(batch),
         nfd.MLP(layers - 1, _rates.he_relu),
         width=width,
-        seeds=own_seeds(seeds, a, width, engine),
+        seeds=own_seeds(seeds, a, batch, width, engine),
         engine=engine,
         resolution=resolution,
         steps=steps,
@@ -120,6 +138,7 @@ def measure(
         parametrization="sp",
         train_input=True,
         train_readout=True,
+        evaluate_at=[0, steps] if batch < samples else None,
         observe=seen,
         progress=False,
     )
@@ -146,16 +165,26 @@ def _deviation(values: np.ndarray) -> np.ndarray:
     return values.std(ddof=1)
 
 
-def _values(results: Results, a: float, width: int, name: str, *, coarser: bool = False) -> np.ndarray:
+def _called(sizes: Sizes, curve: Cell) -> str:
+    return f"a = {curve['a']:g}" + (f", batches of {curve['batch']}" if curve["batch"] < sizes.samples else "")
+
+
+def _measured(sizes: Sizes, curve: Cell) -> set[str]:
+    """Of `QUANTITIES` those that are of the same samples before and after training."""
+    return {*QUANTITIES} - ({"kernel_change"} if curve["batch"] < sizes.samples else set())
+
+
+def _values(results: Results, curve: Cell, width: int, name: str, *, coarser: bool = False) -> np.ndarray:
     """Of revealed networks at the resolution, or at twice that, one a seed."""
     times = COARSER if coarser else 1
-    return results.one(a=a, width=width, engine="revealed", resolution=times * results.sizes.resolution)[name].values
+    resolution = times * results.sizes.resolution
+    return results.one(**curve, width=width, engine="revealed", resolution=resolution)[name].values
 
 
-def _change(results: Results, a: float, width: int, name: str, function: Callable[[np.ndarray], Any]) -> float:
+def _change(results: Results, curve: Cell, width: int, name: str, function: Callable[[np.ndarray], Any]) -> float:
     """What twice the resolution changes in a function of the seeds, on the same noise."""
-    coarser = _values(results, a, width, name, coarser=True)
-    return float(function(coarser) - function(_values(results, a, width, name)[: len(coarser)]))
+    coarser = _values(results, curve, width, name, coarser=True)
+    return float(function(coarser) - function(_values(results, curve, width, name)[: len(coarser)]))
 
 
 def _widened(measured: Measured, change: float) -> Measured:
@@ -164,25 +193,25 @@ def _widened(measured: Measured, change: float) -> Measured:
     return replace(measured, standard_error=measured.standard_error + more)
 
 
-def _curve(results: Results, a: float, name: str, function: Callable[[np.ndarray], Any]) -> Curve:
+def _curve(results: Results, curve: Cell, name: str, function: Callable[[np.ndarray], Any]) -> Curve:
     widths = results.sizes.widths
-    return Curve.of(widths, [bootstrap(function, _values(results, a, width, name)) for width in widths])
+    return Curve.of(widths, [bootstrap(function, _values(results, curve, width, name)) for width in widths])
 
 
-def _law(results: Results, a: float, name: str, function: Callable[[np.ndarray], Any]) -> Slope:
+def _law(results: Results, curve: Cell, name: str, function: Callable[[np.ndarray], Any]) -> Slope:
     """The exponent in n, with the error of the resolution."""
     logs, changes = np.log(results.sizes.widths), []
     for width in results.sizes.widths:
-        changes.append(_change(results, a, width, name, lambda values: np.log(function(values))))
+        changes.append(_change(results, curve, width, name, lambda values: np.log(function(values))))
     centred = logs - logs.mean()
-    return _widened(_curve(results, a, name, function).law, float(centred @ changes / np.sum(centred**2)))
+    return _widened(_curve(results, curve, name, function).law, float(centred @ changes / np.sum(centred**2)))
 
 
 def _between(results: Results, name: str, function: Callable[[np.ndarray], Any]) -> Estimate:
     """A function of the seeds at the largest width, less that at the middle one, at a = 1/2."""
     ends = _ends(results)
-    parts = [bootstrap(function, _values(results, HALF, width, name)) for width in ends]
-    wide, far = (_change(results, HALF, width, name, function) for width in ends)
+    parts = [bootstrap(function, _values(results, results.sizes.half, width, name)) for width in ends]
+    wide, far = (_change(results, results.sizes.half, width, name, function) for width in ends)
     return _widened(combined(lambda x, y: x - y, *parts).estimate(), wide - far)
 
 
@@ -193,14 +222,16 @@ def _ends(results: Results) -> tuple[int, int]:
 
 def conclude(results: Results) -> list[Finding]:
     """What keeps moving and what does not, what has converged, what scatters, and whether dense networks agree."""
-    found, (wide, far) = [], _ends(results)
-    for name, (called, *powers) in QUANTITIES.items():
-        for a, power in zip((HALF, ONE), powers, strict=True):
-            source = "Haas et al." if a == HALF else "by counting"
-            law = _law(results, a, name, np.mean)
-            found.append(Finding(f"{called} ~ n^p at a = {a:g}", source, about(power, 0.15), law))
+    sizes, found, (wide, far) = results.sizes, [], _ends(results)
+    for curve in sizes.curves:
+        for name, (called, *powers) in QUANTITIES.items():
+            if name in _measured(sizes, curve):
+                power = powers[curve["a"] == ONE]
+                law = _law(results, curve, name, np.mean)
+                source = "Haas et al." if curve["a"] == HALF else "by counting"
+                found.append(Finding(f"{called} ~ n^p at {_called(sizes, curve)}", source, about(power, 0.15), law))
     for name, (when, power) in SPREADS.items():
-        law = _law(results, HALF, name, _deviation)
+        law = _law(results, sizes.half, name, _deviation)
         quantity = f"spread of the last feature kernel over seeds ~ n^p, {when}, a = 1/2"
         found.append(Finding(quantity, "by counting", about(power, 0.2), law))
     for name in (*QUANTITIES, "kernel"):
@@ -215,30 +246,35 @@ def conclude(results: Results) -> list[Finding]:
 def _engines(results: Results, name: str) -> Finding:
     """Dense networks against revealed ones of the same width, which have the same law."""
     width = results.sizes.dense
-    dense = results.one(a=HALF, engine="dense", width=width)[name].values
-    parts = [bootstrap(_log, each) for each in (dense, _values(results, HALF, width, name))]
+    dense = results.one(**results.sizes.half, engine="dense", width=width)[name].values
+    parts = [bootstrap(_log, each) for each in (dense, _values(results, results.sizes.half, width, name))]
     gap = combined(lambda x, y: x - y, *parts).estimate()
-    measured = _widened(gap, _change(results, HALF, width, name, _log))
+    measured = _widened(gap, _change(results, results.sizes.half, width, name, _log))
     quantity = f"log({name}, dense / revealed) at n = {width}, a = 1/2"
     return Finding(quantity, "one law; 0.25 is ours", about(0, 0.25), measured)
 
 
 def draw(results: Results) -> list[Panel]:
     """What moves, and the spread of kernels, against the width; classes that are right."""
-    panels = []
+    sizes, panels = results.sizes, []
     for name, (called, *powers) in QUANTITIES.items():
-        curves = [_curve(results, a, name, np.mean) for a in (HALF, ONE)]
-        lines = [curve.line(f"a = {a:g}", power) for curve, a, power in zip(curves, (HALF, ONE), powers, strict=True)]
+        lines = []
+        for curve in sizes.curves:
+            if name in _measured(sizes, curve):
+                power = powers[curve["a"] == ONE]
+                lines.append(_curve(results, curve, name, np.mean).line(_called(sizes, curve), power))
         panels.append(Panel(called, "width n", "mean over seeds", lines))
-    spreads = [_curve(results, HALF, name, _deviation).line(when, power) for name, (when, power) in SPREADS.items()]
+    spreads = [
+        _curve(results, sizes.half, name, _deviation).line(when, power) for name, (when, power) in SPREADS.items()
+    ]
     panels.append(Panel("last feature kernel, a = 1/2", "width n", "standard deviation over seeds", spreads))
     for name, called in (("kernel", "last feature kernel"), ("right", "samples in their class")):
-        mean = _curve(results, HALF, name, np.mean)
+        mean = _curve(results, sizes.half, name, np.mean)
         lines = [Line.of("revealed", mean.sizes, mean.values)]
         panels.append(Panel(f"{called}, a = 1/2", "width n", "mean over seeds", lines, log_y=False))
-    losses = [(a, _curve(results, a, "loss", np.mean)) for a in (HALF, ONE)]
-    lines = [Line.of(f"a = {a:g}", curve.sizes, curve.values) for a, curve in losses]
-    return [*panels, Panel(f"loss after {results.sizes.steps} steps", "width n", "mean over seeds", lines)]
+    losses = [(_called(sizes, curve), _curve(results, curve, "loss", np.mean)) for curve in sizes.curves]
+    lines = [Line.of(label, curve.sizes, curve.values) for label, curve in losses]
+    return [*panels, Panel(f"loss after {sizes.steps} steps", "width n", "mean over seeds", lines)]
 
 
 STUDY = Study(
@@ -248,8 +284,9 @@ STUDY = Study(
     "hidden features keep moving",
     source="Haas et al.",
     setting="four layers, revealed matrices, few Gaussian inputs of four classes, ReLU with He's factor, all weights "
-    "trained by 200 steps of full-batch SGD; the limit is random through the outputs at the start, so that means over "
-    "seeds are compared; half-widths contain the error of the resolution; not the source's data",
+    "trained by 200 steps of SGD on full batches, and on batches of 2; the limit is random through the outputs at the "
+    "start, so that means over seeds are compared; half-widths contain the error of the resolution; not the source's "
+    "data",
     sizes={
         "smoke": Sizes((32, 128), 32, 3, seeds=8, wide_seeds=8, fewer_seeds=4, samples=3, steps=4, resolution=0.1),
         "laptop": Sizes(),
@@ -262,6 +299,6 @@ STUDY = Study(
     conclude=conclude,
     draw=draw,
     cost=lambda cell: cell["seeds"] * float(cell["width"]),
-    revision=2,
+    revision=3,
     least={"widths": 2},
 )

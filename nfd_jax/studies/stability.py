@@ -54,13 +54,12 @@ RULES = {TRAINS: "largest", FINITE: "finite", BOUNDED: "bounded"}  # and the nam
 VARIED = ("units", "data", "layers", "batch")  # one at a time, under SP by SGD
 NAMES = ("row", "optimizer", "loss", *VARIED)  # what tells curves apart
 ALLOWED = 0.2
-SEARCHED = 2  # seeds that find where to look
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The grid. Two seeds are trained at `tried` rates from `lowest` over some octaves, and then all of them at
-    `between` rates, from a step of that grid below the best of these to half a step above the first unstable one.
+    """The grid. Every seed is trained at as many `rates` from `lowest` over some octaves, and then, in each of the
+    other `rounds`, at as many around what it has found of the borders of `RULES` and of its best rate.
 
     The first of units, data, layers and batches are those of the main rows; the others stand beside SP by SGD. Data may
     be a folder of CIFAR-10's files. Networks of more layers than the first have `deep_widths`."""
@@ -75,8 +74,8 @@ class Sizes:
     batches: tuple[int, ...] = (16, 4)
     lowest: float = 2.0**-17
     octaves: float = 24.0
-    tried: int = 13
-    between: int = 8
+    rates: int = 8
+    rounds: int = 3
     seeds: int = 5
     samples: int = 16
     steps: int = 200
@@ -84,12 +83,12 @@ class Sizes:
     def __post_init__(self) -> None:
         wrong = {*self.rows} - {*ROWS}, {*self.optimizers} - {"sgd", "adam"}
         folders = [each for each in self.data if each not in ("teacher", "digits") and not Path(each).is_dir()]
-        if min(self.tried, self.between) < 3 or any(wrong) or folders or max(self.batches) > self.samples:
+        if self.rates < 3 or any(wrong) or folders or max(self.batches) > self.samples:
             raise ValueError(
-                f"study 'stability' needs tried and between of at least 3 rates, rows of {', '.join(ROWS)}, optimizers "
-                f"sgd or adam, data teacher, digits or a folder of CIFAR-10, and batches of at most {self.samples} "
-                f"samples, got tried={self.tried}, between={self.between}, rows={self.rows}, "
-                f"optimizers={self.optimizers}, data={self.data}, batches={self.batches}"
+                f"needs at least 3 rates, rows of {', '.join(ROWS)}, optimizers sgd or adam, data "
+                f"teacher, digits or a folder of CIFAR-10, and batches of at most {self.samples} samples, got "
+                f"rates={self.rates}, rows={self.rows}, optimizers={self.optimizers}, data={self.data}, "
+                f"batches={self.batches}"
             )
 
     @property
@@ -134,8 +133,8 @@ def measure(
     width: int,
     lowest: float,
     octaves: float,
-    tried: int,
-    between: int,
+    rates: int,
+    rounds: int,
     seeds: int,
     samples: int,
     steps: int,
@@ -156,30 +155,45 @@ def measure(
     networks, trivial = Networks.of(task, model, recipe, width, "tied", "dense"), _trivial(task)
 
     def losses(logs: np.ndarray) -> np.ndarray:
-        """`(rates, seeds, steps + 1)` of the first seeds, at log2 rates `(rates, seeds)`."""
+        """`(rates, seeds, steps + 1)`, at log2 rates `(rates, seeds)`."""
         each = np.repeat(2.0 ** logs.reshape(-1, 1), steps, axis=1)
-        own = tuple(members[: logs.shape[1]]) * len(logs)
+        own = tuple(members) * len(logs)
         found = networks.train(own, rates=each, progress=False)
         run = nfd.Trajectory.of(found, task, networks.problem.data, own, networks.arguments)
         return run.loss.reshape(*logs.shape, -1).astype(np.float64)
 
-    coarse = np.log2(lowest) + octaves / (tried - 1) * np.arange(tried)
-    low, high = _window(coarse, losses(np.stack([coarse] * min(SEARCHED, seeds), axis=1)), trivial)
     # no two seeds try the same rates, so that their borders scatter by what the grid leaves open too
-    own = np.random.default_rng(members[0]).permutation(seeds) + 0.5
-    logs = low + (high - low) / between * (np.arange(between)[:, None] + own / seeds)
+    shares = (np.random.default_rng(members[0]).permutation(seeds) + 0.5) / seeds
+    logs = np.log2(lowest) + octaves * _spread(rates, shares)
     every = losses(logs)
+    for _ in range(rounds - 1):
+        closer = _closer(logs, every, trivial, _spread(rates, shares))
+        logs, every = np.concatenate([logs, closer]), np.concatenate([every, losses(closer)])
+        order = logs.argsort(axis=0)
+        logs = np.take_along_axis(logs, order, axis=0)
+        every = np.take_along_axis(every, order[..., None], axis=0)
     found = {name: _border(logs, every, rule, trivial) for rule, name in RULES.items()}
     return {name: ("seed", values) for name, values in (found | {"best": _best(logs, settled(every))}).items()}
 
 
-def _window(logs: np.ndarray, losses: np.ndarray, trivial: float) -> tuple[float, float]:
-    """Where to look more closely, of log2 rates `(rates,)` with losses `(rates, seeds, steps + 1)`: from one below the
-    best to half a step above the first that is not stable by the primary rule, of any seed."""
-    best, (_, high) = settled(losses).argmin(axis=0), brackets(TRAINS, losses, trivial)
-    ends = [max(best.min() - 1, 0), min(high.max() + 0.5, len(logs) - 1)]
-    low, top = np.interp(ends, np.arange(len(logs)), logs)
-    return float(low), float(top)
+def _spread(count: int, shares: np.ndarray) -> np.ndarray:
+    """`(count, seeds)` places between 0 and 1, of every seed its share of a step beyond even ones."""
+    return np.asarray((np.arange(count)[:, None] + shares) / count)
+
+
+def _closer(logs: np.ndarray, losses: np.ndarray, trivial: float, places: np.ndarray) -> np.ndarray:
+    """Where each seed is to look next, at `places` between 0 and 1 `(rates, seeds)`, in turn of: the bracket of each
+    rule's border, and the neighbours of the best rate, which stand in for a bracket that there is not."""
+    last, best = len(logs) - 1, settled(losses).argmin(axis=0)
+    around = np.stack([best - 1, best + 1])
+    windows = [*(np.stack(brackets(rule, losses, trivial)) for rule in RULES), around]
+    found = np.empty_like(places)
+    for number, window in enumerate(windows):
+        known = (window[0] >= 0) & (window[1] <= last)
+        low, high = np.take_along_axis(logs, np.where(known, window, around).clip(0, last), axis=0)
+        own = slice(number, None, len(windows))
+        found[own] = low + (high - low) * places[own]
+    return found
 
 
 def _trivial(task: nfd.Task) -> float:
@@ -312,8 +326,8 @@ STUDY = Study(
             ("teacher",),
             (3,),
             (4, 2),
-            tried=7,
-            between=5,
+            rates=6,
+            rounds=2,
             seeds=3,
             samples=4,
             steps=12,
@@ -323,8 +337,7 @@ STUDY = Study(
             widths=(64, 256, 1024, 4096),
             deep_widths=(64, 256, 1024),
             batches=(64, 16),
-            tried=13,
-            between=12,
+            rates=12,
             seeds=8,
             samples=64,
             steps=400,
@@ -335,6 +348,6 @@ STUDY = Study(
     conclude=conclude,
     draw=draw,
     cost=lambda cell: (cell["layers"] - 2) * float(cell["width"]) ** 1.5,
-    revision=2,
+    revision=3,
     least={"widths": 2, "deep_widths": 2},
 )

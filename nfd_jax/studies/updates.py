@@ -47,7 +47,7 @@ class Sizes:
 
     def __post_init__(self) -> None:
         if min(self.layers) < 2:
-            raise ValueError(f"study 'updates' needs networks of at least 2 layers, got layers={self.layers}")
+            raise ValueError(f"needs networks of at least 2 layers, got layers={self.layers}")
 
     def across(self, layers: int) -> tuple[int, ...]:
         """The widths of networks of as many layers."""
@@ -62,7 +62,8 @@ def cells(sizes: Sizes) -> list[Cell]:
 def measure(layers: int, width: int, learning_rate: float, seeds: int, samples: int, at: tuple[int, ...]) -> Arrays:
     """Root mean squares of the parts of every layer, at some steps."""
     rates = [_rates.rate(learning_rate, layers, width, A)]
-    found = _rates.trained("cross_entropy", layers, width, rates, own_seeds(seeds, layers, width), samples, max(at))
+    task, members = _rates.task("cross_entropy", samples), own_seeds(seeds, layers, width)
+    found = _rates.trained(task, layers, width, rates, members, max(at))
     axes = ("seed", "step")
     return {name: ((*axes, "matrix") if "hidden" in name else axes, found[name][0][:, list(at)]) for name in ROLES}
 
