@@ -11,7 +11,9 @@ cross-entropy, and n^(-3/2) and n^(-1/2) where outputs do, under squared loss. m
 
 Networks of ReLU can lose most of their units and go on with a few, at rates far beyond those: so units that can't die
 are the main row, |h|, and ReLU stands beside it. Under Adam the counting of outputs is of the first step alone: steps
-of a given size do not amplify one another, and outputs that are too large come back.
+of a given size do not amplify one another, and outputs that are too large come back. Losses stay finite at any rate,
+seeds go on to train octaves apart by whatever they come back to, and what counting is of shows in the largest rate at
+which the loss stays bounded.
 """
 
 from __future__ import annotations
@@ -269,14 +271,16 @@ def _rows(results: Results) -> list[dict[str, Any]]:
 
 
 def conclude(results: Results) -> list[Finding]:
-    """Exponents of the largest stable and of the best rate in every row, and by the other rules under SP."""
+    """Exponents of the largest stable and of the best rate in every row, and by the other rules under SP or Adam, where
+    all losses are finite."""
     found = []
     for row in _rows(results):
         power = POWERS[row["row"], row["optimizer"]][list(LOSSES).index(row["loss"])]
         stated = row["row"] != "mup_at_sp" and row["optimizer"] == "sgd"
         names = {"largest": "largest stable rate", "best": "best rate"}
-        if (row["row"], row["optimizer"], row["units"]) == ("sp", "sgd", results.sizes.units[0]):
-            names |= {"finite": "largest finite rate", "bounded": "largest bounded rate"}
+        if row["optimizer"] == "adam" or (row["row"], row["units"]) == ("sp", results.sizes.units[0]):
+            names |= {"bounded": "largest bounded rate"}
+            names |= {"finite": "largest finite rate"} if row["optimizer"] == "sgd" else {}
         for name, called in names.items():
             source = "Haas et al." if stated and name == "largest" else "by counting"
             law = _law(results, name, row)
@@ -298,13 +302,18 @@ def draw(results: Results) -> list[Panel]:
         own = [row for row in sp if row["loss"] == loss]
         lines = [_line(results, "largest", row, _called(results, row, "row")) for row in own]
         panels.append(Panel(f"largest stable rate, SP, SGD, {called}", "width n", "rate eta", lines))
-    lines = [
-        _line(results, name, row, f"{_called(results, row, 'loss')}, {rule}")
-        for row in main[:2]
-        for rule, name in RULES.items()
-    ]
-    title = f"by rule, {_called(results, main[0], 'row', 'optimizer')}"
-    return [*panels, Panel(title, "width n", "largest rate that ...", lines)]
+    for optimizer in sizes.optimizers:
+        own = [row for row in main if row["optimizer"] == optimizer]
+        first = [row for row in own if row["row"] == own[0]["row"]]
+        rules = {rule: name for rule, name in RULES.items() if optimizer == "sgd" or rule != FINITE}
+        lines = [
+            _line(results, name, row, f"{_called(results, row, 'loss')}, {rule}")
+            for row in first
+            for rule, name in rules.items()
+        ]
+        title = f"by rule, {_called(results, own[0], 'row', 'optimizer')}"
+        panels.append(Panel(title, "width n", "largest rate that ...", lines))
+    return panels
 
 
 STUDY = Study(
