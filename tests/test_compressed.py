@@ -403,6 +403,18 @@ def test_rows_that_do_not_fit_are_not_written_over_others():
     assert bases.norms(hidden.revealed[0].queries[1]).all()
 
 
+@pytest.mark.parametrize("held_out", [False, True])
+def test_fitted_samples_are_evaluated_as_training_has_seen_them(held_out):
+    """What was dropped of them is not drawn at the end, where a loss of 1e-9 would become one of resolution^4."""
+    task = nfd.datasets.digits(4)
+    if held_out:
+        task = task.holding_out(nfd.datasets.digits(6, split="test"))
+    options = {"particles": 256, "learning_rate": 2.0, "resolution": 0.1, "noise": "plain", **QUIET}
+    shorter, longer = (nfd.solve_limit(task, nfd.ResNet(4, "tanh"), steps=steps, **options) for steps in (100, 101))
+    assert longer.loss[100] < 1e-6 * longer.loss[0]
+    np.testing.assert_allclose(shorter.outputs, longer.outputs[:101], rtol=1e-9, atol=1e-12)
+
+
 def test_a_run_that_memory_ends_keeps_what_it_has(monkeypatch):
     """With an outcome that says so, a way out, and the numbers of the steps that there were."""
     monkeypatch.setattr(initial, "MOST_ROOM", 12)

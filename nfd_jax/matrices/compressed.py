@@ -94,7 +94,7 @@ class CompressedMatrices(AbstractMatrices):
         queries = jnp.where(jnp.isnan(size), 0, vectors / size)
         # x = Qx c + R q, and remainders d
         resolution, largest = self._resolution(layer, vectors, weights)
-        x = asked.resolve(layer, queries, resolution if keep else None)
+        x = asked.resolve(layer, queries, resolution, keep=keep)
         # Wbar q / sqrt(n) = Qs <Z, q>, of a direction + (xi - Qs <Qs, xi>)
         fresh, noise = self._fresh(direction, layer, step, x, keep=keep)
         images = fresh + _response(opposite, layer, x.rows) if self.coupled else fresh

@@ -76,16 +76,19 @@ def resolve(basis: bases.Basis, layer: Index, counts: bases.Counts, queries: Vec
     return Resolved(coordinates, rows, triangular, active, vectors.T)
 
 
-def whole(basis: bases.Basis, layer: Index, counts: bases.Counts, queries: Vectors) -> Resolved:
-    """The same of queries that are not kept, of any number of them, where all that the basis lacks of them by more than
-    rounding is new.
+def evaluated(basis: bases.Basis, layer: Index, counts: bases.Counts, queries: Vectors, resolution: Scalar) -> Resolved:
+    """The same of queries that are not kept, of any number of them, where all is new of a query that the basis lacks by
+    more than `resolution` times the root mean square of their lengths, and nothing of the others.
 
-    Two passes of shifted Cholesky-QR, and no other attempt without what depends on others: its directions come out
-    short instead of as units. Images of the rows by independent normals have the variances of the law up to rounding,
-    and what the rows are summed to is exact.
+    No row of a block is longer than its largest singular value: where `resolve` finds nothing new, neither is here, and
+    samples that training has fitted are evaluated as it has seen them. Two passes of shifted Cholesky-QR, and no other
+    attempt without what depends on others: its directions come out short instead of as units. Images of the rows by
+    independent normals have the variances of the law up to rounding, and what the rows are summed to is exact.
     """
     coordinates, rest = bases.project(basis, layer, counts[layer], queries)
-    active = bases.norms(rest) > 10 * float(jnp.finfo(rest.dtype).eps) * bases.norms(queries)
+    rounding = 10 * float(jnp.finfo(rest.dtype).eps) * bases.norms(queries)
+    least = resolution * jnp.sqrt(jnp.mean(queries**2))
+    active = bases.norms(rest) > jnp.maximum(rounding, least)
     directions, triangular = bases.cholesky_qr(jnp.where(active[:, None], rest, 0), 2)
     triangular = jnp.where(active[None, :], triangular, jnp.eye(len(rest), dtype=rest.dtype))
     return Resolved(coordinates, jnp.where(active[:, None], directions, rest), triangular, active, None)

@@ -39,10 +39,10 @@ class Revealed(eqx.Module):
         """A query block taken apart into what is known of it and what is new."""
         return bases.split(self.queries, layer, self.counts[layer], query)
 
-    def resolve(self, layer: Index, query: Vectors, resolution: Scalar | None) -> Resolved:
-        """The same up to a resolution, and with all that is new where there is none, of queries that are not kept."""
-        arguments = self.queries, layer, self.counts, query
-        return resolutions.whole(*arguments) if resolution is None else resolutions.resolve(*arguments, resolution)
+    def resolve(self, layer: Index, query: Vectors, resolution: Scalar, *, keep: bool) -> Resolved:
+        """The same up to a resolution; by a cheaper rule for queries that are not kept."""
+        rule = resolutions.resolve if keep else resolutions.evaluated
+        return rule(self.queries, layer, self.counts, query, resolution)
 
     def combine(self, layer: Index, coordinates: bases.Coordinates) -> Vectors:
         """The images of queries with these coordinates."""
