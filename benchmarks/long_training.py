@@ -182,7 +182,7 @@ def epochs(
         print(f"{label:<10} " + "   ".join(cells), flush=True)
         rows.append({"name": label, "steps": shown, **found})
     if sizes.figures is not None:
-        draw(sizes.figures / f"{name.replace(' ', '_')}.png", name, shown, curves)
+        draw(sizes.figures / f"{name.replace(' ', '_')}.png", name, curves)
     return rows
 
 
@@ -194,21 +194,15 @@ def measured(run: nfd.Trajectory, key: str) -> tuple[np.ndarray, np.ndarray]:
     return values, np.full_like(values, np.nan)
 
 
-def draw(path: Path, name: str, steps: list[int], curves: dict[str, nfd.Trajectory]) -> None:
+def draw(path: Path, name: str, curves: dict[str, nfd.Trajectory]) -> None:
     """Training and held-out curves of limit and networks, with 95 % intervals of means over networks."""
     figure, axes = plt.subplots(1, 3, figsize=(12, 3.6), layout="constrained")
     titles = {"loss": "training loss", "held_out_loss": "held-out loss", "held_out_accuracy": "held-out accuracy"}
     for axis, (key, title) in zip(axes, titles.items(), strict=True):
-        for color, (label, run) in enumerate(reversed(curves.items())):
-            mean, error = measured(run, key)
-            style = {"color": "black" if label == "limit" else f"C{color}", "zorder": 3 if label == "limit" else 2}
-            if run.ensemble:
-                half = statistics.quantile(len(run.seeds) - 1) * error
-                axis.errorbar(steps, mean, half, label=label, capsize=2, **style)
-            else:
-                axis.plot(steps, mean, label=label, marker="o", **style)
-        axis.set(title=title, xlabel="steps", yscale="linear" if key == "held_out_accuracy" else "log")
-    axes[0].legend()
+        for number, (label, run) in enumerate(reversed(curves.items())):
+            color = "black" if label == "limit" else f"C{number}"
+            nfd.plotting.loss(run, axis, name=key, points=run.ensemble, label=label, color=color)
+        axis.set_title(title)
     figure.suptitle(f"{name}: limit and networks")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)

@@ -26,12 +26,18 @@ PAPERS = {
     "Haas et al.": "https://arxiv.org/abs/2505.22491",
     "CompleteP": "https://arxiv.org/abs/2505.01618",
 }
+POWER = re.compile(r"\^(?:\(([^()\s]+)\)|([-+]?\w+(?:[./]\d+)?))")
 SPECIAL = re.compile(r"([\\`*_{}\[\]<>#|$~])")
 
 
 def text(words: str) -> str:
-    """Words of a study, none of them markup."""
-    return SPECIAL.sub(r"\\\1", words)
+    """Words of a study, none of them markup; powers are raised."""
+    return POWER.sub(raised, SPECIAL.sub(r"\\\1", words))
+
+
+def raised(power: re.Match[str]) -> str:
+    """n^-1/2, and n^(-1/2), as they are written by hand."""
+    return f"{{sup}}`{(power[1] or power[2]).replace('-', '−')}`"
 
 
 def cited(source: str) -> str:

@@ -41,7 +41,7 @@ SCALES = ("smoke", "laptop", "accelerator")
 SMOKE = "smoke scale: these sizes are too small to say anything about the claim"
 MANY = 4  # cells that a line names
 
-PADDING = ("capacity",)  # arguments for which compiled programs are larger, and numbers the same
+PADDING = ("capacity",)  # arguments for which programs are larger, and numbers of one law: evenly spread ones count it
 
 Cell = Mapping[str, Any]  # arguments of `measure`, each of a type that JSON knows
 Arrays = Mapping[str, Any]  # by name, `(axes, values)` as xarray takes them, or a number
