@@ -42,7 +42,7 @@ def finding(found: studies.Finding) -> dict[str, Any]:
 def described(panel: Any) -> str:
     """What a panel shows, in words."""
     if isinstance(panel, studies.Map):
-        return f"{panel.title}: a map over {panel.x_label} and {panel.y_label}"
+        return f"{' '.join(panel.title.split())}: a map over {panel.x_label} and {panel.y_label}"
     labels = [line.label for line in (*panel.lines, *panel.levels) if line.label and not line.label.startswith("_")]
     named = f" Lines: {'; '.join(labels)}." if labels else ""
     return f"{panel.title}: {panel.y_label} against {panel.x_label}.{named}"

@@ -10,7 +10,7 @@ from test_datasets import write
 
 import nfd_jax as nfd
 from nfd_jax import studies
-from nfd_jax.studies import _rates, persistence, stability
+from nfd_jax.studies import _rate_search, _rates, persistence, stability
 from nfd_jax.studies._study import Results
 from nfd_jax.tools._stability import RULES
 
@@ -63,10 +63,10 @@ def test_borders_and_best_rates_of_known_losses():
     logs = np.arange(-4.0, 8.0)[:, None] + np.array([0.0, 0.25])
     reached = np.where(logs < 3, np.exp(0.1 * (logs - 0.6) ** 2) / 10, np.where(logs > 5, 0.4, np.inf))
     losses = np.concatenate([np.ones((*logs.shape, 1)), np.repeat(reached[..., None], 8, axis=-1)], axis=-1)
-    np.testing.assert_allclose(np.log2(stability._border(logs, losses, next(iter(RULES)), 0.5)), [2.5, 2.75])
-    np.testing.assert_allclose(np.log2(stability._best(logs, reached)), 0.6)
-    assert np.isnan(stability._best(logs, np.exp(-logs))).all()
-    assert np.isinf(stability._border(logs[:5], losses[:5], "stays finite", 0.5)).all()
+    np.testing.assert_allclose(np.log2(_rate_search.border(logs, losses, next(iter(RULES)), 0.5)), [2.5, 2.75])
+    np.testing.assert_allclose(np.log2(_rate_search.best(logs, reached)), 0.6)
+    assert np.isnan(_rate_search.best(logs, np.exp(-logs))).all()
+    assert np.isinf(_rate_search.border(logs[:5], losses[:5], "stays finite", 0.5)).all()
 
 
 def test_rates_of_mup_at_the_output_of_sp():
@@ -100,23 +100,21 @@ def test_a_search_comes_closer():
         return np.concatenate([np.ones((*logs.shape, 1)), np.repeat(end[..., None], 8, axis=-1)], axis=-1)
 
     shares = np.array([0.25, 0.75])
-    logs = -12 + 24 * stability._spread(8, shares)
-    for _ in range(3):
-        closer = stability._closer(logs, losses(logs), 0.5, stability._spread(8, shares))
-        logs = np.sort(np.concatenate([logs, closer]), axis=0)
-        assert np.all(np.diff(logs, axis=0) > 0)
-    every = losses(logs)
+    logs, every = _rate_search.search(losses, -12.0, 24.0, 8, 4, shares, 0.5)
+    assert logs.shape == (32, 2)
+    assert np.all(np.diff(logs, axis=0) > 0)
+    np.testing.assert_array_equal(every, losses(logs))
     for rule, border in zip(RULES, (trains, breaks, grows), strict=True):
-        np.testing.assert_allclose(np.log2(stability._border(logs, every, rule, 0.5)), border, atol=3 / 2**4)
-    np.testing.assert_allclose(np.log2(stability._best(logs, every[..., -1])), best, atol=1e-6)
+        np.testing.assert_allclose(np.log2(_rate_search.border(logs, every, rule, 0.5)), border, atol=3 / 2**4)
+    np.testing.assert_allclose(np.log2(_rate_search.best(logs, every[..., -1])), best, atol=1e-6)
 
 
 def test_a_search_without_a_border():
     """Where all rates are stable, or none, it looks around the best one."""
-    logs, places = np.arange(8.0)[:, None] + np.zeros(2), stability._spread(8, np.array([0.25, 0.75]))
+    logs, places = np.arange(8.0)[:, None] + np.zeros(2), _rate_search.spread(8, np.array([0.25, 0.75]))
     ends = np.stack([0.1 + 0.01 * (logs[:, 0] - 3) ** 2, np.full(8, np.inf)], axis=1)
     losses = np.concatenate([np.ones((8, 2, 1)), np.repeat(ends[..., None], 8, axis=-1)], axis=-1)
-    found = stability._closer(logs, losses, 0.5, places)
+    found = _rate_search.closer(logs, losses, 0.5, places)
     assert np.all((found[:, 0] > 2) & (found[:, 0] < 4))
     assert np.all((found[:, 1] > 0) & (found[:, 1] < 1))
 

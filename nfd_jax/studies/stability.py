@@ -28,13 +28,13 @@ import nfd_jax as nfd
 from nfd_jax.parametrization import ONE, D, N, Scaling
 from nfd_jax.solvers.networks import Networks
 from nfd_jax.statistics import Slope, bootstrap, fit_slope
-from nfd_jax.studies import _rates
+from nfd_jax.studies import _rate_search, _rates
 from nfd_jax.studies._findings import Finding, about
 from nfd_jax.studies._panels import Line, Panel
 from nfd_jax.studies._rates import LOSSES
 from nfd_jax.studies._seeds import own_seeds
 from nfd_jax.studies._study import Arrays, Cell, Results, Study
-from nfd_jax.tools._stability import BOUNDED, FINITE, TRAINS, brackets, settled
+from nfd_jax.tools._stability import BOUNDED, FINITE, TRAINS, settled
 
 MUP_AT_SP = replace(  # muP's rates in SP's convention, and SP's output
     nfd.parametrization.resolve("sp"),
@@ -166,65 +166,16 @@ def measure(
 
     # no two seeds try the same rates, so that their borders scatter by what the grid leaves open too
     shares = (np.random.default_rng(members[0]).permutation(seeds) + 0.5) / seeds
-    logs = np.log2(lowest) + octaves * _spread(rates, shares)
-    every = losses(logs)
-    for _ in range(rounds - 1):
-        closer = _closer(logs, every, trivial, _spread(rates, shares))
-        logs, every = np.concatenate([logs, closer]), np.concatenate([every, losses(closer)])
-        order = logs.argsort(axis=0)
-        logs = np.take_along_axis(logs, order, axis=0)
-        every = np.take_along_axis(every, order[..., None], axis=0)
-    found = {name: _border(logs, every, rule, trivial) for rule, name in RULES.items()}
-    return {name: ("seed", values) for name, values in (found | {"best": _best(logs, settled(every))}).items()}
-
-
-def _spread(count: int, shares: np.ndarray) -> np.ndarray:
-    """`(count, seeds)` places between 0 and 1, of every seed its share of a step beyond even ones."""
-    return np.asarray((np.arange(count)[:, None] + shares) / count)
-
-
-def _closer(logs: np.ndarray, losses: np.ndarray, trivial: float, places: np.ndarray) -> np.ndarray:
-    """Where each seed is to look next, at `places` between 0 and 1 `(rates, seeds)`, in turn of: the bracket of each
-    rule's border, and the neighbours of the best rate, which stand in for a bracket that there is not."""
-    last, best = len(logs) - 1, settled(losses).argmin(axis=0)
-    around = np.stack([best - 1, best + 1])
-    windows = [*(np.stack(brackets(rule, losses, trivial)) for rule in RULES), around]
-    found = np.empty_like(places)
-    for number, window in enumerate(windows):
-        known = (window[0] >= 0) & (window[1] <= last)
-        low, high = np.take_along_axis(logs, np.where(known, window, around).clip(0, last), axis=0)
-        own = slice(number, None, len(windows))
-        found[own] = low + (high - low) * places[own]
-    return found
+    logs, every = _rate_search.search(losses, np.log2(lowest), octaves, rates, rounds, shares, trivial)
+    found = {name: _rate_search.border(logs, every, rule, trivial) for rule, name in RULES.items()}
+    found["best"] = _rate_search.best(logs, settled(every))
+    return {name: ("seed", values) for name, values in found.items()}
 
 
 def _trivial(task: nfd.Task) -> float:
     """The loss of outputs of 0."""
     targets = task.targets
     return float(np.log(targets.shape[1]) if task.loss == "cross_entropy" else 0.5 * np.mean(np.sum(targets**2, 1)))
-
-
-def _border(logs: np.ndarray, losses: np.ndarray, rule: str, trivial: float) -> np.ndarray:
-    low, high = brackets(rule, losses, trivial)
-    pair = (np.clip(low, 0, None), np.clip(high, None, len(logs) - 1))
-    middle = sum(np.take_along_axis(logs, place[None], axis=0)[0] for place in pair) / 2
-    return np.where(low < 0, np.nan, np.where(high == len(logs), np.inf, 2.0**middle))
-
-
-def _best(logs: np.ndarray, reached: np.ndarray) -> np.ndarray:
-    """The rate at the bottom of the parabola, in the logarithms, through the best rate and its neighbours; not a number
-    where it is at an end of the grid or beside one that is not finite, the rate itself where no parabola bends up."""
-    found = []
-    for x, losses in zip(logs.T, reached.T, strict=True):
-        place = int(losses.argmin())
-        if place in (0, len(x) - 1) or not np.isfinite(losses[place]):
-            found.append(np.nan)
-            continue
-        near, y = x[place - 1 : place + 2], np.log(np.maximum(losses[place - 1 : place + 2], 1e-30))
-        bend, slope, _ = np.polyfit(near - x[place], y, 2) if np.isfinite(y).all() else (0.0, 0.0, 0.0)
-        shift = -slope / (2 * bend) if bend > 0 else 0.0
-        found.append(2.0 ** (x[place] + np.clip(shift, near[0] - x[place], near[-1] - x[place])))
-    return np.array(found)
 
 
 def _values(results: Results, name: str, row: dict[str, Any]) -> np.ndarray:
