@@ -51,8 +51,8 @@ COARSER, ERROR = 2, 3  # times the resolution; its error in changes from there
 
 @dataclass(frozen=True)
 class Sizes:
-    """The grid: eta = `learning_rate` (n / 32)^-a / (32 (layers - 1)), a = 1/2, of `wide_seeds` beyond n = 10,000 and
-    with a `batch` of fewer samples, and a = 1, of `fewer_seeds` as it scatters less; dense networks at one width. A
+    """The grid: eta = `learning_rate` (n / 32)^-a / (32 (layers - 1)), a = 1/2, of `wide_seeds` beyond n = 10,000, and
+    of `fewer_seeds` with a `batch` of fewer samples, and at a = 1, where less scatters; dense networks at one width. A
     quarter of the seeds is trained at twice the resolution too."""
 
     widths: tuple[int, ...] = (64, 256, 1024, 4096, 16_384, 65_536)
@@ -91,7 +91,7 @@ def cells(sizes: Sizes) -> list[Cell]:
     """Revealed networks of all widths on every curve at two resolutions, and dense ones at one of each."""
     found: list[Cell] = []
     for width in sizes.widths:
-        counts = (sizes.wide_seeds if width > WIDE else sizes.seeds, sizes.fewer_seeds, sizes.wide_seeds)
+        counts = (sizes.wide_seeds if width > WIDE else sizes.seeds, sizes.fewer_seeds, sizes.fewer_seeds)
         for curve, seeds in zip(sizes.curves, counts, strict=True):
             cell = {**curve, "width": width, "engine": "revealed"}
             found.append(cell | {"seeds": seeds, "resolution": sizes.resolution})
