@@ -202,7 +202,7 @@ def draw(path: Path, name: str, curves: dict[str, nfd.Trajectory]) -> None:
         for number, (label, run) in enumerate(reversed(curves.items())):
             color = "black" if label == "limit" else f"C{number}"
             nfd.plotting.loss(run, axis, name=key, points=run.ensemble, label=label, color=color)
-        axis.set_title(title)
+        axis.set(title=title, yscale="log" if "loss" in key else "linear")
     figure.suptitle(f"{name}: limit and networks")
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, dpi=150)
