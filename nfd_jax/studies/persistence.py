@@ -52,8 +52,8 @@ COARSER, ERROR = 2, 3  # times the resolution; its error in changes from there
 @dataclass(frozen=True)
 class Sizes:
     """The grid: eta = `learning_rate` (n / 32)^-a / (32 (layers - 1)), a = 1/2, of `wide_seeds` beyond n = 10,000, and
-    of `fewer_seeds` with a `batch` of fewer samples, and at a = 1, where less scatters; dense networks at one width. A
-    quarter of the seeds is trained at twice the resolution too."""
+    of `fewer_seeds` with a `batch` of fewer samples, at a rate as much smaller, and at a = 1, where less scatters;
+    dense networks at one width. A quarter of the seeds is trained at twice the resolution too."""
 
     widths: tuple[int, ...] = (64, 256, 1024, 4096, 16_384, 65_536)
     dense: int = 256
@@ -93,11 +93,12 @@ def cells(sizes: Sizes) -> list[Cell]:
     for width in sizes.widths:
         counts = (sizes.wide_seeds if width > WIDE else sizes.seeds, sizes.fewer_seeds, sizes.fewer_seeds)
         for curve, seeds in zip(sizes.curves, counts, strict=True):
-            cell = {**curve, "width": width, "engine": "revealed"}
+            rate = sizes.learning_rate * curve["batch"] / sizes.samples  # as much a sample
+            cell = {**curve, "width": width, "engine": "revealed", "learning_rate": rate}
             found.append(cell | {"seeds": seeds, "resolution": sizes.resolution})
             found.append(cell | {"seeds": max(2, seeds // 4), "resolution": COARSER * sizes.resolution})
-    dense = {"width": sizes.dense, "engine": "dense", "seeds": sizes.seeds, "resolution": 0.0}
-    return [*found, {**sizes.half, **dense}]
+    dense = {"width": sizes.dense, "engine": "dense", "learning_rate": sizes.learning_rate}
+    return [*found, {**sizes.half, **dense, "seeds": sizes.seeds, "resolution": 0.0}]
 
 
 @nfd.observables.axes(kernel=("layer", "sample", "other_sample"), image=("matrix",))
