@@ -13,7 +13,7 @@ start, whose spread falls as n^(-1/2); what converges is the law over seeds.
 At a = 1/2 outputs of n^(1/2) leave no loss gradient where a sample is in its class: the wider, the sooner training is
 over, whatever the number of steps. At a = 1 it goes on.
 
-Batches of a few samples at a time leave the limit, and what moves, as they are.
+Batches of a few samples at a time leave these exponents, as counting has them, as they are.
 
 So many steps need revealed matrices with a `resolution`. What that leaves is measured with the first seeds once more at
 twice the resolution, on the same noise; three times the change is part of every half-width, as in `solve_limit`.
