@@ -232,8 +232,8 @@ DEFECTS = [
     Defect(
         "what training has dropped is drawn where samples are evaluated",
         "matrices/resolution.py",
-        "jnp.maximum(rounding, least)",
-        "rounding",
+        "> jnp.maximum(rounding, least)",
+        "> rounding",
         ("test_compressed.py::test_fitted_samples_are_evaluated_as_training_has_seen_them",),
     ),
     Defect(

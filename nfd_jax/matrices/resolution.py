@@ -86,9 +86,9 @@ def evaluated(basis: bases.Basis, layer: Index, counts: bases.Counts, queries: V
     independent normals have the variances of the law up to rounding, and what the rows are summed to is exact.
     """
     coordinates, rest = bases.project(basis, layer, counts[layer], queries)
-    rounding = 10 * float(jnp.finfo(rest.dtype).eps) * bases.norms(queries)
-    least = resolution * jnp.sqrt(jnp.mean(queries**2))
-    active = bases.norms(rest) > jnp.maximum(rounding, least)
+    squares = jnp.mean(queries**2, axis=1)  # as lengths: an inner product of all with all costs as much as a projection
+    rounding, least = (10 * float(jnp.finfo(rest.dtype).eps)) ** 2 * squares, resolution**2 * jnp.mean(squares)
+    active = jnp.mean(rest**2, axis=1) > jnp.maximum(rounding, least)
     directions, triangular = bases.cholesky_qr(jnp.where(active[:, None], rest, 0), 2)
     triangular = jnp.where(active[None, :], triangular, jnp.eye(len(rest), dtype=rest.dtype))
     return Resolved(coordinates, jnp.where(active[:, None], directions, rest), triangular, active, None)

@@ -13,7 +13,7 @@ start, whose spread falls as n^(-1/2); what converges is the law over seeds.
 At a = 1/2 outputs of n^(1/2) leave no loss gradient where a sample is in its class: the wider, the sooner training is
 over, whatever the number of steps. At a = 1 it goes on.
 
-Batches of a few samples at a time leave these exponents, as counting has them, as they are.
+By counting, batches of a few samples at a time change none of these exponents.
 
 So many steps need revealed matrices with a `resolution`. What that leaves is measured with the first seeds once more at
 twice the resolution, on the same noise; three times the change is part of every half-width, as in `solve_limit`.
@@ -139,7 +139,7 @@ def measure(
         parametrization="sp",
         train_input=True,
         train_readout=True,
-        evaluate_at=[0, steps] if batch < samples else None,
+        evaluate_at=[0, steps],
         observe=seen,
         progress=False,
     )
@@ -170,9 +170,10 @@ def _called(sizes: Sizes, curve: Cell) -> str:
     return f"a = {curve['a']:g}" + (f", batches of {curve['batch']}" if curve["batch"] < sizes.samples else "")
 
 
-def _measured(sizes: Sizes, curve: Cell) -> set[str]:
-    """Of `QUANTITIES` those that are of the same samples before and after training."""
-    return {*QUANTITIES} - ({"kernel_change"} if curve["batch"] < sizes.samples else set())
+def _powers(sizes: Sizes, curve: Cell) -> dict[str, float]:
+    """The exponent in n of each of `QUANTITIES` that is of the same samples before and after training."""
+    other = {"kernel_change"} if curve["batch"] < sizes.samples else set()
+    return {name: powers[curve["a"] == ONE] for name, (_, *powers) in QUANTITIES.items() if name not in other}
 
 
 def _values(results: Results, curve: Cell, width: int, name: str, *, coarser: bool = False) -> np.ndarray:
@@ -225,12 +226,10 @@ def conclude(results: Results) -> list[Finding]:
     """What keeps moving and what does not, what has converged, what scatters, and whether dense networks agree."""
     sizes, found, (wide, far) = results.sizes, [], _ends(results)
     for curve in sizes.curves:
-        for name, (called, *powers) in QUANTITIES.items():
-            if name in _measured(sizes, curve):
-                power = powers[curve["a"] == ONE]
-                law = _law(results, curve, name, np.mean)
-                source = "Haas et al." if curve["a"] == HALF else "by counting"
-                found.append(Finding(f"{called} ~ n^p at {_called(sizes, curve)}", source, about(power, 0.15), law))
+        source = "Haas et al." if curve["a"] == HALF else "by counting"
+        for name, power in _powers(sizes, curve).items():
+            quantity = f"{QUANTITIES[name][0]} ~ n^p at {_called(sizes, curve)}"
+            found.append(Finding(quantity, source, about(power, 0.15), _law(results, curve, name, np.mean)))
     for name, (when, power) in SPREADS.items():
         law = _law(results, sizes.half, name, _deviation)
         quantity = f"spread of the last feature kernel over seeds ~ n^p, {when}, a = 1/2"
@@ -258,12 +257,12 @@ def _engines(results: Results, name: str) -> Finding:
 def draw(results: Results) -> list[Panel]:
     """What moves, and the spread of kernels, against the width; classes that are right."""
     sizes, panels = results.sizes, []
-    for name, (called, *powers) in QUANTITIES.items():
-        lines = []
-        for curve in sizes.curves:
-            if name in _measured(sizes, curve):
-                power = powers[curve["a"] == ONE]
-                lines.append(_curve(results, curve, name, np.mean).line(_called(sizes, curve), power))
+    for name, (called, *_) in QUANTITIES.items():
+        lines = [
+            _curve(results, curve, name, np.mean).line(_called(sizes, curve), powers[name])
+            for curve in sizes.curves
+            if name in (powers := _powers(sizes, curve))
+        ]
         panels.append(Panel(called, "width n", "mean over seeds", lines))
     spreads = [
         _curve(results, sizes.half, name, _deviation).line(when, power) for name, (when, power) in SPREADS.items()
@@ -285,9 +284,9 @@ STUDY = Study(
     "hidden features keep moving",
     source="Haas et al.",
     setting="four layers, revealed matrices, few Gaussian inputs of four classes, ReLU with He's factor, all weights "
-    "trained by 200 steps of SGD on full batches, and on batches of 2; the limit is random through the outputs at the "
-    "start, so that means over seeds are compared; half-widths contain the error of the resolution; not the source's "
-    "data",
+    "trained by 200 steps of SGD on full batches, and on batches of 2 at a third of the rate; the limit is random "
+    "through the outputs at the start, so that means over seeds are compared; half-widths contain the error of the "
+    "resolution; not the source's data",
     sizes={
         "smoke": Sizes((32, 128), 32, 3, seeds=8, wide_seeds=8, fewer_seeds=4, samples=3, steps=4, resolution=0.1),
         "laptop": Sizes(),

@@ -221,17 +221,20 @@ def _rows(results: Results) -> list[dict[str, Any]]:
     return [row for place, row in enumerate(found) if row not in found[:place]]
 
 
+def _rules(optimizer: str) -> dict[str, str]:
+    """Those of `RULES` that tell rates apart: under Adam all losses stay finite."""
+    return {rule: name for rule, name in RULES.items() if optimizer == "sgd" or rule != FINITE}
+
+
 def conclude(results: Results) -> list[Finding]:
-    """Exponents of the largest stable and of the best rate in every row, and by the other rules under SP or Adam, where
-    all losses are finite."""
+    """Exponents of the largest stable and of the best rate in every row, and by the other rules under SP or Adam."""
     found = []
     for row in _rows(results):
         power = POWERS[row["row"], row["optimizer"]][list(LOSSES).index(row["loss"])]
         stated = row["row"] != "mup_at_sp" and row["optimizer"] == "sgd"
         names = {"largest": "largest stable rate", "best": "best rate"}
         if row["optimizer"] == "adam" or (row["row"], row["units"]) == ("sp", results.sizes.units[0]):
-            names |= {"bounded": "largest bounded rate"}
-            names |= {"finite": "largest finite rate"} if row["optimizer"] == "sgd" else {}
+            names |= {name: f"largest {name} rate" for name in _rules(row["optimizer"]).values() if name not in names}
         for name, called in names.items():
             source = "Haas et al." if stated and name == "largest" else "by counting"
             law = _law(results, name, row)
@@ -256,11 +259,10 @@ def draw(results: Results) -> list[Panel]:
     for optimizer in sizes.optimizers:
         own = [row for row in main if row["optimizer"] == optimizer]
         first = [row for row in own if row["row"] == own[0]["row"]]
-        rules = {rule: name for rule, name in RULES.items() if optimizer == "sgd" or rule != FINITE}
         lines = [
             _line(results, name, row, f"{_called(results, row, 'loss')}, {rule}")
             for row in first
-            for rule, name in rules.items()
+            for rule, name in _rules(optimizer).items()
         ]
         title = f"by rule, {_called(results, own[0], 'row', 'optimizer')}"
         panels.append(Panel(title, "width n", "largest rate that ...", lines))
