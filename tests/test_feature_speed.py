@@ -283,7 +283,8 @@ def test_networks_approach_the_limit():
     limit = nfd.network_speed(task, model, width=None, particles=512)
     np.testing.assert_allclose(limit.cosine[1:], expected, atol=0.01)
     for width in (16, 64):
-        every = [step_quantities(task, model, nfd.Training(), width=width, seed=seed) for seed in range(8)]
+        networks = partial(nfd.network_dynamics, width=width)
+        every = [step_quantities(networks, task, model, nfd.Training(), seed=seed) for seed in range(8)]
         cosines, speeds = (np.array([each[name] for each in every]) for name in ("cosine", "speed"))
         assert np.all(np.abs(cosines[:, 1:].mean(axis=0) - expected) < 3 * width**-0.5 / 8**0.5 + 2 / width)
         assert np.all(np.abs(speeds[:, 1:].mean(axis=0) / limit.speed[1:] - 1) < 12 * width**-0.5 / 8**0.5 + 10 / width)

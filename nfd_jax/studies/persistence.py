@@ -52,15 +52,15 @@ COARSER, ERROR = 2, 3  # times the resolution; its error in changes from there
 @dataclass(frozen=True)
 class Sizes:
     """The grid: eta = `learning_rate` (n / 32)^-a / (32 (layers - 1)), a = 1/2, of `wide_seeds` beyond n = 10,000, and
-    of `fewer_seeds` with a `batch` of fewer samples, at a rate as much smaller, and at a = 1, where less scatters;
-    dense networks at one width. A quarter of the seeds is trained at twice the resolution too."""
+    of `fewer_seeds`, at most half as many, with a `batch` of fewer samples, at a rate as much smaller, and at a = 1,
+    where less scatters; dense networks at one width. A quarter of the seeds is trained at twice the resolution too."""
 
     widths: tuple[int, ...] = (64, 256, 1024, 4096, 16_384, 65_536)
     dense: int = 256
     layers: int = 4
     learning_rate: float = 40.0
     seeds: int = 64
-    wide_seeds: int = 24
+    wide_seeds: int = 16
     fewer_seeds: int = 12
     samples: int = 6
     batch: int = 2
@@ -91,8 +91,9 @@ def cells(sizes: Sizes) -> list[Cell]:
     """Revealed networks of all widths on every curve at two resolutions, and dense ones at one of each."""
     found: list[Cell] = []
     for width in sizes.widths:
-        counts = (sizes.wide_seeds if width > WIDE else sizes.seeds, sizes.fewer_seeds, sizes.fewer_seeds)
-        for curve, seeds in zip(sizes.curves, counts, strict=True):
+        most = sizes.wide_seeds if width > WIDE else sizes.seeds
+        fewer = min(sizes.fewer_seeds, most // 2)
+        for curve, seeds in zip(sizes.curves, (most, fewer, fewer), strict=True):
             rate = sizes.learning_rate * curve["batch"] / sizes.samples  # as much a sample
             cell = {**curve, "width": width, "engine": "revealed", "learning_rate": rate}
             found.append(cell | {"seeds": seeds, "resolution": sizes.resolution})

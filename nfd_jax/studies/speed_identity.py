@@ -4,6 +4,7 @@ it holds, how it is left at finite rates, and by how much it fails where the bac
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -88,27 +89,25 @@ def measure(
     every rate. Of closures the same at a rate that is small, with angles and speeds."""
     chosen = own_seeds(seeds, kind, trained, width)
     if kind in VARIANTS:
-        task, model, training = _variant(kind, depth, samples, learning_rate)
+        prepare, system = partial(nfd.network_dynamics, width=width), _variant(kind, depth, samples, learning_rate)
         found = [
-            [
-                _rest(
-                    step_quantities(task, model, training, width=width, rate=learning_rate * r, trained=trained, seed=s)
-                )
-                for r in rates
-            ]
+            [_rest(step_quantities(prepare, *system, rate=learning_rate * r, trained=trained, seed=s)) for r in rates]
             for s in chosen
         ]
         return {"rest": (("seed", "rate", "layer"), np.array(found))}
     task = nfd.datasets.digits(1 if trained == 0 else samples)
     training = nfd.Training(max(1, trained), learning_rate)
-    options: dict[str, Any] = {"width": width, "trained": trained, "rate": 1e-6 * learning_rate}
-    options |= {"closure": kind, "particles": particles} if width is None else {"backward": kind, "engine": "revealed"}
-    every = [step_quantities(task, nfd.ResNet(blocks), training, seed=seed, **options) for seed in chosen]
+    if width is None:
+        prepare = partial(nfd.limit_dynamics, closure=kind, particles=particles)
+    else:
+        prepare = partial(nfd.network_dynamics, backward=kind, engine="revealed", width=width)
+    system, rate = (task, nfd.ResNet(blocks), training), 1e-6 * learning_rate
+    every = [step_quantities(prepare, *system, rate=rate, trained=trained, seed=seed) for seed in chosen]
     axes = ("seed", "layer")
     return {
         "rest": (axes, np.array([_rest(each) for each in every])),
         "cosine": (axes, np.array([each["cosine"][1:] for each in every])),
-        "speed": (axes, np.array([each["speed"][1:] / options["rate"] for each in every])),
+        "speed": (axes, np.array([each["speed"][1:] / rate for each in every])),
     }
 
 

@@ -56,12 +56,13 @@ RULES = {TRAINS: "largest", FINITE: "finite", BOUNDED: "bounded"}  # and the nam
 VARIED = ("units", "data", "layers", "batch")  # one at a time, under SP by SGD
 NAMES = ("row", "optimizer", "loss", *VARIED)  # what tells curves apart
 ALLOWED = 0.2
+EVERY = 4  # steps: of mini-batches, whose loss over all samples takes a pass of its own
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The grid. Every seed is trained at as many `rates` from `lowest` over some octaves, and then, in each of the
-    other `rounds`, at as many around what it has found of the borders of `RULES` and of its best rate.
+    """The grid. Every seed is trained at as many `coarse_rates` from `lowest` over some octaves, and then, in each of
+    the `rounds`, at as many `rates` around what it has found of the borders of `RULES` and of its best rate.
 
     The first of units, data, layers and batches are those of the main rows; the others stand beside SP by SGD. Data may
     be a folder of CIFAR-10's files. Networks of more layers than the first have `deep_widths`."""
@@ -76,8 +77,9 @@ class Sizes:
     batches: tuple[int, ...] = (16, 4)
     lowest: float = 2.0**-17
     octaves: float = 24.0
+    coarse_rates: int = 6
     rates: int = 8
-    rounds: int = 3
+    rounds: int = 2
     seeds: int = 5
     samples: int = 16
     steps: int = 200
@@ -85,11 +87,11 @@ class Sizes:
     def __post_init__(self) -> None:
         wrong = {*self.rows} - {*ROWS}, {*self.optimizers} - {"sgd", "adam"}
         folders = [each for each in self.data if each not in ("teacher", "digits") and not Path(each).is_dir()]
-        if self.rates < 3 or any(wrong) or folders or max(self.batches) > self.samples:
+        if self.coarse_rates < 3 or any(wrong) or folders or max(self.batches) > self.samples:
             raise ValueError(
-                f"needs at least 3 rates, rows of {', '.join(ROWS)}, optimizers sgd or adam, data "
+                f"needs at least 3 coarse_rates, rows of {', '.join(ROWS)}, optimizers sgd or adam, data "
                 f"teacher, digits or a folder of CIFAR-10, and batches of at most {self.samples} samples, got "
-                f"rates={self.rates}, rows={self.rows}, optimizers={self.optimizers}, data={self.data}, "
+                f"coarse_rates={self.coarse_rates}, rows={self.rows}, optimizers={self.optimizers}, data={self.data}, "
                 f"batches={self.batches}"
             )
 
@@ -135,6 +137,7 @@ def measure(
     width: int,
     lowest: float,
     octaves: float,
+    coarse_rates: int,
     rates: int,
     rounds: int,
     seeds: int,
@@ -152,12 +155,13 @@ def measure(
         optimizer=optimizer,
         train_input=True,
         train_readout=True,
+        evaluate_at=None if batch == samples else range(0, steps + 1, EVERY),
     )
     model = nfd.MLP(layers - 1, _rates.activation(units))
     networks, trivial = Networks.of(task, model, recipe, width, "tied", "dense"), _trivial(task)
 
     def losses(logs: np.ndarray) -> np.ndarray:
-        """`(rates, seeds, steps + 1)`, at log2 rates `(rates, seeds)`."""
+        """`(rates, seeds, evaluations)`, at log2 rates `(rates, seeds)`."""
         each = np.repeat(2.0 ** logs.reshape(-1, 1), steps, axis=1)
         own = tuple(members) * len(logs)
         found = networks.train(own, rates=each, progress=False)
@@ -166,7 +170,8 @@ def measure(
 
     # no two seeds try the same rates, so that their borders scatter by what the grid leaves open too
     shares = (np.random.default_rng(members[0]).permutation(seeds) + 0.5) / seeds
-    logs, every = _rate_search.search(losses, np.log2(lowest), octaves, rates, rounds, shares, trivial)
+    counts = (coarse_rates, *[rates] * rounds)
+    logs, every = _rate_search.search(losses, np.log2(lowest), octaves, counts, shares, trivial)
     found = {name: _rate_search.border(logs, every, rule, trivial) for rule, name in RULES.items()}
     found["best"] = _rate_search.best(logs, settled(every))
     return {name: ("seed", values) for name, values in found.items()}
@@ -289,7 +294,7 @@ STUDY = Study(
             (3,),
             (4, 2),
             rates=6,
-            rounds=2,
+            rounds=1,
             seeds=3,
             samples=4,
             steps=12,
@@ -299,6 +304,7 @@ STUDY = Study(
             widths=(64, 256, 1024, 4096),
             deep_widths=(64, 256, 1024),
             batches=(64, 16),
+            coarse_rates=9,
             rates=12,
             seeds=8,
             samples=64,
@@ -310,6 +316,6 @@ STUDY = Study(
     conclude=conclude,
     draw=draw,
     cost=lambda cell: (cell["layers"] - 2) * float(cell["width"]) ** 1.5,
-    revision=3,
+    revision=4,
     least={"widths": 2, "deep_widths": 2},
 )

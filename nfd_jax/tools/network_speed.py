@@ -8,7 +8,9 @@ and the feature speed formula has no reason to hold there.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import equinox as eqx
@@ -70,19 +72,11 @@ def network_speed(
     take plain SGD. Returns a `FeatureSpeed`. Raises ValueError or TypeError for bad arguments, and where a number is
     not finite.
     """
-    found = step_quantities(
-        task,
-        model,
-        training,
-        width=width,
-        backward=backward,
-        engine=engine,
-        closure=closure,
-        particles=particles,
-        rate=rate,
-        trained=trained,
-        seed=seed,
-    )
+    if width is None:
+        prepare = partial(limit_dynamics, particles=particles, closure=closure)
+    else:
+        prepare = partial(network_dynamics, width=width, engine=engine, backward=backward)
+    found = step_quantities(prepare, task, model, training, rate=rate, trained=trained, seed=seed)
     names = tuple(f"h_{layer + (not model.structure.skip)}" for layer in range(model.blocks + 1))
     for quantity, values in found.items():
         if not np.isfinite(values).all():
@@ -92,34 +86,26 @@ def network_speed(
 
 
 def step_quantities(
+    prepare: Callable[[Task, AbstractModel, Training], tuple[AbstractDynamics, Problem]],
     task: Task,
     model: AbstractModel,
     training: Training,
     *,
-    width: int | None,
-    backward: str = "tied",
-    engine: str = "dense",
-    closure: str = "coupled",
-    particles: int = 4096,
     rate: float | int = SMALL,
     trained: int = 0,
     seed: int = 0,
 ) -> dict[str, np.ndarray]:
-    """The arrays of `network_speed` by name, finite or not."""
+    """The arrays of `network_speed` by name, finite or not, of what `limit_dynamics` or `network_dynamics` prepares."""
     eta, before = finite_float("rate", rate, strict=True), positive_int("trained", trained, 0)
-    if (width is None or engine != "dense") and training.rule != SGD:
-        raise ValueError(
-            f"optimizer={training.rule.name!r} with its momentum and decay must be plain SGD for revealed matrices and "
-            "limits; use engine='dense'"
-        )
     schedule = [*(float(training.rates[min(k, training.steps - 1)]) for k in range(before)), eta, 0.0]
     changes = {"steps": before + 2, "learning_rate": schedule.__getitem__, "observe": _fields, "evaluate_at": None}
     with jax.enable_x64(True):
-        recipe = replace(training, **changes)
-        if width is None:
-            dynamics, problem = limit_dynamics(task, model, recipe, particles=particles, closure=closure)
-        else:
-            dynamics, problem = network_dynamics(task, model, recipe, width=width, engine=engine, backward=backward)
+        dynamics, problem = prepare(task, model, replace(training, **changes))
+        if isinstance(dynamics, Conditioned) and training.rule != SGD:
+            raise ValueError(
+                f"optimizer={training.rule.name!r} with its momentum and decay must be plain SGD for revealed matrices "
+                "and limits; use engine='dense'"
+            )
         return _measured(dynamics, problem, check_seed("seed", seed), before)
 
 
