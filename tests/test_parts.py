@@ -228,6 +228,23 @@ def test_command_line(example, tmp_path, monkeypatch, capsys):
     assert MEASURED == [1, 2, 3, 4]
 
 
+def test_the_last_part_prints_all_claims(example, tmp_path, monkeypatch, capsys):
+    """A study that other parts have finished while this one was at the next is concluded after all."""
+
+    def late(width):
+        studies.run(example, "smoke", folder=tmp_path, part="all")
+        return measure(width)
+
+    second = replace(example, name="second", measure=late)
+    monkeypatch.setattr(studies, "STUDIES", {"example": example, "second": second})
+    with pytest.raises(nfd.Incomplete):
+        studies.run(replace(second, measure=measure), "smoke", folder=tmp_path, part="1/2")
+    said = run(monkeypatch, capsys, "claims", "--scale", "smoke", "--output", tmp_path, "--part", "1/2")
+    assert "cells are not in" not in said.out
+    table = (tmp_path / "claims.txt").read_text()
+    assert table.index("example") < table.index("second")
+
+
 # ------------------------------------------------------------------ sweeps
 
 

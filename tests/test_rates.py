@@ -100,7 +100,7 @@ def test_a_search_comes_closer():
         return np.concatenate([np.ones((*logs.shape, 1)), np.repeat(end[..., None], 8, axis=-1)], axis=-1)
 
     shares = np.array([0.25, 0.75])
-    logs, every = _rate_search.search(losses, -12.0, 24.0, (8,) * 4, shares, 0.5)
+    logs, every = _rate_search.search(losses, -12.0, 24.0, 8, 4, shares, 0.5)
     assert logs.shape == (32, 2)
     assert np.all(np.diff(logs, axis=0) > 0)
     np.testing.assert_array_equal(every, losses(logs))
@@ -147,7 +147,7 @@ def test_large_rates_on_cifar10(tmp_path):
     rng = np.random.default_rng(0)
     images = {f"data_batch_{k}": (rng.integers(256, size=(8, 3072), dtype=np.uint8), np.arange(8)) for k in range(1, 6)}
     folder = write(tmp_path / "cifar", images)
-    sizes = {"data": [str(folder)], "batches": [4], "coarse_rates": 4, "rates": 4, "seeds": 2, "steps": 4}
+    sizes = {"data": [str(folder)], "batches": [4], "rates": 4, "seeds": 2, "steps": 4}
     report = studies.run(studies.STUDIES["stability"], "smoke", folder=tmp_path, sizes=sizes, progress=False)
     assert len(report.results.cells) == 4
     for cell, kept in report.results.cells:

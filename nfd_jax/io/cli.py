@@ -220,24 +220,26 @@ def _studies(asked: Asked, cluster: Cluster) -> tuple[list[studies.Report], list
     folder, first = files.writable_folder("output", asked.output), together.join()
     if first:
         asked.announce()
-    reports, failures = [], []
-    for name, each, options in chosen:
-        jax.clear_caches()  # programs of one study serve no other, and a process has room for so many
-        try:
-            report = studies.run(each, progress=None if first else False, **options)
-        except Incomplete as missing:
-            if first:
-                print(f"{each.title}: {missing}", end="\n\n", flush=True)
-            continue
-        except (ValueError, TypeError, RuntimeError) as error:
-            failures.append(f"study {name!r}: {error}")
-            continue
-        if first:
-            print(report.table(), end="\n\n")
-            written = report.save(folder)
-            print("wrote", ", ".join(map(str, written)), end="\n\n")
-            reports.append(report)
-    return reports, failures
+    reports: dict[str, studies.Report] = {}
+    failures: dict[str, str] = {}
+    for last in (False, True):  # once more those that had cells with other parts, which have gone on meanwhile
+        for name, each, options in chosen:
+            if name in reports or name in failures:
+                continue
+            jax.clear_caches()  # programs of one study serve no other, and a process has room for so many
+            try:
+                reports[name] = report = studies.run(each, progress=None if first else False, **options)
+            except Incomplete as missing:
+                if first and last:
+                    print(f"{each.title}: {missing}", end="\n\n", flush=True)
+            except (ValueError, TypeError, RuntimeError) as error:
+                failures[name] = f"study {name!r}: {error}"
+            else:
+                if first:
+                    print(report.table(), end="\n\n")
+                    print("wrote", ", ".join(map(str, report.save(folder))), end="\n\n")
+    ordered = [reports[name] for name, _, _ in chosen if name in reports]
+    return ordered if first else [], list(failures.values())
 
 
 def _list_missing(asked: Asked) -> None:

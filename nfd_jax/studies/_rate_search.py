@@ -3,7 +3,7 @@ found there."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
@@ -14,20 +14,20 @@ def search(
     losses: Callable[[np.ndarray], np.ndarray],
     lowest: float,
     octaves: float,
-    counts: Sequence[int],
+    count: int,
+    rounds: int,
     shares: np.ndarray,
     trivial: float,
 ) -> tuple[np.ndarray, np.ndarray]:
     """All log2 rates that were tried, `(rates, seeds)` in rising order, and what `losses` gave for them,
     `(rates, seeds, evaluations)`.
 
-    In the first round there are as many as the first of `counts` over some octaves, in the others where `closer` says.
+    In the first of the `rounds` there are `count` of them over some octaves, in the others as many where `closer` says.
     `shares (seeds,)`: of every seed the part of a step of the grid by which its own is moved.
     """
-    first, *others = counts
-    logs = lowest + octaves * spread(first, shares)
+    logs = lowest + octaves * spread(count, shares)
     every = losses(logs)
-    for count in others:
+    for _ in range(rounds - 1):
         more = closer(logs, every, trivial, spread(count, shares))
         logs, every = np.concatenate([logs, more]), np.concatenate([every, losses(more)])
         order = logs.argsort(axis=0)

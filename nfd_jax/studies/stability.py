@@ -61,8 +61,8 @@ EVERY = 4  # steps: of mini-batches, whose loss over all samples takes a pass of
 
 @dataclass(frozen=True)
 class Sizes:
-    """The grid. Every seed is trained at as many `coarse_rates` from `lowest` over some octaves, and then, in each of
-    the `rounds`, at as many `rates` around what it has found of the borders of `RULES` and of its best rate.
+    """The grid. Every seed is trained at as many `rates` from `lowest` over some octaves, and then, in each of the
+    other `rounds`, at as many around what it has found of the borders of `RULES` and of its best rate.
 
     The first of units, data, layers and batches are those of the main rows; the others stand beside SP by SGD. Data may
     be a folder of CIFAR-10's files. Networks of more layers than the first have `deep_widths`."""
@@ -77,9 +77,8 @@ class Sizes:
     batches: tuple[int, ...] = (16, 4)
     lowest: float = 2.0**-17
     octaves: float = 24.0
-    coarse_rates: int = 6
     rates: int = 8
-    rounds: int = 2
+    rounds: int = 3
     seeds: int = 5
     samples: int = 16
     steps: int = 200
@@ -87,11 +86,11 @@ class Sizes:
     def __post_init__(self) -> None:
         wrong = {*self.rows} - {*ROWS}, {*self.optimizers} - {"sgd", "adam"}
         folders = [each for each in self.data if each not in ("teacher", "digits") and not Path(each).is_dir()]
-        if self.coarse_rates < 3 or any(wrong) or folders or max(self.batches) > self.samples:
+        if self.rates < 3 or any(wrong) or folders or max(self.batches) > self.samples:
             raise ValueError(
-                f"needs at least 3 coarse_rates, rows of {', '.join(ROWS)}, optimizers sgd or adam, data "
+                f"needs at least 3 rates, rows of {', '.join(ROWS)}, optimizers sgd or adam, data "
                 f"teacher, digits or a folder of CIFAR-10, and batches of at most {self.samples} samples, got "
-                f"coarse_rates={self.coarse_rates}, rows={self.rows}, optimizers={self.optimizers}, data={self.data}, "
+                f"rates={self.rates}, rows={self.rows}, optimizers={self.optimizers}, data={self.data}, "
                 f"batches={self.batches}"
             )
 
@@ -137,7 +136,6 @@ def measure(
     width: int,
     lowest: float,
     octaves: float,
-    coarse_rates: int,
     rates: int,
     rounds: int,
     seeds: int,
@@ -170,8 +168,7 @@ def measure(
 
     # no two seeds try the same rates, so that their borders scatter by what the grid leaves open too
     shares = (np.random.default_rng(members[0]).permutation(seeds) + 0.5) / seeds
-    counts = (coarse_rates, *[rates] * rounds)
-    logs, every = _rate_search.search(losses, np.log2(lowest), octaves, counts, shares, trivial)
+    logs, every = _rate_search.search(losses, np.log2(lowest), octaves, rates, rounds, shares, trivial)
     found = {name: _rate_search.border(logs, every, rule, trivial) for rule, name in RULES.items()}
     found["best"] = _rate_search.best(logs, settled(every))
     return {name: ("seed", values) for name, values in found.items()}
@@ -294,7 +291,7 @@ STUDY = Study(
             (3,),
             (4, 2),
             rates=6,
-            rounds=1,
+            rounds=2,
             seeds=3,
             samples=4,
             steps=12,
@@ -304,7 +301,6 @@ STUDY = Study(
             widths=(64, 256, 1024, 4096),
             deep_widths=(64, 256, 1024),
             batches=(64, 16),
-            coarse_rates=9,
             rates=12,
             seeds=8,
             samples=64,
