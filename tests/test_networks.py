@@ -1,10 +1,15 @@
 """Diverging runs: an outcome in the result, never a warning, an exception or a NaN mean."""
 
+from functools import partial
+
 import numpy as np
 import optax
+import pytest
 
 import nfd_jax as nfd
 from nfd_jax._checks import Outcome
+from nfd_jax.dynamics.base import Record
+from nfd_jax.runtime import loop
 
 
 def diverging(solver, task, steps=8, **options):
@@ -29,6 +34,48 @@ def test_limit_that_diverges(task):
     assert run.outcomes == (Outcome.DIVERGED,)
     assert "1 of 1 members diverged" in run.summary()
     assert run.to_dataset().diverged_at == run.diverged_at
+
+
+@pytest.mark.parametrize("solver", ["dense", "adam", "revealed", "compressed", "limit"])
+def test_a_run_of_which_nothing_is_left_ends_early(task, solver, monkeypatch):
+    """Its numbers are those of all steps: of mini-batches, evaluations and samples held out too."""
+    monkeypatch.setattr(loop, "TICK", 1e9)
+    batches = nfd.datasets.digits(6).minibatches(2).holding_out(nfd.datasets.digits(3, split="test"))
+    options = {"learning_rate": 1e200, "steps": 24}
+    if solver == "limit":
+        solve = partial(nfd.solve_limit, particles=64, noise="plain")
+    else:
+        engine = {"dense": "dense", "adam": "dense"}.get(solver, "revealed")
+        solve = partial(nfd.train_networks, width=16, seeds=2, engine=engine)
+        if solver == "adam":
+            options["optimizer"] = "adam"
+        elif solver == "compressed":
+            options["resolution"] = 0.05
+    chunks, run_chunk = [], loop.run_chunk
+    monkeypatch.setattr(loop, "run_chunk", lambda *given, **options: chunks.append(1) or run_chunk(*given, **options))
+    early = solve(batches, nfd.ResNet(2, "relu"), **options)
+    some = len(chunks)
+    monkeypatch.setattr(loop, "_nothing_left", lambda *_: None)
+    whole = solve(batches, nfd.ResNet(2, "relu"), **options)
+    assert some < len(chunks) - some
+    assert np.isnan(whole.batch_loss).any()
+    for name in ("outputs", "loss", "batch_loss", "diverged_at", "ranks"):
+        np.testing.assert_array_equal(getattr(early, name), getattr(whole, name))
+    for name in ("outputs", "loss"):
+        np.testing.assert_array_equal(getattr(early.held_out, name), getattr(whole.held_out, name))
+
+
+def test_a_run_goes_on_where_something_may_be_left():
+    """Some member is finite, or what is observed is not of the weights that are trained."""
+    named = nfd.Optimizer()
+    lost = Record(np.full((4, 2, 3, 1), np.nan), np.full((4, 2), np.nan), {})
+    assert np.isnan(loop._nothing_left(named, lost, 2).outputs).all()
+    assert loop._nothing_left(named, lost._replace(observed={"size": lost.loss}), 3) is None
+    for name in ("outputs", "loss"):
+        values = getattr(lost, name).copy()
+        values[:, 1] = 1.0
+        assert loop._nothing_left(named, lost._replace(**{name: values}), 3) is None
+    assert loop._nothing_left(nfd.Optimizer.of(optax.identity(), "sgd"), lost, 2) is None
 
 
 def test_some_members_diverge(task):

@@ -22,6 +22,7 @@ from nfd_jax._types import Array, PyTree
 from nfd_jax.dynamics.base import AbstractDynamics, Record
 from nfd_jax.dynamics.problem import Data, Evaluated, Problem, Samples, evaluated
 from nfd_jax.matrices.basis import MEMBERS
+from nfd_jax.optimizers import Optimizer
 from nfd_jax.runtime import capacity, devices, store
 from nfd_jax.runtime.devices import Layout
 from nfd_jax.runtime.store import Checkpoint, arrays_of, with_arrays
@@ -189,20 +190,25 @@ def run(
 
     longest = _longest(dynamics, state, train, chunk_of(0, 1, 1), members=members)
     length = 1 if jax.process_count() == 1 else longest  # processes have to go on alike
+    left = None
     while step <= data.steps:
-        asked = data.asked(step)
-        sets = tuple(samples for samples, wanted in zip(every, asked, strict=False) if wanted)
-        if sets:
-            answers = list(_evaluate(dynamics, state, np.int32(step), sets, members=members, layout=layout))
-            for pieces, wanted in zip((recorded.train, recorded.held_out), asked, strict=True):
-                if wanted:
-                    pieces.append(_piece(answers.pop(0)))
+        kinds = zip(every, (recorded.train, recorded.held_out), data.asked(step), strict=False)
+        wanted = [(samples, pieces) for samples, pieces, asked in kinds if asked]
+        if wanted:
+            sets = tuple(samples for samples, _ in wanted)
+            answers = _evaluate(dynamics, state, np.int32(step), sets, members=members, layout=layout)
+            for (_, pieces), answer in zip(wanted, answers, strict=True):
+                pieces.append(_piece(answer))
         count, began = _until(data, checkpoint, step, length), time.monotonic()
         if step < len(data.batches):  # the one after the last is observed and given up
-            chunk = chunk_of(step, count, longest)
-            state, seen, done = run_chunk(dynamics, state, train, chunk, members=members, layout=layout)
-            count = int(done)
-            dynamics, state, data = _with_room(dynamics, state, data, step + count, layout, members=members)
+            if left is None:
+                chunk = chunk_of(step, count, longest)
+                state, seen, done = run_chunk(dynamics, state, train, chunk, members=members, layout=layout)
+                count = int(done)
+                dynamics, state, data = _with_room(dynamics, state, data, step + count, layout, members=members)
+                left = _nothing_left(dynamics.settings.optimizer, seen, count)
+            else:
+                seen = left
             recorded.add(seen, count, trained=step < data.steps)
             with np.errstate(over="ignore"):  # of members about to diverge
                 progress.set_postfix(loss=f"{np.mean(np.asarray(seen.loss[count - 1])):.4g}", refresh=False)
@@ -216,6 +222,17 @@ def run(
         if checkpoint is not None and record is not None and (over or checkpoint.is_due(step, count)):
             written = _write(record, step, recorded, written, None if over else (dynamics, state))
     return recorded
+
+
+def _nothing_left(optimizer: Optimizer, seen: Record, count: int) -> Record | None:
+    """What all further chunks record of members of which nothing is left, so that they need not be run: after an update
+    by a loss that is not a number no weight is one. None where some member has anything left, or where that is not
+    known: of what is observed, and of an optimizer from outside, which may leave such updates out."""
+    last = jax.tree.map(lambda array: np.asarray(array[count - 1]), seen)
+    unknown = seen.observed or optimizer.transformation is not None
+    if unknown or not np.isnan(last.outputs).all() or not np.isnan(last.loss).all():
+        return None
+    return jax.tree.map(lambda row, array: np.broadcast_to(row, array.shape), last, seen)
 
 
 def _with_room(
