@@ -228,9 +228,11 @@ def _nothing_left(optimizer: Optimizer, seen: Record, count: int) -> Record | No
     """What all further chunks record of members of which nothing is left, so that they need not be run: after an update
     by a loss that is not a number no weight is one. None where some member has anything left, or where that is not
     known: of what is observed, and of an optimizer from outside, which may leave such updates out."""
+    known = not seen.observed and optimizer.transformation is None
+    if not known or not np.isnan(np.asarray(seen.loss[count - 1])).all():
+        return None
     last = jax.tree.map(lambda array: np.asarray(array[count - 1]), seen)
-    unknown = seen.observed or optimizer.transformation is not None
-    if unknown or not np.isnan(last.outputs).all() or not np.isnan(last.loss).all():
+    if not np.isnan(last.outputs).all():
         return None
     return jax.tree.map(lambda row, array: np.broadcast_to(row, array.shape), last, seen)
 
