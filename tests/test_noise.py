@@ -106,11 +106,12 @@ def test_dependent_queries_keep_every_orthogonality():
                 assert not new or not len(known) or overlap(fresh, known) < ROUNDING
             before[direction].append(fresh)
             before[1 - direction].append(queries)
-    for direction, known in enumerate(matrices.noise.known):
+    known = matrices.noise.known
+    for direction in (FORWARD, BACKWARD):
         rows = np.concatenate([np.asarray(initial), *before[direction]])
         rank = np.linalg.matrix_rank(rows)
-        assert int(known.counts[0]) == rank < len(initial) + 2 * capacity
-        used = np.asarray(known.rows)[0, :rank]
+        assert int(known.counts[direction]) == rank < len(initial) + 2 * capacity
+        used = np.asarray(known.rows)[direction, :rank]
         np.testing.assert_allclose(used @ used.T / WIDTH, np.eye(rank), rtol=0, atol=ROUNDING)
 
 

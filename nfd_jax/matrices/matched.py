@@ -12,7 +12,6 @@ from nfd_jax._types import Array, Bool, Float, Index, Key, Vectors
 from nfd_jax.matrices import basis as bases
 from nfd_jax.matrices.noise import (
     FINEST,
-    FORWARD,
     AbstractNoise,
     Grid,
     Rotation,
@@ -40,13 +39,14 @@ class MatchedNoise(AbstractNoise):
     queries in the same direction, and the queries of the opposite one, which in the coupled closure belong to the law.
     Of long training, whose ranks nobody knows before, it is plain from where that exceeds a quarter of the particles.
 
-    One orthonormal basis a matrix and direction, extended with each query: known vectors are never factored again.
+    One orthonormal basis a matrix and direction, extended with each query: known vectors are never factored again. They
+    are one array, rows `direction x depth + layer`, so that one loop takes a query apart in those of both directions.
     Earlier queries in the same direction, images of the opposite one, h_0 and the h of the same block need no
     constraints: imposing them changes no standard deviation of a nonlinear network by more than a few percent.
     """
 
     key: Key
-    known: tuple[Rows, Rows]  # of the forward images, of the backward ones
+    known: Rows  # of the forward images of all matrices, then of the backward ones
     grid: Grid = eqx.field(static=True, default=FINEST)
     first: QuasiNormals | None = None  # of the first step
     most: int | None = eqx.field(static=True, default=None)  # constraints; a quarter of the particles unless given
@@ -68,23 +68,21 @@ class MatchedNoise(AbstractNoise):
         `RevealedMatrices.create`."""
         count, width = readout.shape
 
-        def known() -> Rows:  # both in memory of their own
-            rows = jnp.zeros((depth, count + 2 * capacity, width), readout.dtype).at[:, :count].set(readout)
-            return Rows(rows, bases.Counts(jnp.full((depth,), count, jnp.int32), members))
-
-        return cls(key, (known(), known()), grid, first, most)
+        rows = jnp.zeros((2 * depth, count + 2 * capacity, width), readout.dtype).at[:, :count].set(readout)
+        known = Rows(rows, bases.Counts(jnp.full((2 * depth,), count, jnp.int32), members))
+        return cls(key, known, grid, first, most)
 
     def _normals(self, direction: int, layer: Index, step: Index, like: Vectors) -> Vectors:
-        spread, depth = self.first, len(self.known[0].rows)
+        spread, depth = self.first, len(self.known.rows) // 2
 
         def draw(fine: Index) -> Vectors:
-            independent = partial(gaussians, self.key, direction, fine, step, like)
+            independent = gaussians(self.key, direction, fine, step, like)
             if spread is None:
-                return independent()
+                return independent
             # the first rows take the first dimensions: the more rows there are, the less each adds to those before
             dimensions = (2 * jnp.arange(len(like), dtype=fine.dtype) + direction) * depth + fine
             even = partial(spread.replace, dimensions=dimensions)
-            return lax.cond(step == 0, lambda: even(independent()), independent)
+            return lax.cond(step == 0, even, lambda normals: normals, independent)
 
         return over_finer_blocks(draw, layer, self.grid)
 
@@ -99,43 +97,40 @@ class MatchedNoise(AbstractNoise):
         rotation: Rotation = None,
         needed: Bool[Array, ""] | bool = True,
     ) -> tuple[Vectors, MatchedNoise]:
-        same, opposite = self.known[direction], self.known[1 - direction]
+        known, depth = self.known, len(self.known.rows) // 2
+        same, opposite = layer + direction * depth, layer + (1 - direction) * depth
         asked = bases.norms(directions) > 0  # the other rows add nothing, and their normals constrain nothing
         nothing = jnp.zeros_like(directions), jnp.zeros_like(asked)
 
-        def normals() -> Vectors:
-            every = rotated(self._normals(direction, layer, step, directions), rotation)
-            return jnp.where(asked[:, None], every, 0)
+        def new_in(layer: Index) -> tuple[Vectors, Array]:
+            query = known.split(layer, directions)
+            return query.directions, query.active
 
-        def matched() -> tuple[Vectors, Array, tuple[Vectors, Array]]:
-            query = same.split(layer, directions)
-            _, fresh = same.project(layer, normals())
-            fresh = fresh - bases.product(bases.inner(fresh, query.directions), query.directions)
+        def matched(normals: Vectors) -> tuple[Vectors, Array, tuple[Vectors, Array]]:
+            # what the block adds to the two, where it is kept
+            rows, active = lax.map(new_in, jnp.stack([same, opposite] if keep else [same]))
+            _, fresh = known.project(same, normals)
+            fresh = fresh - bases.product(bases.inner(fresh, rows[0]), rows[0])
             fresh, _ = bases.cholesky_qr(fresh, 2)
-            if not keep:
-                return fresh, asked, nothing
-            query = opposite.split(layer, directions)
-            return fresh, asked, (query.directions, query.active)
+            return fresh, asked, (rows[1], active[1]) if keep else nothing
 
-        def plain() -> tuple[Vectors, Array, tuple[Vectors, Array]]:
-            return normals(), nothing[1], nothing
+        def plain(normals: Vectors) -> tuple[Vectors, Array, tuple[Vectors, Array]]:
+            return normals, nothing[1], nothing
 
         def draw() -> tuple[Vectors, Array, tuple[Vectors, Array]]:
+            normals = rotated(self._normals(direction, layer, step, directions), rotation)
+            normals = jnp.where(asked[:, None], normals, 0)
             if needed is True:  # of the exact law, where there is room for all queries
-                return matched()
-            used = jnp.maximum(same.counts[layer], opposite.counts[layer]) + 2 * len(directions)
+                return matched(normals)
+            used = jnp.maximum(known.counts[same], known.counts[opposite]) + 2 * len(directions)
             most = int(MOST * directions.shape[1]) if self.most is None else self.most
-            return lax.cond(used <= most, matched, plain)
+            return lax.cond(used <= most, matched, plain, normals)
 
         fresh, remembered, query = where(needed, draw)
         if not keep:
             return fresh, self
         # they fit wherever the queries of both directions do: a query adds at most the fresh parts of its directions to
         # one of them, and its directions to the other
-        additions = (fresh, remembered), query
-        same, opposite = (
-            known.append(layer, bases.compact(rows, active), active)
-            for known, (rows, active) in zip((same, opposite), additions, strict=True)
-        )
-        known = (same, opposite) if direction == FORWARD else (opposite, same)
+        for row, rows, active in ((same, fresh, remembered), (opposite, *query)):
+            known = known.append(row, bases.compact(rows, active), active)
         return fresh, MatchedNoise(self.key, known, self.grid, self.first, self.most)
