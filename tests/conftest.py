@@ -12,6 +12,7 @@ import shutil
 import sys
 import tempfile
 from importlib.metadata import version
+from pathlib import Path
 
 OPTIMISED = os.environ.get("OPTIMISED", "") not in ("", "0")
 if not OPTIMISED:  # read when jax starts
@@ -48,9 +49,22 @@ def pytest_unconfigure():
         shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
 
 
+MOST_MAPS = 20_000  # compiled programs are memory maps, of which a process may have 65,530; past that it ends at once
+
+
+@pytest.fixture(autouse=True)
+def room(request):
+    """For further programs: slow tests of one module compile more of them than there is room for, as users have them."""
+    yield
+    if OPTIMISED or request.node.get_closest_marker("slow") is not None:
+        maps = Path("/proc/self/maps")
+        if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+            jax.clear_caches()
+
+
 @pytest.fixture(autouse=True, scope="module")
 def programs(request):
-    """Optimised or not, and freed: they are memory maps, of which a process may have 65,530, too few for all tests."""
+    """Optimised or not, and freed."""
     optimised = OPTIMISED or request.node.get_closest_marker("optimised") is not None
     jax.config.update("jax_disable_most_optimizations", not optimised)
     yield

@@ -10,11 +10,13 @@ from helpers import final_state, input_coordinates, prepare, run
 
 import nfd_jax as nfd
 from nfd_jax._checks import Outcome
+from nfd_jax.dynamics import initial
 from nfd_jax.dynamics.initial import Initial
 from nfd_jax.dynamics.propagate import Layers
+from nfd_jax.matrices import noise as noises
 from nfd_jax.matrices.noise import AbstractNoise, gaussians
 from nfd_jax.matrices.revealed import RevealedMatrices
-from nfd_jax.matrices.sobol import QuasiNormals
+from nfd_jax.matrices.sobol import SobolPoints
 from nfd_jax.solvers.trajectory import HeldOut
 
 EPS = float(np.finfo(np.float64).eps)
@@ -162,16 +164,21 @@ def test_small_steps_in_single_precision(rate, targets):
 @pytest.fixture
 def single_normals(monkeypatch):
     """Normals are float32 numbers in either precision, so that both solve the same system."""
-    normal, replace = jax.random.normal, QuasiNormals.replace
+    uniforms, normals, replace = noises.uniforms, noises.normals, SobolPoints.replace
 
-    def drawn(key, shape=(), dtype=float):
-        return normal(key, shape, jnp.float32).astype(dtype)
+    def drawn(key, shape, dtype):
+        return uniforms(key, shape, jnp.float32).astype(dtype)
+
+    def of(uniforms):
+        return normals(uniforms.astype(jnp.float32)).astype(uniforms.dtype)
 
     def spread(self, vectors, dimensions):
         return replace(self, vectors.astype(jnp.float32), dimensions).astype(vectors.dtype)
 
-    monkeypatch.setattr(jax.random, "normal", drawn)
-    monkeypatch.setattr(QuasiNormals, "replace", spread)
+    for module in (noises, initial):
+        monkeypatch.setattr(module, "uniforms", drawn)
+        monkeypatch.setattr(module, "normals", of)
+    monkeypatch.setattr(SobolPoints, "replace", spread)
     jax.clear_caches()
     yield
     jax.clear_caches()

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 
-from nfd_jax._types import Array, Float, Key, Scalar
+from nfd_jax._types import Array, Float, Key, Scalar, Vectors
 from nfd_jax.dynamics.problem import Problem
 from nfd_jax.dynamics.propagate import Layers
 from nfd_jax.matrices import basis as bases
 from nfd_jax.matrices.base import AbstractMatrices
 from nfd_jax.matrices.compressed import CompressedMatrices
 from nfd_jax.matrices.matched import MatchedNoise
-from nfd_jax.matrices.noise import FINEST, AbstractNoise, Grid, PlainNoise
+from nfd_jax.matrices.noise import FINEST, AbstractNoise, Grid, PlainNoise, normals, uniforms
 from nfd_jax.matrices.resolution import Capacity
 from nfd_jax.matrices.revealed import RevealedMatrices
-from nfd_jax.matrices.sobol import QuasiNormals
+from nfd_jax.matrices.sobol import SobolPoints
 
 ROOM, MOST_ROOM = 2**28, 256  # bytes of compressed matrices at first, and directions that suffice for most runs
 INPUT_ADDRESS, READOUT_ADDRESS, HIDDEN_ADDRESS, SPREAD_ADDRESS = 0, 1, 2, 3  # folded into the seed's key
@@ -101,8 +103,8 @@ class Initial:
 
     def _plain(self, key: Key, resolution: Scalar | float | None) -> Layers:
         source = PlainNoise(jax.random.fold_in(key, HIDDEN_ADDRESS), self.grid)
-        first, readout = self._rows(key, INPUT_ADDRESS, self.rank), self._rows(key, READOUT_ADDRESS, self.outputs)
-        return Layers(first, self._hidden(source, resolution), readout)
+        rows = self._ends(key)
+        return Layers(rows[: self.rank], self._hidden(source, resolution), rows[self.rank :])
 
     def _matched(self, key: Key, resolution: Scalar | float | None) -> Layers:
         """The rows of U and V orthonormal too, so that <h_0, h_0> is exact and <V, h_0> = 0.
@@ -110,11 +112,10 @@ class Initial:
         What is random before training is spread evenly, U before V before the images of the first step.
         """
         ends = self.rank + self.outputs
-        spread = QuasiNormals.create(
+        spread = SobolPoints.create(
             jax.random.fold_in(key, SPREAD_ADDRESS), ends + 2 * self.matrices * self.batch, self.width
         )
-        plain = [self._rows(key, INPUT_ADDRESS, self.rank), self._rows(key, READOUT_ADDRESS, self.outputs)]
-        rows = spread.replace(jnp.concatenate(plain), jnp.arange(ends))
+        rows = self._ends(key, partial(spread.replace, dimensions=jnp.arange(ends)))
         rows = jnp.concatenate([rows[self.rank :], rows[: self.rank]])
         rows = bases.orthonormalise(rows, jnp.zeros_like(rows[:, 0])).directions
         readout, first = rows[: self.outputs], rows[self.outputs :]
@@ -123,8 +124,13 @@ class Initial:
         source = MatchedNoise.create(address, readout, self.matrices, self.directions, *shared)
         return Layers(first, self._hidden(source, resolution), readout)
 
-    def _rows(self, key: Key, address: int, count: int) -> Float[Array, "rows width"]:
-        return jax.random.normal(jax.random.fold_in(key, address), (count, self.width), jnp.zeros(()).dtype)
+    def _ends(
+        self, key: Key, even: Callable[[Vectors], Vectors] = lambda independent: independent
+    ) -> Float[Array, "ends width"]:
+        """The rows of U, then those of V; `even` as in `gaussians`."""
+        dtype, ends = jnp.zeros(()).dtype, ((INPUT_ADDRESS, self.rank), (READOUT_ADDRESS, self.outputs))
+        every = [uniforms(jax.random.fold_in(key, address), (count, self.width), dtype) for address, count in ends]
+        return normals(even(jnp.concatenate(every)))
 
     def _hidden(self, noise: AbstractNoise, resolution: Scalar | float | None) -> AbstractMatrices:
         options = {

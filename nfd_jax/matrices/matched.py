@@ -21,7 +21,7 @@ from nfd_jax.matrices.noise import (
     where,
 )
 from nfd_jax.matrices.rows import Rows
-from nfd_jax.matrices.sobol import QuasiNormals
+from nfd_jax.matrices.sobol import SobolPoints
 
 MOST = 0.25  # constraints and a block together, of the particles
 
@@ -48,7 +48,7 @@ class MatchedNoise(AbstractNoise):
     key: Key
     known: Rows  # of the forward images of all matrices, then of the backward ones
     grid: Grid = eqx.field(static=True, default=FINEST)
-    first: QuasiNormals | None = None  # of the first step
+    first: SobolPoints | None = None  # of the first step
     most: int | None = eqx.field(static=True, default=None)  # constraints; a quarter of the particles unless given
 
     @classmethod
@@ -59,7 +59,7 @@ class MatchedNoise(AbstractNoise):
         depth: int,
         capacity: int,
         grid: Grid = FINEST,
-        first: QuasiNormals | None = None,
+        first: SobolPoints | None = None,
         members: str | None = None,
         most: int | None = None,
     ) -> MatchedNoise:
@@ -76,13 +76,13 @@ class MatchedNoise(AbstractNoise):
         spread, depth = self.first, len(self.known.rows) // 2
 
         def draw(fine: Index) -> Vectors:
-            independent = gaussians(self.key, direction, fine, step, like)
+            address = self.key, direction, fine, step, like
             if spread is None:
-                return independent
+                return gaussians(*address)
             # the first rows take the first dimensions: the more rows there are, the less each adds to those before
             dimensions = (2 * jnp.arange(len(like), dtype=fine.dtype) + direction) * depth + fine
-            even = partial(spread.replace, dimensions=dimensions)
-            return lax.cond(step == 0, even, lambda normals: normals, independent)
+            first = partial(spread.replace, dimensions=dimensions)
+            return gaussians(*address, even=lambda later: lax.cond(step == 0, first, lambda same: same, later))
 
         return over_finer_blocks(draw, layer, self.grid)
 

@@ -14,11 +14,12 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from nfd_jax._types import Array, Bool, Float, Index, Key, PyTree, Vectors
@@ -104,12 +105,32 @@ def rotated(normals: Vectors, rotation: Rotation) -> Vectors:
     return normals if rotation is None else product(rotation, normals)
 
 
-def gaussians(key: Key, direction: int, layer: Index, step: Index, like: Vectors) -> Vectors:
-    """Standard normals of the shape of `like`, addressed by direction, layer and step."""
+def gaussians(
+    key: Key,
+    direction: int,
+    layer: Index,
+    step: Index,
+    like: Vectors,
+    even: Callable[[Vectors], Vectors] = lambda independent: independent,
+) -> Vectors:
+    """Standard normals of the shape of `like`, addressed by direction, layer and step. `even`: what takes the place of
+    the `uniforms` that they are made of."""
     address = jnp.stack([jnp.asarray(part, jnp.uint32) for part in (direction, layer, step)])
     # a loop, so that one hash is compiled instead of three
     key = lax.fori_loop(0, len(address), lambda part, key: jax.random.fold_in(key, address[part]), key)
-    return jax.random.normal(key, like.shape, like.dtype)
+    return normals(even(uniforms(key, like.shape, like.dtype)))
+
+
+def uniforms(key: Key, shape: tuple[int, ...], dtype: Any) -> Vectors:
+    """Independent uniform numbers between -1 and 1, those of which jax makes its normals."""
+    smallest = np.nextafter(np.array(-1, dtype), np.array(0, dtype))
+    return jax.random.uniform(key, shape, dtype, minval=smallest, maxval=1)
+
+
+def normals(uniforms: Vectors) -> Vectors:
+    """The quantiles of the standard normal distribution of numbers that are uniform between -1 and 1: code of some
+    length, which a program has once a draw."""
+    return lax.erf_inv(uniforms) * np.array(2**0.5, uniforms.dtype)
 
 
 def over_finer_blocks(draw: Callable[[Index], Vectors], layer: Index, grid: Grid) -> Vectors:
@@ -117,6 +138,6 @@ def over_finer_blocks(draw: Callable[[Index], Vectors], layer: Index, grid: Grid
     Increments of one Brownian path on two grids."""
     if grid.refinement == 1:
         return draw(layer)
-    first = draw(grid.finer(layer, 0))
-    total = lax.fori_loop(1, grid.refinement, lambda part, total: total + draw(grid.finer(layer, part)), first)
+    zeros = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), jax.eval_shape(draw, layer))
+    total = lax.fori_loop(0, grid.refinement, lambda part, total: total + draw(grid.finer(layer, part)), zeros)
     return total / grid.refinement**0.5

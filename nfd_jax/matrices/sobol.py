@@ -1,4 +1,4 @@
-"""Standard normals that fill space more evenly than independent ones: scrambled Sobol points, one a particle.
+"""Uniform numbers that fill space more evenly than independent ones: scrambled Sobol points, one a particle.
 
 Each coordinate of a point is uniform, and points of different keys are independent, so averages over particles keep
 their mean; their error falls for functions that depend on few coordinates at a time, however nonlinear. Dimensions
@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
-from jax.scipy.special import ndtri
 from scipy.stats import qmc
 
 from nfd_jax._types import Array, Int, Key, UInt32, Vectors
@@ -23,8 +22,9 @@ DIMENSIONS = 1024  # more are hardly more even than independent numbers, and tak
 WORD = 32  # bits of a coordinate
 
 
-class QuasiNormals(eqx.Module):
-    """Coordinates of scrambled Sobol points, made where they are asked for; the p-th particle has the p-th point.
+class SobolPoints(eqx.Module):
+    """Coordinates of scrambled Sobol points between -1 and 1, made where they are asked for; the p-th particle has the
+    p-th point.
 
     Scrambled by random lower triangular bit matrices and random shifts (Matousek), of one key a dimension.
     """
@@ -33,7 +33,7 @@ class QuasiNormals(eqx.Module):
     shifts: UInt32[Array, " dimensions"]
 
     @classmethod
-    def create(cls, key: Key, dimensions: int, width: int) -> QuasiNormals:
+    def create(cls, key: Key, dimensions: int, width: int) -> SobolPoints:
         """As many dimensions as asked for, at most `DIMENSIONS`, for up to `width` particles."""
         count = min(dimensions, DIMENSIONS)
         plain = jnp.asarray(_sobol_generators(count, max(1, (width - 1).bit_length())))
@@ -42,12 +42,12 @@ class QuasiNormals(eqx.Module):
         )
         return cls(generators, shifts)
 
-    def __getitem__(self, part: slice) -> QuasiNormals:
+    def __getitem__(self, part: slice) -> SobolPoints:
         """The same points in some of the dimensions."""
-        return QuasiNormals(self.generators[part], self.shifts[part])
+        return SobolPoints(self.generators[part], self.shifts[part])
 
     def replace(self, vectors: Vectors, dimensions: Int[Array, " batch"]) -> Vectors:
-        """`vectors` with every row that has a dimension here (counted from 0) replaced by its normals."""
+        """`vectors` with every row that has a dimension here (counted from 0) replaced by its coordinates."""
         if not len(self.shifts):
             return vectors
         width, dtype = vectors.shape[1], vectors.dtype
@@ -60,9 +60,9 @@ class QuasiNormals(eqx.Module):
 
         start = jnp.broadcast_to(self.shifts[row, None], vectors.shape)
         points = lax.fori_loop(0, generators.shape[1], one_bit, start)
-        kept = min(WORD, jnp.finfo(dtype).nmant)  # the centre of each cell is then a number, 0 and 1 are not
-        uniform = ((points >> (WORD - kept)).astype(dtype) + 0.5) / 2**kept
-        return jnp.where((dimensions < len(self.shifts))[:, None], ndtri(uniform), vectors)
+        kept = min(WORD, jnp.finfo(dtype).nmant)  # the centre of each cell is then a number, and never -1 or 1
+        uniform = ((points >> (WORD - kept)).astype(dtype) + 0.5) / 2 ** (kept - 1) - 1
+        return jnp.where((dimensions < len(self.shifts))[:, None], uniform, vectors)
 
 
 def _scrambled(key: Key, generators: UInt32[Array, " bits"]) -> tuple[UInt32[Array, " bits"], UInt32[Array, ""]]:
