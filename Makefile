@@ -72,4 +72,4 @@ $(VENV)/documented: pyproject.toml | $(VENV)/installed
 	touch $@
 
 clean:
-	rm -rf .venv results docs/_build docs/claims docs/notebooks
+	rm -rf .venv .programs results docs/_build docs/claims docs/notebooks

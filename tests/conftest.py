@@ -2,26 +2,30 @@
 
 Most tests run programs of a few milliseconds that take seconds to compile, so that compilation is kept short: programs
 are not optimised, but in modules marked `optimised`, which take longer to run or are about programs themselves, and a
-program is compiled once for all workers and child processes. `OPTIMISED=1 pytest` compiles everything as users do, as
-`.ci/wheel` does.
+program is compiled once for all workers, child processes and later runs, which find it in `.programs`. `OPTIMISED=1
+pytest` compiles everything as users do, as `.ci/wheel` does.
 """
 
 import gc
 import os
 import shutil
 import sys
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 
+MOST_BYTES = 2**31  # of programs of earlier runs, some five times those of one; past that all are compiled anew
+MOST_MAPS = 20_000  # compiled programs are memory maps, of which a process may have 65,530; past that it ends at once
 OPTIMISED = os.environ.get("OPTIMISED", "") not in ("", "0")
 if not OPTIMISED:  # read when jax starts
     flags = ["--xla_cpu_parallel_codegen_split_count=1"]
     if version("jaxlib").startswith("0.10."):  # later ones end at once, as they do not know it
         flags.append("--xla_cpu_use_fusion_emitters=false")
     os.environ |= {"XLA_FLAGS": " ".join(flags), "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
-if MADE_HERE := "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # by the first process; the others inherit it
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = tempfile.mkdtemp(prefix="nfd_jax_programs_")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # set by the first process; the others inherit it
+    programs = Path(__file__).parent.parent / ".programs"
+    if programs.exists() and sum(file.stat().st_size for file in programs.iterdir()) > MOST_BYTES:
+        shutil.rmtree(programs)
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = str(programs)
 os.environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it warns of every program that is read
 
@@ -44,17 +48,9 @@ def pytest_collection_finish():
     gc.set_threshold(100_000, 50, 100)
 
 
-def pytest_unconfigure():
-    if MADE_HERE:
-        shutil.rmtree(os.environ["JAX_COMPILATION_CACHE_DIR"], ignore_errors=True)
-
-
-MOST_MAPS = 20_000  # compiled programs are memory maps, of which a process may have 65,530; past that it ends at once
-
-
 @pytest.fixture(autouse=True)
 def room(request):
-    """For further programs: slow tests of one module compile more of them than there is room for, as users have them."""
+    """For further programs: the slow tests of one module compile more than there is room for, as users have them."""
     yield
     if OPTIMISED or request.node.get_closest_marker("slow") is not None:
         maps = Path("/proc/self/maps")
@@ -63,7 +59,7 @@ def room(request):
 
 
 @pytest.fixture(autouse=True, scope="module")
-def programs(request):
+def compiled(request):
     """Optimised or not, and freed."""
     optimised = OPTIMISED or request.node.get_closest_marker("optimised") is not None
     jax.config.update("jax_disable_most_optimizations", not optimised)

@@ -309,6 +309,8 @@ def as_users():
 LONG = (  # over eight seconds, of several limits each
     "width",
     "depth",
+    "independence",
+    "degeneracy",
     "reuse",
     "scaling",
     "collapse",

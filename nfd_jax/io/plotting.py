@@ -277,6 +277,9 @@ def _map(axis: Axes, panel: Any) -> None:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write the figure at print resolution."""
+    """Write the figure at print resolution, laid out by the first file of it for all others."""
+    if engine := figure.get_layout_engine():
+        engine.execute(figure)
+        figure.set_layout_engine("none")
     figure.savefig(path, dpi=150)
     return path
