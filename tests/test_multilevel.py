@@ -134,7 +134,7 @@ def test_replicates_are_shared_out_at_the_least_work():
         assert terms[0].cost * first + terms[1].cost * second > 0.9999 * work
 
 
-@pytest.mark.parametrize(("grid", "layers"), [(Grid(3), (6, 7, 8)), (Grid(3, 2), (6, 8, 10))])
+@pytest.mark.parametrize(("grid", "layers"), [(Grid(np.array(3)), (6, 7, 8)), (Grid(np.array(3), 2), (6, 8, 10))])
 def test_a_coarse_block_has_the_noise_of_its_fine_ones(grid, layers):
     """Of two matrices a block, the inner one that of inner ones."""
     key, like = jax.random.key(0), jnp.zeros((3, 1000))

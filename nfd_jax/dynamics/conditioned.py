@@ -6,6 +6,7 @@ from dataclasses import replace
 from functools import partial
 
 import equinox as eqx
+import numpy as np
 
 from nfd_jax import optimizers
 from nfd_jax._types import Array, Float, Index, Key, PyTree, Scalar
@@ -38,15 +39,16 @@ class Conditioned(AbstractDynamics):
     units: Units
     initial: Initial | None = eqx.field(static=True, default=None)
     resolution: Scalar | float | None = None  # of compressed matrices, those of an `initial` with a capacity
+    refinement: Index | np.ndarray | None = None  # of the grid whose noise drives it; None for its own
 
     def init(self, key: Key) -> State:
         if self.initial is None:
             raise ValueError("these dynamics have no law of initial weights: give initial, or call start(layers)")
-        return self.start(self.initial.layers(key, self.resolution))
+        return self.start(self.initial.layers(key, self.resolution, self.refinement))
 
     def side_by_side(self) -> Conditioned:
         initial = self.initial and replace(self.initial, members=MEMBERS)
-        return Conditioned(self.settings, self.units, initial, self.resolution)
+        return Conditioned(self.settings, self.units, initial, self.resolution, self.refinement)
 
     def start(self, layers: Layers) -> State:
         """The state before training, from weights of N(0, 1) entries."""
@@ -85,7 +87,7 @@ class Conditioned(AbstractDynamics):
 
     def with_capacity(self, capacity: tuple[int, ...]) -> Conditioned:
         initial = self.initial and replace(self.initial, capacity=Capacity(*capacity) if capacity else None)
-        return Conditioned(self.settings, self.units, initial, self.resolution)
+        return Conditioned(self.settings, self.units, initial, self.resolution, self.refinement)
 
     def needed(self, state: State, batch: int) -> tuple[Array, ...]:
         return state.layers.hidden.needed(batch)

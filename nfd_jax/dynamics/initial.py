@@ -8,15 +8,16 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from nfd_jax._types import Array, Float, Key, Scalar, Vectors
+from nfd_jax._types import Array, Float, Index, Key, Scalar, Vectors
 from nfd_jax.dynamics.problem import Problem
 from nfd_jax.dynamics.propagate import Layers
 from nfd_jax.matrices import basis as bases
 from nfd_jax.matrices.base import AbstractMatrices
 from nfd_jax.matrices.compressed import CompressedMatrices
 from nfd_jax.matrices.matched import MatchedNoise
-from nfd_jax.matrices.noise import FINEST, AbstractNoise, Grid, PlainNoise, normals, uniforms
+from nfd_jax.matrices.noise import AbstractNoise, Grid, PlainNoise, normals, uniforms
 from nfd_jax.matrices.resolution import Capacity
 from nfd_jax.matrices.revealed import RevealedMatrices
 from nfd_jax.matrices.sobol import SobolPoints
@@ -33,7 +34,7 @@ class Initial:
     - `steps`, `batch`: query blocks and their size, which are the capacity of a basis unless one is given.
     - `coupled`: whether the backward pass sees the same matrices; otherwise independent copies.
     - `matched`: matched noise instead of the exact law of width n (theory section 4), for limits only.
-    - `grid`: how layers lie on the finest grid of one Brownian path.
+    - `in_block`: matrices of one block.
     - `constraints`: of matched noise, the most of compressed matrices; a quarter of the particles unless given.
     - `capacity`: of compressed matrices; None for the exact law, which has room for all queries.
     - `members`: the axis of several networks side by side under vmap, which share the offsets of their bases.
@@ -47,7 +48,7 @@ class Initial:
     batch: int
     coupled: bool = True
     matched: bool = False
-    grid: Grid = FINEST
+    in_block: int = 1
     members: str | None = None
     capacity: Capacity | None = None
     constraints: int | None = None
@@ -60,7 +61,6 @@ class Initial:
         width: int,
         coupled: bool,
         matched: bool = False,
-        refinement: int = 1,
         compressed: bool = False,
         constraints: int | None = None,
     ) -> Initial:
@@ -68,13 +68,13 @@ class Initial:
         first ones of a run of compressed matrices."""
         data = problem.data
         (steps, batch), (_, rank) = data.batches.shape, data.train.inputs.shape
-        outputs, grid = data.train.targets.shape[1], Grid(refinement, problem.settings.structure.matrices)
+        outputs, in_block = data.train.targets.shape[1], problem.settings.structure.matrices
         a_direction = 6 * max(1, matrices) * width * jnp.zeros(()).dtype.itemsize
         room = min(steps * batch, max(2 * batch, min(MOST_ROOM, ROOM // a_direction)))
         capacity = Capacity(room, min(room, max(2 * batch, MOST_ROOM // 4))) if compressed else None
         steps = 0 if compressed else steps  # which a capacity stands for, so that runs of all lengths share a program
         shapes = max(1, matrices), width, rank, outputs, steps, batch
-        return cls(*shapes, coupled, matched, grid, capacity=capacity, constraints=constraints)
+        return cls(*shapes, coupled, matched, in_block, capacity=capacity, constraints=constraints)
 
     @property
     def least_bytes(self) -> int:
@@ -97,16 +97,20 @@ class Initial:
         """Memory of the features and images of one batch at all layers, and of as many temporaries."""
         return 3 * (self.matrices + 1) * self.batch * self.width * jnp.zeros(()).dtype.itemsize
 
-    def layers(self, key: Key, resolution: Scalar | float | None = None) -> Layers:
-        """The network of a key. With a capacity, matrices are compressed to the resolution."""
-        return (self._matched if self.matched else self._plain)(key, resolution)
+    def layers(
+        self, key: Key, resolution: Scalar | float | None = None, refinement: Index | np.ndarray | None = None
+    ) -> Layers:
+        """The network of a key. With a capacity, matrices are compressed to the resolution. `refinement`: that of the
+        grid whose noise drives it, None for its own."""
+        grid = None if refinement is None else Grid(refinement, self.in_block, self.members)
+        return (self._matched if self.matched else self._plain)(key, resolution, grid)
 
-    def _plain(self, key: Key, resolution: Scalar | float | None) -> Layers:
-        source = PlainNoise(jax.random.fold_in(key, HIDDEN_ADDRESS), self.grid)
+    def _plain(self, key: Key, resolution: Scalar | float | None, grid: Grid | None) -> Layers:
+        source = PlainNoise(jax.random.fold_in(key, HIDDEN_ADDRESS), grid)
         rows = self._ends(key)
         return Layers(rows[: self.rank], self._hidden(source, resolution), rows[self.rank :])
 
-    def _matched(self, key: Key, resolution: Scalar | float | None) -> Layers:
+    def _matched(self, key: Key, resolution: Scalar | float | None, grid: Grid | None) -> Layers:
         """The rows of U and V orthonormal too, so that <h_0, h_0> is exact and <V, h_0> = 0.
 
         What is random before training is spread evenly, U before V before the images of the first step.
@@ -120,7 +124,7 @@ class Initial:
         rows = bases.orthonormalise(rows, jnp.zeros_like(rows[:, 0])).directions
         readout, first = rows[: self.outputs], rows[self.outputs :]
         address = jax.random.fold_in(key, HIDDEN_ADDRESS)
-        shared = self.grid, spread[ends:], self.members, self.constraints
+        shared = grid, spread[ends:], self.members, self.constraints
         source = MatchedNoise.create(address, readout, self.matrices, self.directions, *shared)
         return Layers(first, self._hidden(source, resolution), readout)
 

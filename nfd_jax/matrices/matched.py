@@ -11,12 +11,11 @@ from jax import lax
 from nfd_jax._types import Array, Bool, Float, Index, Key, Vectors
 from nfd_jax.matrices import basis as bases
 from nfd_jax.matrices.noise import (
-    FINEST,
     AbstractNoise,
     Grid,
     Rotation,
     gaussians,
-    over_finer_blocks,
+    on_grid,
     rotated,
     where,
 )
@@ -47,7 +46,7 @@ class MatchedNoise(AbstractNoise):
 
     key: Key
     known: Rows  # of the forward images of all matrices, then of the backward ones
-    grid: Grid = eqx.field(static=True, default=FINEST)
+    grid: Grid | None = None  # as of `PlainNoise`
     first: SobolPoints | None = None  # of the first step
     most: int | None = eqx.field(static=True, default=None)  # constraints; a quarter of the particles unless given
 
@@ -58,7 +57,7 @@ class MatchedNoise(AbstractNoise):
         readout: Float[Array, "count width"],
         depth: int,
         capacity: int,
-        grid: Grid = FINEST,
+        grid: Grid | None = None,
         first: SobolPoints | None = None,
         members: str | None = None,
         most: int | None = None,
@@ -84,7 +83,7 @@ class MatchedNoise(AbstractNoise):
             first = partial(spread.replace, dimensions=dimensions)
             return gaussians(*address, even=lambda later: lax.cond(step == 0, first, lambda same: same, later))
 
-        return over_finer_blocks(draw, layer, self.grid)
+        return on_grid(draw, layer, self.grid)
 
     def draw(
         self,

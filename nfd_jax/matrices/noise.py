@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import Any
 
 import equinox as eqx
 import jax
@@ -29,20 +29,27 @@ FORWARD, BACKWARD = 0, 1
 Rotation = Float[Array, "batch batch"] | None
 
 
-class Grid(NamedTuple):
+class Grid(eqx.Module):
     """How the layers of a network lie on the finest one: a block stands for `refinement` blocks there, of `matrices`
-    matrices each."""
+    matrices each. Traced, so that both grids of one path share a compiled program; of networks side by side it is the
+    same for all, which only their axis `members` says."""
 
-    refinement: int = 1
-    matrices: int = 1
+    refinement: Index | np.ndarray
+    matrices: int = eqx.field(static=True, default=1)
+    members: str | None = eqx.field(static=True, default=None)
 
-    def finer(self, layer: Index, part: int | Index) -> Index:
-        """The layer on the finest grid in this part of a block."""
+    def sum(self, draw: Callable[[Index], Vectors], layer: Index) -> Vectors:
+        """The noise of a matrix from that of the finer blocks that its own stands for: their sum, scaled to variance
+        one. Increments of one Brownian path on two grids."""
+        refinement = self.refinement if self.members is None else lax.pmax(self.refinement, self.members)
         block, place = layer // self.matrices, layer % self.matrices
-        return (block * self.refinement + part) * self.matrices + place
 
+        def with_one_more(part: Index, total: Vectors) -> Vectors:
+            return total + draw((block * refinement + part) * self.matrices + place)
 
-FINEST = Grid()
+        like = jax.eval_shape(draw, layer)
+        total = lax.fori_loop(0, refinement, with_one_more, jnp.zeros(like.shape, like.dtype))
+        return total / jnp.sqrt(jnp.asarray(refinement, like.dtype))
 
 
 class AbstractNoise(eqx.Module):
@@ -79,7 +86,7 @@ class PlainNoise(AbstractNoise):
     """Independent standard Gaussians: the exact law of a Gaussian matrix."""
 
     key: Key
-    grid: Grid = eqx.field(static=True, default=FINEST)
+    grid: Grid | None = None  # None where a network is on the finest grid
 
     def draw(
         self,
@@ -97,7 +104,7 @@ class PlainNoise(AbstractNoise):
         def draw(fine: Index) -> Vectors:
             return gaussians(self.key, direction, fine, step, directions)
 
-        return where(needed, lambda: rotated(over_finer_blocks(draw, layer, self.grid), rotation)), self
+        return where(needed, lambda: rotated(on_grid(draw, layer, self.grid), rotation)), self
 
 
 def rotated(normals: Vectors, rotation: Rotation) -> Vectors:
@@ -133,11 +140,6 @@ def normals(uniforms: Vectors) -> Vectors:
     return lax.erf_inv(uniforms) * np.array(2**0.5, uniforms.dtype)
 
 
-def over_finer_blocks(draw: Callable[[Index], Vectors], layer: Index, grid: Grid) -> Vectors:
-    """The noise of a matrix from that of the finer blocks that its own stands for: their sum, scaled to variance one.
-    Increments of one Brownian path on two grids."""
-    if grid.refinement == 1:
-        return draw(layer)
-    zeros = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), jax.eval_shape(draw, layer))
-    total = lax.fori_loop(0, grid.refinement, lambda part, total: total + draw(grid.finer(layer, part)), zeros)
-    return total / grid.refinement**0.5
+def on_grid(draw: Callable[[Index], Vectors], layer: Index, grid: Grid | None) -> Vectors:
+    """The noise of a matrix on a grid, from that of matrices of the finest one."""
+    return draw(layer) if grid is None else grid.sum(draw, layer)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 from tqdm import tqdm
 
 from nfd_jax._types import Key
@@ -46,16 +47,20 @@ class System(NamedTuple):
         evaluated = sum(len(samples.inputs) for samples in data.sets)
         return least_width(data.batches.shape[1], steps, data.train.targets.shape[1], evaluated)
 
-    def dynamics(self, particles: int, depth: int, *, refinement: int = 1, capacity: int | None = None) -> Conditioned:
-        """Those of a solution on `depth` blocks, driven by the noise of a grid `refinement` times finer. With the same
-        `capacity`, in blocks (by default `depth`), they share a compiled program."""
+    def dynamics(
+        self, particles: int, depth: int, *, refinement: int | None = None, capacity: int | None = None
+    ) -> Conditioned:
+        """Those of a solution on `depth` blocks, driven by the noise of a grid `refinement` times finer, or their own.
+        With the same `capacity`, in blocks (by default `depth`), they share a compiled program, whatever refinement is
+        given."""
         matrices = replace(self.model, depth=capacity or depth).matrices
         matched = self.matches(particles)
         compressed = self.resolution > 0
         # noise gives way to plain at the same ranks in all solutions that are compared
         most = int(MOST * self.narrowest) if matched and compressed and self.narrowest else None
-        initial = Initial.of(self.problem, matrices, particles, self.coupled, matched, refinement, compressed, most)
-        return Conditioned(self.problem.settings, self.units(depth), initial, self.resolution or None)
+        initial = Initial.of(self.problem, matrices, particles, self.coupled, matched, compressed, most)
+        finer = None if refinement is None else np.asarray(refinement, np.int32)
+        return Conditioned(self.problem.settings, self.units(depth), initial, self.resolution or None, finer)
 
     def needed(self, particles: int, capacity: int) -> tuple[int, int]:
         """Bytes of a solution with capacity for this depth, and the devices that share them."""
@@ -91,7 +96,14 @@ class System(NamedTuple):
             return False
 
     def solve(
-        self, key: Key, particles: int, depth: int, *, refinement: int = 1, capacity: int | None = None, progress: tqdm
+        self,
+        key: Key,
+        particles: int,
+        depth: int,
+        *,
+        refinement: int | None = None,
+        capacity: int | None = None,
+        progress: tqdm,
     ) -> Recorded:
         """The solution of a key; arguments are those of `dynamics`."""
         dynamics = self.dynamics(particles, depth, refinement=refinement, capacity=capacity)
