@@ -172,16 +172,16 @@ def test_an_update_of_nothing_takes_no_room():
 # ------------------------------------------------------------------ against the exact law
 
 OPTIONS = {
-    "plain": {},
+    "neither": {},
     # a rate at which it does not diverge: samples that become parallel differ by rounding, which has other normals
     "ends": {"train_input": True, "train_readout": True, "momentum": 0.5, "weight_decay": 0.2, "learning_rate": 0.2},
-    "richness": {"richness": 0.7, "parametrization": "complete_p"},
+    "richness": {"richness": 0.7, "parametrization": "complete_p", "noise": "plain"},
 }
 
 
 CASES = [
     (nfd.ResNet(3, "tanh"), "coupled", "ends"),
-    (nfd.MLP(2, "tanh"), "decoupled", "plain"),
+    (nfd.MLP(2, "tanh"), "decoupled", "neither"),
     (nfd.ResNet(2, "relu", block="pre_inner"), "coupled", "richness"),
 ]
 

@@ -143,6 +143,16 @@ def test_resumed_estimates_end_with_the_same_bits(tmp_path, monkeypatch, resolut
         same(run(**options), whole)
 
 
+@pytest.mark.parametrize("other", [lambda state: {"a": jnp.zeros(3), "b": state}, lambda state: {}])
+def test_a_state_of_another_version_is_refused(tmp_path, monkeypatch, other):
+    """Of the same run, as numbers are the same; whole runs have no state, and are read."""
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "arrays_of", lambda state: {"state-0-9": np.zeros(3)} | store.arrays_of(other(state)))
+        kill(monkeypatch, 2, lambda: RUNS["limit"](checkpoint=tmp_path, checkpoint_every=1))
+    with pytest.raises(ValueError, match=r"was left by another version of nfd_jax, .* remove it, or finish"):
+        RUNS["limit"](checkpoint=tmp_path, checkpoint_every=1)
+
+
 def test_a_half_written_archive_is_never_read(tmp_path, monkeypatch):
     """It has another name until it is whole."""
     RUNS["limit"](checkpoint=tmp_path)

@@ -292,13 +292,19 @@ def _resumed(
 ) -> tuple[int, AbstractDynamics, PyTree, Recorded]:
     """The step to go on from, the dynamics and the state before it, and what was recorded."""
     arrays = None if record is None else record.read()
-    if arrays is None:
+    if record is None or arrays is None:
         return 0, dynamics, state, Recorded([], [], [], [], [])
     if any(key.startswith("state-") for key in arrays):
         stored = tuple(arrays["capacity"].tolist())
         if stored != dynamics.capacity:
             dynamics, state = capacity.extended(dynamics, state, stored, layout)
-        state = with_arrays(state, arrays)
+        try:
+            state = with_arrays(state, arrays)
+        except (KeyError, ValueError) as error:
+            raise ValueError(
+                f"{record.called} {str(record.path)!r} was left by another version of nfd_jax, whose state has other "
+                "arrays; remove it, or finish the run with that version"
+            ) from error
     return int(arrays["done"]), dynamics, state, Recorded.of(arrays)
 
 
