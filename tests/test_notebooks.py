@@ -1,5 +1,7 @@
 """Notebooks as they are stored: executed from top to bottom, clean, and small; nbmake runs them."""
 
+import ast
+import importlib
 import re
 import sys
 from base64 import b64decode
@@ -40,6 +42,15 @@ def test_stored_notebooks_are_whole_and_clean(path):
             assert not PLACES.search(text), text
             assert not NOISE.search(text), text
     assert not [cell for cell in cells if cell.metadata]
+
+
+@pytest.mark.parametrize("path", STORED)
+def test_what_notebooks_import_is_there(path):
+    """Also that of notebooks which take longer, and are run by `make test-all`."""
+    nodes = [node for cell in stored(path) for node in ast.walk(ast.parse(cell.source))]
+    imports = [node for node in nodes if isinstance(node, ast.ImportFrom)]
+    for module, name in [(node.module, each.name) for node in imports for each in node.names]:
+        assert hasattr(importlib.import_module(module), name), f"{module} has no {name}"
 
 
 @pytest.mark.parametrize("path", STORED)

@@ -32,6 +32,7 @@ from nfd_jax.seeds import check_seed, labels
 from nfd_jax.solvers.limit import CLOSURES, limit_dynamics, solve_limit
 from nfd_jax.solvers.networks import BACKWARDS, network_dynamics, train_networks
 from nfd_jax.studies._comparison_table import COMPRESSED
+from nfd_jax.studies._comparison_table import table as table
 from nfd_jax.studies._positions import summarise
 from nfd_jax.task import Task, check_task
 from nfd_jax.training import Training
