@@ -211,8 +211,8 @@ def _solution(
     blocks = depth if capacity is None else positive_int("capacity (in blocks, at least the depth)", capacity, depth)
     needed = system.check_memory(particles, blocks)
     refinement = positive_int("refinement", refinement)
-    alone = refinement == 1 and capacity is None  # nothing that it could share a program with
-    return system.dynamics(particles, depth, refinement=None if alone else refinement, capacity=blocks), needed
+    finer = None if refinement == 1 else refinement  # on its own grid noise needs no loop
+    return system.dynamics(particles, depth, refinement=finer, capacity=blocks), needed
 
 
 def _check_estimate(
