@@ -13,7 +13,7 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-MOST_BYTES = 2**31  # of programs of earlier runs, some five times those of one; past that all are compiled anew
+MOST_BYTES = 2**31  # of programs of earlier runs, those of some fifteen; past that all are compiled anew
 MOST_MAPS = 20_000  # compiled programs are memory maps, of which a process may have 65,530; past that it ends at once
 OPTIMISED = os.environ.get("OPTIMISED", "") not in ("", "0")
 if not OPTIMISED:  # read when jax starts
