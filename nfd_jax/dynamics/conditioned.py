@@ -48,7 +48,7 @@ class Conditioned(AbstractDynamics):
 
     def side_by_side(self) -> Conditioned:
         initial = self.initial and replace(self.initial, members=MEMBERS)
-        return Conditioned(self.settings, self.units, initial, self.resolution, self.refinement)
+        return replace(self, initial=initial)
 
     def start(self, layers: Layers) -> State:
         """The state before training, from weights of N(0, 1) entries."""
@@ -87,7 +87,7 @@ class Conditioned(AbstractDynamics):
 
     def with_capacity(self, capacity: tuple[int, ...]) -> Conditioned:
         initial = self.initial and replace(self.initial, capacity=Capacity(*capacity) if capacity else None)
-        return Conditioned(self.settings, self.units, initial, self.resolution, self.refinement)
+        return replace(self, initial=initial)
 
     def needed(self, state: State, batch: int) -> tuple[Array, ...]:
         return state.layers.hidden.needed(batch)
