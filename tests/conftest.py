@@ -1,11 +1,13 @@
-"""Strict mode: float64, no implicit promotion of dtypes or ranks, shapes checked, warnings are errors.
+"""Strict mode: float64, no implicit promotion of dtypes or ranks, warnings are errors.
 
 Most tests run programs of a few milliseconds that take seconds to compile, so that compilation is kept short: programs
-are not optimised, but in modules marked `optimised`, which take longer to run or are about programs themselves, and a
+are not optimised, but in tests marked `optimised`, which take longer to run or are about programs themselves, and a
 program is compiled once for all workers, child processes and later runs, which find it in `.programs`. `OPTIMISED=1
-pytest` compiles everything as users do, as `.ci/wheel` does.
+pytest` compiles everything as users do, as `.ci/wheel` does. `CHECKED=1 pytest` checks the type and the shape of every
+argument and result of the package, for a tenth more time, as `.ci/newest` and `.ci/oldest` do.
 """
 
+import contextlib
 import gc
 import os
 import shutil
@@ -15,7 +17,7 @@ from pathlib import Path
 
 MOST_BYTES = 2**31  # of programs of earlier runs, those of some fifteen; past that all are compiled anew
 MOST_MAPS = 20_000  # compiled programs are memory maps, of which a process may have 65,530; past that it ends at once
-OPTIMISED = os.environ.get("OPTIMISED", "") not in ("", "0")
+OPTIMISED, CHECKED = (os.environ.get(name, "") not in ("", "0") for name in ("OPTIMISED", "CHECKED"))
 if not OPTIMISED:  # read when jax starts
     flags = ["--xla_cpu_parallel_codegen_split_count=1"]
     if version("jaxlib").startswith("0.10."):  # later ones end at once, as they do not know it
@@ -28,6 +30,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # set by the first process; t
     os.environ["JAX_COMPILATION_CACHE_DIR"] = str(programs)
 os.environ |= {"JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0", "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "0"}
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")  # it warns of every program that is read
+os.environ.setdefault("JAX_TRACEBACK_IN_LOCATIONS_LIMIT", "0")  # where each instruction is from: a sixth of compilation
 
 import jax
 import pytest
@@ -37,7 +40,7 @@ jax.config.update("jax_enable_x64", True)
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
-with install_import_hook("nfd_jax", "beartype.beartype"):
+with install_import_hook("nfd_jax", "beartype.beartype") if CHECKED else contextlib.nullcontext():
     import nfd_jax as nfd
 
 
@@ -49,22 +52,14 @@ def pytest_collection_finish():
 
 
 @pytest.fixture(autouse=True)
-def room(request):
-    """For further programs: the slow tests of one module compile more than there is room for, as users have them."""
-    yield
-    if OPTIMISED or request.node.get_closest_marker("slow") is not None:
-        maps = Path("/proc/self/maps")
-        if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
-            jax.clear_caches()
-
-
-@pytest.fixture(autouse=True, scope="module")
 def compiled(request):
-    """Optimised or not, and freed."""
+    """Optimised or not, and freed where there is no room for more."""
     optimised = OPTIMISED or request.node.get_closest_marker("optimised") is not None
     jax.config.update("jax_disable_most_optimizations", not optimised)
     yield
-    jax.clear_caches()
+    maps = Path("/proc/self/maps")
+    if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
+        jax.clear_caches()
 
 
 @pytest.fixture
@@ -75,7 +70,10 @@ def task() -> nfd.Task:
 
 @pytest.fixture(scope="module")
 def plain():
-    """The package as users import it, without the run-time type checks of the test mode."""
+    """The package as users import it, without the checks of types that `CHECKED` asks for."""
+    if not CHECKED:
+        yield nfd
+        return
 
     def taken():
         return {name: sys.modules.pop(name) for name in list(sys.modules) if name.split(".")[0] == "nfd_jax"}

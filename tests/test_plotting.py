@@ -249,7 +249,7 @@ def test_a_real_run_has_what_is_drawn(axes):
     def both(snapshot):
         return nfd.observables.kernels(snapshot) | nfd.observables.neurons(snapshot)
 
-    run = nfd.solve_limit(nfd.datasets.digits(2), nfd.ResNet(2), steps=1, particles=64, observe=both, progress=False)
+    run = nfd.solve_limit(nfd.datasets.digits(2), nfd.ResNet(2), steps=1, particles=64, noise="plain", observe=both)
     for kind in ("feature", "gradient"):
         expected = kernels_of(run.observed[f"neuron_{kind}s"])
         np.testing.assert_allclose(run.observed[f"{kind}_kernel"], expected, rtol=1e-6, atol=1e-9)

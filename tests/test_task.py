@@ -82,7 +82,7 @@ def rounded(outputs, targets):
 
 
 SOLVERS = {
-    "limit": lambda task, model: nfd.solve_limit(task, model, particles=256, steps=3, learning_rate=1.0),
+    "limit": lambda task, model: nfd.solve_limit(task, model, particles=256, steps=3, learning_rate=1.0, noise="plain"),
     "training": lambda task, model: nfd.train_networks(task, model, width=16, steps=3, learning_rate=1.0, seeds=2),
 }
 

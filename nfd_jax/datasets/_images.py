@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,13 +41,15 @@ def digits(
     Two classes give targets -1 and +1 and one output, more give one-hot targets; cross-entropy gives one output a
     class.
     """
+    return _drawn("digit", _read_digits, samples, classes, loss, split, seed, normalise, divide=True)
+
+
+@functools.cache
+def _read_digits() -> tuple[np.ndarray, np.ndarray]:
     from sklearn.datasets import load_digits  # a slow import, only needed here
 
-    def read() -> tuple[np.ndarray, np.ndarray]:
-        images, labels = (np.asarray(part) for part in load_digits(return_X_y=True))
-        return images, labels
-
-    return _drawn("digit", read, samples, classes, loss, split, seed, normalise, divide=True)
+    images, labels = (np.asarray(part) for part in load_digits(return_X_y=True))
+    return images, labels
 
 
 def cifar10(

@@ -13,6 +13,7 @@ import inspect
 import textwrap
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -163,13 +164,17 @@ class Report:
         lost = f"{what} in {len(cells)} of {len(self.results.cells)} cells: {where}{rest}"
         return [*([SMOKE] if self.scale == "smoke" else []), *([lost] if cells else [])]
 
+    @cached_property
+    def panels(self) -> Sequence[Panel | Map]:
+        """Of the figure; none where a study has nothing to draw."""
+        return self.study.draw(self.results)
+
     def figure(self) -> Figure:
         """What the reader of the source would look for."""
         from nfd_jax.io import plotting  # a slow import, only needed here
 
-        return plotting.panels(
-            f"{self.study.title}: {self.study.claim}", self.study.draw(self.results), note="; ".join(self.warnings())
-        )
+        title = f"{self.study.title}: {self.study.claim}"
+        return plotting.panels(title, self.panels, note="; ".join(self.warnings()))
 
     def save(self, folder: str | Path) -> list[Path]:
         """Write findings as netCDF with provenance, the table as text, and any figure as SVG and PNG."""
@@ -183,7 +188,7 @@ class Report:
         text = folder / f"{self.study.name}.txt"
         text.write_text(self.table() + "\n")
         pictures = []
-        if self.study.draw(self.results):
+        if self.panels:
             figure = self.figure()
             pictures = [plotting.save(figure, folder / f"{self.study.name}.{kind}") for kind in ("svg", "png")]
         return [records.save(dataset, folder / f"{self.study.name}.nc", arguments), text, *pictures]
