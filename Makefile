@@ -9,10 +9,10 @@ demo: $(VENV)/installed
 	$(BIN)/nfd-jax compare
 
 test: $(VENV)/tested
-	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" --nbmake tests notebooks
+	$(BIN)/pytest -n 2 --dist worksteal -m "not slow" --nbmake notebooks tests
 
 test-all: $(VENV)/tested
-	$(BIN)/pytest -n 2 --dist worksteal --nbmake tests notebooks
+	$(BIN)/pytest -n 2 --dist worksteal --nbmake notebooks tests
 
 lint: $(VENV)/tested
 	$(BIN)/ruff check .
@@ -37,7 +37,7 @@ hooks: $(VENV)/tested
 wheel: $(VENV)/tested
 	.ci/wheel $(BIN)/python
 
-# The fast tests on the newest Python that is here, with the newest packages that it can have
+# The fast tests on the newest Python that is here, with the newest packages that it can have; types and shapes checked
 newest:
 	.ci/newest test
 

@@ -16,7 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 MOST_BYTES = 2**31  # of programs of earlier runs, those of some fifteen; past that all are compiled anew
-MOST_MAPS = 20_000  # compiled programs are memory maps, of which a process may have 65,530; past that it ends at once
+MOST_MAPS = 8_000  # of compiled programs, with some 1.3 GB; past 65,530 a process ends at once
 OPTIMISED, CHECKED = (os.environ.get(name, "") not in ("", "0") for name in ("OPTIMISED", "CHECKED"))
 if not OPTIMISED:  # read when jax starts
     flags = ["--xla_cpu_parallel_codegen_split_count=1"]
@@ -51,15 +51,27 @@ def pytest_collection_finish():
     gc.set_threshold(100_000, 50, 100)
 
 
-@pytest.fixture(autouse=True)
-def compiled(request):
-    """Optimised or not, and freed where there is no room for more."""
-    optimised = OPTIMISED or request.node.get_closest_marker("optimised") is not None
-    jax.config.update("jax_disable_most_optimizations", not optimised)
-    yield
+def make_room():
+    """Free programs where there are many."""
     maps = Path("/proc/self/maps")
     if maps.exists() and maps.read_bytes().count(b"\n") > MOST_MAPS:
         jax.clear_caches()
+
+
+@pytest.fixture(autouse=True)
+def compiled(request):
+    """Optimised or not; one slow test may compile as much as a module of fast ones."""
+    optimised = OPTIMISED or request.node.get_closest_marker("optimised") is not None
+    jax.config.update("jax_disable_most_optimizations", not optimised)
+    yield
+    if OPTIMISED or request.node.get_closest_marker("slow") is not None:
+        make_room()
+
+
+@pytest.fixture(autouse=True, scope="module")
+def freed():
+    yield
+    make_room()
 
 
 @pytest.fixture

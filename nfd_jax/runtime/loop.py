@@ -204,14 +204,14 @@ def run(
             if left is None:
                 chunk = chunk_of(step, count, longest)
                 state, seen, done = run_chunk(dynamics, state, train, chunk, members=members, layout=layout)
-                count = int(done)
+                seen, count = jax.tree.map(np.asarray, seen), int(done)  # whose parts then need no programs
                 dynamics, state, data = _with_room(dynamics, state, data, step + count, layout, members=members)
                 left = _nothing_left(dynamics.settings.optimizer, seen, count)
             else:
                 seen = left
             recorded.add(seen, count, trained=step < data.steps)
             with np.errstate(over="ignore"):  # of members about to diverge
-                progress.set_postfix(loss=f"{np.mean(np.asarray(seen.loss[count - 1])):.4g}", refresh=False)
+                progress.set_postfix(loss=f"{np.mean(seen.loss[count - 1]):.4g}", refresh=False)
         step += count
         if step > data.steps:
             recorded.ranks.extend(capacity.used(dynamics, state, members=members))
@@ -229,9 +229,9 @@ def _nothing_left(optimizer: Optimizer, seen: Record, count: int) -> Record | No
     by a loss that is not a number no weight is one. None where some member has anything left, or where that is not
     known: of what is observed, and of an optimizer from outside, which may leave such updates out."""
     known = not seen.observed and optimizer.transformation is None
-    if not known or not np.isnan(np.asarray(seen.loss[count - 1])).all():
+    if not known or not np.isnan(seen.loss[count - 1]).all():
         return None
-    last = jax.tree.map(lambda array: np.asarray(array[count - 1]), seen)
+    last = jax.tree.map(lambda array: array[count - 1], seen)
     if not np.isnan(last.outputs).all():
         return None
     return jax.tree.map(lambda row, array: np.broadcast_to(row, array.shape), last, seen)
