@@ -101,11 +101,7 @@ def test_matched_noise_removes_most_error():
 
 def test_even_spread_removes_most_error_of_relu():
     """After four steps, 16 seeds each: a ratio of 10, known to a quarter; 2.3 where only linear functions match."""
-    task, options = nfd.Task(INPUTS, np.array([1.0, -1.0])), {"steps": 4, "particles": 1024}
-    plain, matched = (
-        outputs(solve(task, "relu", noise=noise, **options))[:, -1].var(0).mean() ** 0.5
-        for noise in ("plain", "matched")
-    )
+    plain, matched = (outputs(observed("relu", noise))[:, -1].var(0).mean() ** 0.5 for noise in ("plain", "matched"))
     assert plain > 5 * matched
 
 
@@ -125,10 +121,15 @@ def kernels(sweep):
 
 
 @functools.cache
+def observed(activation, noise):
+    """Runs of four steps, one a seed, whose kernels are seen."""
+    task = nfd.Task(INPUTS, np.array([1.0, -1.0]))
+    return solve(task, activation, steps=4, particles=KERNEL_PARTICLES, noise=noise, observe=kernels)
+
+
 def initial(activation, noise):
     """Kernels (seeds, 2, L + 1, P, P) that the solver sees before the first step."""
-    task = nfd.Task(INPUTS, np.array([1.0, -1.0]))
-    runs = solve(task, activation, steps=1, particles=KERNEL_PARTICLES, noise=noise, observe=kernels)
+    runs = observed(activation, noise)
     return np.stack([[run.observed[name][0] for name in ("features", "gradients")] for run in runs])
 
 
