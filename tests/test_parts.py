@@ -144,7 +144,7 @@ def test_a_study_in_parts(example, tmp_path):
 
 
 def test_a_part_does_not_wait_for_cells_of_others(example, tmp_path, monkeypatch):
-    monkeypatch.setattr("nfd_jax.runtime.store.time.sleep", lambda _: pytest.fail("waits"))
+    monkeypatch.setattr("nfd_jax.runtime.store.sleep", lambda _: pytest.fail("waits"))
     record = module.record_of(example, tmp_path, {"width": 3})
     record.folder.mkdir(parents=True)
     with claim(record.path), pytest.raises(nfd.Incomplete, match="2 of 4"):
@@ -167,7 +167,7 @@ def test_what_is_missing_and_its_seconds(example, tmp_path, monkeypatch):
     assert not (tmp_path / "new").exists()
     assert MEASURED == []
     now = [0.0]
-    monkeypatch.setattr("nfd_jax.runtime.store.time.perf_counter", lambda: now[0])
+    monkeypatch.setattr("nfd_jax.runtime.store.perf_counter", lambda: now[0])
 
     def slow(width):
         now[0] += 100 * width if width == 4 else 50 * width

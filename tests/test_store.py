@@ -356,7 +356,7 @@ def test_the_claim_of_a_killed_process_is_taken_over(tmp_path, monkeypatch):
     assert said["process"] == dying.pid
     assert said["host"]
     assert said["since"]
-    monkeypatch.setattr(store.time, "sleep", lambda _: pytest.fail("waits for a process that is gone"))
+    monkeypatch.setattr(store, "sleep", lambda _: pytest.fail("waits for a process that is gone"))
     found = store.shared([Record(tmp_path, {"place": 0})], lambda place: {"value": np.array(7)})
     assert found[0]["value"] == 7
     assert not list(tmp_path.glob(".*"))
@@ -380,7 +380,7 @@ def test_the_claim_of_another_host_is_respected_up_to_the_limit(tmp_path, monkey
         with Record(tmp_path, {"place": 0}).claimed() as other:  # taken over once
             assert not other
     claim_of_another_host(record, 0)
-    monkeypatch.setattr(store.time, "sleep", lambda _: record.write({"value": np.array(3)}))  # meanwhile, there
+    monkeypatch.setattr(store, "sleep", lambda _: record.write({"value": np.array(3)}))  # meanwhile, there
     found = store.shared([record], lambda place: pytest.fail("made twice"))
     assert found[0]["value"] == 3
     assert "waiting for 1 records of host elsewhere" in capsys.readouterr().err

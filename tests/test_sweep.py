@@ -163,7 +163,7 @@ def test_a_cell_that_another_process_trains_is_left_to_it(task, tmp_path, monkey
     monkeypatch.setattr(sweeps, "_train", lambda plan, cell: sizes.append(cell.width) or train(plan, cell))
     with claim(tmp_path / claimed.name) as own:
         assert own
-        monkeypatch.setattr(store.time, "sleep", lambda _: claimed.rename(tmp_path / claimed.name))
+        monkeypatch.setattr(store, "sleep", lambda _: claimed.rename(tmp_path / claimed.name))
         found = run(task, folder=tmp_path)
     assert sizes == [6]
     assert found.identical(whole)

@@ -15,12 +15,12 @@ import hashlib
 import io
 import json
 import sys
-import time
 from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from time import perf_counter, sleep
 from types import MappingProxyType
 from typing import Any
 
@@ -214,7 +214,7 @@ def shared(
                 held = {holder(record.path) for place in left if (record := records[place]) is not None}
                 tqdm.write(f"waiting for {len(left)} records of {'; '.join(sorted(held))}", file=sys.stderr)
             told = True
-            time.sleep(POLL)
+            sleep(POLL)
         missing = left
     if left := read(others):
         raise Incomplete(
@@ -236,9 +236,9 @@ def _made(record: Record | None, make: Callable[[], Arrays]) -> dict[str, np.nda
     with record.claimed() as own:
         arrays = record.read()  # another may have finished since
         if arrays is None and own:
-            start = time.perf_counter()
+            start = perf_counter()
             arrays = dict(make())
-            record.write(arrays, seconds=time.perf_counter() - start)
+            record.write(arrays, seconds=perf_counter() - start)
         return arrays
 
 
