@@ -208,7 +208,7 @@ def test_small_rates_keep_the_response_in_single_precision(activation, noise, si
     def size(gap):
         return np.sqrt(np.mean(gap**2, axis=1))
 
-    for rate in (1e-3, 1e-5, 1e-6):
+    for rate in (1e-3, 1e-4, 1e-5, 1e-6):
         single = increments(rate, False, "coupled")
         coupled, decoupled = (increments(rate, True, closure) for closure in ("coupled", "decoupled"))
         error, away = size(single - coupled) / size(coupled), size(single - decoupled) / size(coupled)

@@ -1,6 +1,6 @@
 """Bad arguments: errors that name the argument, its value and the way out, before anything is compiled.
 
-Run on a second copy of the package without the run-time type checks of the test mode, as users have it.
+Run on the package as users have it: where `CHECKED` asks for checks of types, on a second copy without them.
 """
 
 import itertools

@@ -1,5 +1,5 @@
-"""The main paths of every solver and command in single precision, as users have it, without the checks of types of the
-test mode; in one process of its own, so that programs are shared."""
+"""The main paths of every solver and command in single precision, as users have it, without checks of types; in one
+process of its own, so that programs are shared."""
 
 import subprocess
 import sys
