@@ -19,7 +19,7 @@ import nfd_jax
 
 FOLDER = Path(nfd_jax.__file__).parent
 LAYERS = (  # a module, or a folder for all its modules; those of one layer may import each other
-    ("_types", "_checks", "_functions", "_text"),
+    ("_types", "_checks", "_functions", "_slices", "_text"),
     ("seeds", "activations", "task", "datasets", "parametrization", "optimizers", "models", "training"),
     ("statistics", "verdict"),
     ("matrices",),

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
+from nfd_jax._slices import put, take
 from nfd_jax._types import Array, Float, Index, PyTree, Vectors
 from nfd_jax.dynamics.units import Units
 from nfd_jax.matrices.base import AbstractMatrices
@@ -75,16 +76,16 @@ def forward(
             layer = index * count + place
             x, along, hidden = hidden.query(FORWARD, layer, step, x, keep=keep)
             if keep:
-                coordinates = lax.dynamic_update_index_in_dim(coordinates, along, layer, axis=0)
+                coordinates = put(coordinates, along, layer)
                 if place in places:
                     at = index * len(places) + places[place]
-                    images = lax.dynamic_update_index_in_dim(images, x, at, axis=0)
+                    images = put(images, x, at)
             return x
 
         branch = units.branch * structure.branch(h, image)
         h = h + branch if structure.skip else branch
         if keep:
-            features = lax.dynamic_update_index_in_dim(features, h, index + 1, axis=0)
+            features = put(features, h, index + 1)
         return h, features, images, coordinates, hidden
 
     carry = start, features, images, coordinates, layers.hidden
@@ -109,10 +110,10 @@ def backward(
     """The backward pass from V u at the last features, and the gradients sum_a w_a g_a x_a^T of every matrix times
     the rate of its role; `units` says what u and w are (`Units.chi`)."""
     count, places = structure.matrices, _places(structure)
-    last = lax.dynamic_index_in_dim(passed.features, units.blocks, keepdims=False)
+    last = take(passed.features, units.blocks)
     end = structure.pull_back(structure.readout, last, product(cotangents, layers.readout))
     kept = jnp.zeros((len(passed.features) if keep_features else 0, *end.shape), end.dtype)
-    kept = lax.dynamic_update_index_in_dim(kept, end, units.blocks, axis=0) if keep_features else kept
+    kept = put(kept, end, units.blocks) if keep_features else kept
     zeros = jax.tree.map(jnp.zeros_like, layers.hidden.parameters)
 
     def block(below: Index, carry: tuple) -> tuple:
@@ -123,16 +124,16 @@ def backward(
             at = x  # of a linear map the derivative is the same everywhere
             if place in places:
                 number = index * len(places) + places[place]
-                at = lax.dynamic_index_in_dim(passed.images, number, keepdims=False)
+                at = take(passed.images, number)
             x = structure.pull_back(after, at, x)
             x, along, hidden = hidden.query(BACKWARD, layer, step, x, keep=True, weights=weights)
-            queried = lax.dynamic_index_in_dim(passed.coordinates, layer, keepdims=False)
+            queried = take(passed.coordinates, layer)
             rate = units.branch * units.rates["hidden" if place == count - 1 else "inner"]
             gradients, hidden = hidden.add_gradient(gradients, layer, rate * along * weights[None, :], queried)
-        below_block = lax.dynamic_index_in_dim(passed.features, index, keepdims=False)
+        below_block = take(passed.features, index)
         x = structure.pull_back(structure.maps[0], below_block, x)
         g = g + units.branch * x if structure.skip else units.branch * x
-        kept = lax.dynamic_update_index_in_dim(kept, g, index, axis=0) if keep_features else kept
+        kept = put(kept, g, index) if keep_features else kept
         return g, kept, gradients, hidden
 
     carry = end, kept, zeros, layers.hidden

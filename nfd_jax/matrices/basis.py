@@ -17,6 +17,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
 
+from nfd_jax._slices import indices, put, put_block, put_rows, take, take_block, take_rows
 from nfd_jax._types import Array, Bool, Float, Index, Int, Vectors
 
 Basis = Float[Array, "depth capacity width"]
@@ -67,13 +68,13 @@ class Counts(eqx.Module):
     members: str | None = eqx.field(static=True, default=None)  # their axis under vmap; None where there is one network
 
     def __getitem__(self, layer: Index | int) -> Index:
-        return self._largest(lax.dynamic_index_in_dim(self.values, jnp.asarray(layer, jnp.int32), keepdims=False))
+        return self._largest(take(self.values, jnp.asarray(layer, jnp.int32)))
 
     def add(self, layer: Index | int, active: Bool[Array, " queries"]) -> Counts:
         """With the active ones of a block in use too."""
         total = self[layer] + self._largest(jnp.sum(active, dtype=jnp.int32))
         layer = jnp.asarray(layer, jnp.int32)
-        return Counts(lax.dynamic_update_index_in_dim(self.values, total, layer, axis=0), self.members)
+        return Counts(put(self.values, total, layer), self.members)
 
     def any(self, flags: Bool[Array, "*queries"]) -> Bool[Array, ""]:
         """Whether one of them is set, for any member: what decides alike for all of them."""
@@ -83,11 +84,14 @@ class Counts(eqx.Module):
         return count if self.members is None else lax.pmax(count, self.members)
 
 
-def compact(rows: Float[Array, "queries columns"], active: Bool[Array, " queries"]) -> Float[Array, "queries columns"]:
-    """The active rows first, in their order, and zero rows after them."""
+def compact(
+    active: Bool[Array, " queries"], *blocks: Float[Array, "queries _columns"]
+) -> tuple[Float[Array, "queries _columns"], ...]:
+    """Blocks with the active rows first, in their order, and zero rows after them."""
     order = jnp.argsort(~active, stable=True)
-    rows = rows.at[order].get(mode="promise_in_bounds", unique_indices=True)
-    return jnp.where(active.at[order].get(mode="promise_in_bounds", unique_indices=True)[:, None], rows, 0)
+    used = (jnp.arange(len(active)) < jnp.sum(active))[:, None]
+    rows = (block.at[order].get(mode="promise_in_bounds", unique_indices=True) for block in blocks)
+    return tuple(jnp.where(used, each, 0) for each in rows)
 
 
 def write(basis: Basis, layer: Index | int, offset: Index | int, rows: Queries) -> Basis:
@@ -97,12 +101,7 @@ def write(basis: Basis, layer: Index | int, offset: Index | int, rows: Queries) 
     over rows in use and without a word: here all that it covers is not a number then.
     """
     fits = jnp.asarray(offset, jnp.int32) <= basis.shape[1] - len(rows)
-    return lax.dynamic_update_slice(basis, jnp.where(fits, rows, jnp.nan)[None], corner(layer, offset, 0))
-
-
-def corner(*indices: Index | int) -> tuple[Array, ...]:
-    """Where a slice starts, in numbers of one type."""
-    return tuple(jnp.asarray(index, jnp.int32) for index in indices)
+    return put_block(basis, jnp.where(fits, rows, jnp.nan)[None], indices(layer, offset, 0))
 
 
 class Tile(NamedTuple):
@@ -113,7 +112,7 @@ class Tile(NamedTuple):
 
     def coordinates(self, every: Coordinates) -> Float[Array, "rows queries"]:
         """The coordinates along these rows."""
-        return lax.dynamic_slice_in_dim(every, self.first, len(self.rows))
+        return take_rows(every, self.first, len(self.rows))
 
 
 class Tiles(NamedTuple):
@@ -136,7 +135,7 @@ class Tiles(NamedTuple):
         _, capacity, width = basis.shape
         first = index * self.size
         first = jnp.minimum(first, capacity - self.size) if capacity % self.size else first
-        rows = lax.dynamic_slice(basis, corner(layer, first, 0), (1, self.size, width))[0]
+        rows = take_block(basis, indices(layer, first, 0), (1, self.size, width))[0]
         row = first + lax.broadcasted_iota(jnp.int32, (self.size, 1), 0)
         return Tile(first, jnp.where((row >= index * self.size) & (row < self.used), rows, 0))
 
@@ -151,7 +150,7 @@ def project(basis: Basis, layer: Index, count: Index, vectors: Queries) -> tuple
         along = inner(tile.rows, rest)
         # rows of the tile before are zero here, and keep their coordinates
         every = tile.coordinates(coordinates) + along
-        coordinates = lax.dynamic_update_slice_in_dim(coordinates, every, tile.first, axis=0)
+        coordinates = put_rows(coordinates, every, tile.first)
         return coordinates, rest - combination(along, tile.rows)
 
     start = jnp.zeros((basis.shape[1], len(vectors)), vectors.dtype)
@@ -313,7 +312,9 @@ def split(basis: Basis, layer: Index, count: Index, query: Queries) -> Split:
         # what a second round splits is close to orthonormal, its triangular factor to the identity
         shortest = jnp.where(first, rounding, 1e-2)
         new = orthonormalise(rest, shortest, passes=3 - index, candidates=last.active)
-        left = rest - product(new.triangular.T, new.directions)
+        # a factor close to one rounds every entry in proportion to it, which does not average out: taken off exactly
+        near = jnp.where(first, 0, identity)
+        left = (rest - jnp.where(first, 0, new.directions)) - product((new.triangular - near).T, new.directions)
         rows = jnp.where(new.active[:, None], new.directions, left)
         triangular = jnp.where(jnp.eye(batch, dtype=bool) & ~new.active[None, :], 1, new.triangular)
         low = inner(new.directions, left)

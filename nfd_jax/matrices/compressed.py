@@ -17,12 +17,15 @@ has added to it are therefore two matrices of low rank, each in bases of its own
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax import lax
 
+from nfd_jax._slices import indices, put, put_rows, take
 from nfd_jax._types import Array, Float, Index, Int, PyTree, Scalar, Vectors
 from nfd_jax.matrices import basis as bases
 from nfd_jax.matrices.base import AbstractMatrices, Coordinates
@@ -35,6 +38,71 @@ from nfd_jax.matrices.rows import Rows
 LEAST = 30  # roundings of the terms of an update, below which what is left of it is noise
 COARSEST = 0.3  # resolution of backward queries that count for little
 KEPT = 0.5  # of the resolution: what an update that has passed it is brought down to, so that not every step adds to it
+
+
+class _Matrix(eqx.Module):
+    """One of the matrices, as queries of one direction find it."""
+
+    asked: Revealed  # by queries of this direction, (Qx, Y) of forward ones
+    opposite: Revealed  # by those of the other, (Qs, Z)
+    initial: Scalar
+    into: Rows  # of the learned part M^T Fx, what queries are multiplied by: Fx, or M
+    out: Rows  # and what it is made of then: M, or Fx
+    noise: AbstractNoise
+    coupled: bool = eqx.field(static=True)
+
+    def fresh(
+        self, direction: Index, layer: Index, step: Index, x: Resolved, *, keep: bool
+    ) -> tuple[Vectors, AbstractNoise]:
+        """Fresh parts of the images of new directions, zero rows for the others: xi - Qs <Qs, xi> where coupled."""
+        opposite = self.opposite
+        needed = opposite.counts.any(x.active)
+        options = {"keep": keep, "rotation": x.rotation, "needed": needed}
+        fresh, noise = self.noise.draw(direction, layer, step, x.directions, **options)
+        fresh = jnp.where(x.active[:, None], fresh, 0)
+        if self.coupled:
+
+            def independent() -> Vectors:
+                return bases.project(opposite.queries, layer, opposite.counts[layer], fresh)[1]
+
+            fresh = where(needed, independent)
+        return fresh, noise
+
+    def response(self, layer: Index, rows: Vectors) -> Vectors:
+        """The conditional mean of the images of rows that are new, Qs <Z, x>."""
+        opposite = self.opposite
+        tiles = bases.Tiles.of(opposite.queries, opposite.counts[layer], len(rows))
+
+        def one_tile(index: Index, total: Vectors) -> Vectors:
+            queries, images = (tiles.read(basis, layer, index).rows for basis in (opposite.queries, opposite.images))
+            return total + bases.combination(bases.inner(images, rows), queries)
+
+        return lax.fori_loop(0, tiles.number, one_tile, jnp.zeros_like(rows))
+
+    def learned(self, layer: Index, queries: Vectors) -> Vectors:
+        """The images under the learned part, M^T <Fx, x> or Fx^T <M, g>."""
+        return self.out.combine(layer, self.into.along(layer, queries))
+
+
+@partial(jax.jit, static_argnames="keep")  # a function of its own, traced once for both directions
+def _query(
+    matrix: _Matrix, resolution: Scalar, direction: Index, layer: Index, step: Index, vectors: Vectors, *, keep: bool
+) -> tuple[Vectors, Revealed, AbstractNoise]:
+    """Images of a block, and what is revealed and drawn with it."""
+    asked = matrix.asked
+    size = bases.magnitudes(vectors)[:, None]
+    queries = jnp.where(jnp.isnan(size), 0, vectors / size)
+    # x = Qx c + R q, and remainders d
+    x = asked.resolve(layer, queries, resolution, keep=keep)
+    # Wbar q / sqrt(n) = Qs <Z, q>, of a direction + (xi - Qs <Qs, xi>)
+    images, noise = matrix.fresh(direction, layer, step, x, keep=keep)
+    images = images + matrix.response(layer, x.rows) if matrix.coupled else images
+    if keep:
+        asked, coordinates = asked.append(layer, step, x, images)
+        known = asked.combine(layer, coordinates) + bases.product(x.along_remainders.T, images)
+    else:
+        known = asked.combine(layer, x.coordinates) + bases.product(x.triangular.T, images)
+    return size * (matrix.initial * known + matrix.learned(layer, queries)), asked, noise
 
 
 class CompressedMatrices(AbstractMatrices):
@@ -89,24 +157,12 @@ class CompressedMatrices(AbstractMatrices):
         keep: bool,
         weights: Float[Array, " batch"] | None = None,
     ) -> tuple[Vectors, Coordinates, CompressedMatrices]:
-        asked, opposite, initial = self.revealed[direction], self.revealed[1 - direction], self.trained.initial[layer]
-        size = bases.magnitudes(vectors)[:, None]
-        queries = jnp.where(jnp.isnan(size), 0, vectors / size)
-        # x = Qx c + R q, and remainders d
         resolution, largest = self._resolution(layer, vectors, weights)
-        x = asked.resolve(layer, queries, resolution, keep=keep)
-        # Wbar q / sqrt(n) = Qs <Z, q>, of a direction + (xi - Qs <Qs, xi>)
-        fresh, noise = self._fresh(direction, layer, step, x, keep=keep)
-        images = fresh + _response(opposite, layer, x.rows) if self.coupled else fresh
-        if keep:
-            asked, coordinates = asked.append(layer, step, x, images)
-            known = asked.combine(layer, coordinates) + bases.product(x.along_remainders.T, images)
-        else:
-            known = asked.combine(layer, x.coordinates) + bases.product(x.triangular.T, images)
-        # learned part M^T <Fx, x>, or Fx^T <M, g>
+        asked, opposite = self.revealed[direction], self.revealed[1 - direction]
         of_x, learned = self.updates, self.updates._replace(rows=self.trained.learned)
         into, out = (of_x, learned) if direction == FORWARD else (learned, of_x)
-        result = size * (initial * known + out.combine(layer, into.along(layer, queries)))
+        matrix = _Matrix(asked, opposite, take(self.trained.initial, layer), into, out, self.noise, self.coupled)
+        result, asked, noise = _query(matrix, resolution, *indices(direction, layer, step), vectors, keep=keep)
         # an update is written after its directions were read here, or the compiler would copy all of them: it waits for
         # the images, of which it takes nothing as long as they are finite
         vectors = vectors + 0 * result
@@ -129,27 +185,10 @@ class CompressedMatrices(AbstractMatrices):
         unit = jnp.max(jnp.abs(weights)) * jnp.max(bases.magnitudes(vectors))
         unit = jnp.where(unit > 0, unit, 1)  # what they are squared in
         size = unit * bases.norms((vectors * (weights / unit)[:, None]).reshape(1, -1))[0]
-        largest = jnp.maximum(self.largest[layer], size)
+        largest = jnp.maximum(take(self.largest, layer), size)
         less = jnp.where(size > 0, largest / size, 1)
         resolution = jnp.maximum(self.resolution, jnp.minimum(COARSEST, self.resolution * jnp.sqrt(less)))
-        return resolution, lax.dynamic_update_index_in_dim(self.largest, largest, layer, axis=0)
-
-    def _fresh(
-        self, direction: int, layer: Index, step: Index, x: Resolved, *, keep: bool
-    ) -> tuple[Vectors, AbstractNoise]:
-        """Fresh parts of the images of new directions, zero rows for the others."""
-        opposite = self.revealed[1 - direction]
-        needed = opposite.counts.any(x.active)
-        options = {"keep": keep, "rotation": x.rotation, "needed": needed}
-        fresh, noise = self.noise.draw(direction, layer, step, x.directions, **options)
-        fresh = jnp.where(x.active[:, None], fresh, 0)
-        if self.coupled:
-
-            def independent() -> Vectors:
-                return bases.project(opposite.queries, layer, opposite.counts[layer], fresh)[1]
-
-            fresh = where(needed, independent)
-        return fresh, noise
+        return resolution, put(self.largest, largest, layer)
 
     def add_gradient(
         self, gradients: PyTree, layer: Index, backward: Coordinates, forward: Coordinates
@@ -166,7 +205,7 @@ class CompressedMatrices(AbstractMatrices):
         most = jnp.where(lacking > most, KEPT**2 * most, jnp.inf)
         of_x, along = _extended(of_x, layer, x, along, weights, most)
         gradient = (sizes[0] * sizes[1]) * bases.product(along, g)
-        learned = lax.dynamic_update_index_in_dim(gradients.learned, gradient, layer, axis=0)
+        learned = put(gradients.learned, gradient, layer)
         return Learned(gradients.initial, learned), eqx.tree_at(lambda tree: tree.updates, self, of_x)
 
     def response(self, direction: int, layer: Index | int, step: Index | int) -> Response:
@@ -185,8 +224,7 @@ class CompressedMatrices(AbstractMatrices):
     def effective_images(self, coordinates: Coordinates) -> Float[Array, "depth batch width"]:
         def one_matrix(layer: Index) -> Vectors:
             of_x, learned, vectors = (
-                lax.dynamic_index_in_dim(array, layer, keepdims=False)
-                for array in (self.updates.rows, self.trained.learned, coordinates)
+                take(array, layer) for array in (self.updates.rows, self.trained.learned, coordinates)
             )
             return bases.combination(bases.inner(of_x, vectors.T), learned)
 
@@ -204,17 +242,6 @@ class CompressedMatrices(AbstractMatrices):
         return eqx.tree_at(lambda tree: tree.trained, self, parameters)
 
 
-def _response(opposite: Revealed, layer: Index, rows: Vectors) -> Vectors:
-    """The conditional mean of the images of rows that are new, Qs <Z, x>."""
-    tiles = bases.Tiles.of(opposite.queries, opposite.counts[layer], len(rows))
-
-    def one_tile(index: Index, total: Vectors) -> Vectors:
-        queries, images = (tiles.read(basis, layer, index).rows for basis in (opposite.queries, opposite.images))
-        return total + bases.combination(bases.inner(images, rows), queries)
-
-    return lax.fori_loop(0, tiles.number, one_tile, jnp.zeros_like(rows))
-
-
 def _extended(
     known: Rows, layer: Index, vectors: Vectors, along: bases.Coordinates, weights: Array, most: Scalar
 ) -> tuple[Rows, bases.Coordinates]:
@@ -228,11 +255,11 @@ def _extended(
         squares, rotation = jnp.linalg.eigh(bases.product(bases.product(triangular, weights), triangular.T))
         active = jnp.cumsum(jnp.maximum(squares, 0)) > most
         rows, coordinates = bases.product(rotation.T, x.directions), bases.product(rotation.T, triangular)
-        return bases.compact(rows, active), bases.compact(coordinates, active), active
+        return *bases.compact(active, rows, coordinates), active
 
     def nothing() -> tuple[Array, Array, Array]:
         return none, jnp.zeros_like(weights), jnp.zeros(len(vectors), bool)
 
     rows, coordinates, active = lax.cond(known.counts.any(jnp.isfinite(most)), some, nothing)
-    along = lax.dynamic_update_slice_in_dim(along, coordinates, count, axis=0)
+    along = put_rows(along, coordinates, count)
     return known.append(layer, rows, active), along

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
-from jax import lax
 
+from nfd_jax._slices import put, take
 from nfd_jax._types import Array, Float, Index, PyTree, Vectors
 from nfd_jax.matrices import basis as bases
 from nfd_jax.matrices.base import AbstractMatrices, Coordinates
@@ -31,7 +31,7 @@ class DenseMatrices(AbstractMatrices):
     ) -> tuple[Vectors, Coordinates, DenseMatrices]:
         del step, keep, weights
         weights = self.forward if direction == FORWARD or self.backward is None else self.backward
-        matrix = lax.dynamic_index_in_dim(weights, layer, keepdims=False)
+        matrix = take(weights, layer)
         matrix = matrix.T if direction == FORWARD else matrix
         return bases.product(vectors, matrix) / vectors.shape[1] ** 0.5, vectors.T, self
 
@@ -60,5 +60,5 @@ class DenseMatrices(AbstractMatrices):
         self, gradients: PyTree, layer: Index, backward: Coordinates, forward: Coordinates
     ) -> tuple[PyTree, DenseMatrices]:
         gradient = bases.product(backward, forward.T) / backward.shape[0] ** 0.5
-        stacked = lax.dynamic_update_index_in_dim(gradients[0], gradient, layer, axis=0)
+        stacked = put(gradients[0], gradient, layer)
         return (stacked, None if self.backward is None else stacked, gradients[2]), self

@@ -71,7 +71,7 @@ class MatchedNoise(AbstractNoise):
         known = Rows(rows, bases.Counts(jnp.full((2 * depth,), count, jnp.int32), members))
         return cls(key, known, grid, first, most)
 
-    def _normals(self, direction: int, layer: Index, step: Index, like: Vectors) -> Vectors:
+    def _normals(self, direction: Index | int, layer: Index, step: Index, like: Vectors) -> Vectors:
         spread, depth = self.first, len(self.known.rows) // 2
 
         def draw(fine: Index) -> Vectors:
@@ -87,7 +87,7 @@ class MatchedNoise(AbstractNoise):
 
     def draw(
         self,
-        direction: int,
+        direction: Index | int,
         layer: Index,
         step: Index,
         directions: Vectors,
@@ -131,5 +131,5 @@ class MatchedNoise(AbstractNoise):
         # they fit wherever the queries of both directions do: a query adds at most the fresh parts of its directions to
         # one of them, and its directions to the other
         for row, rows, active in ((same, fresh, remembered), (opposite, *query)):
-            known = known.append(row, bases.compact(rows, active), active)
+            known = known.append(row, *bases.compact(active, rows), active)
         return fresh, MatchedNoise(self.key, known, self.grid, self.first, self.most)

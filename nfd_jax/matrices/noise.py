@@ -60,7 +60,7 @@ class AbstractNoise(eqx.Module):
     @abstractmethod
     def draw(
         self,
-        direction: int,
+        direction: Index | int,
         layer: Index,
         step: Index,
         directions: Vectors,
@@ -90,7 +90,7 @@ class PlainNoise(AbstractNoise):
 
     def draw(
         self,
-        direction: int,
+        direction: Index | int,
         layer: Index,
         step: Index,
         directions: Vectors,
@@ -114,7 +114,7 @@ def rotated(normals: Vectors, rotation: Rotation) -> Vectors:
 
 def gaussians(
     key: Key,
-    direction: int,
+    direction: Index | int,
     layer: Index,
     step: Index,
     like: Vectors,

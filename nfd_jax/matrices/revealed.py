@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax import lax
 
+from nfd_jax._slices import indices, put, put_block, put_rows, take
 from nfd_jax._types import Array, Float, Index, Int, PyTree, Scalar, Vectors
 from nfd_jax.matrices import basis as bases
 from nfd_jax.matrices import resolution as resolutions
@@ -56,17 +59,15 @@ class Revealed(eqx.Module):
         """
         offset, active = self.counts[layer], new.active
         columns = new.coordinates.columns if isinstance(new, bases.Split) else new.coordinates
-        along, queries, images = (
-            bases.compact(part, active) for part in (new.along_directions, new.directions, images)
-        )
+        along, queries, images = bases.compact(active, new.along_directions, new.directions, images)
         steps = jnp.where(jnp.arange(len(active)) < jnp.sum(active), jnp.asarray(step, jnp.int32), NEVER)
         after = Revealed(
             bases.write(self.queries, layer, offset, queries),
             bases.write(self.images, layer, offset, images),
-            lax.dynamic_update_slice(self.steps, steps[None], bases.corner(layer, offset)),
+            put_block(self.steps, steps[None], indices(layer, offset)),
             self.counts.add(layer, active),
         )
-        return after, lax.dynamic_update_slice_in_dim(columns, along, offset, axis=0)
+        return after, put_rows(columns, along, offset)
 
 
 class Learned(NamedTuple):
@@ -74,6 +75,63 @@ class Learned(NamedTuple):
 
     initial: Float[Array, " depth"]
     learned: Float[Array, "depth capacity capacity"]
+
+
+class _Matrix(eqx.Module):
+    """One of the matrices, as queries of one direction find it."""
+
+    asked: Revealed  # by queries of this direction, (Qx, Y) of forward ones
+    opposite: Revealed  # by those of the other, (Qs, Z)
+    initial: Scalar
+    learned: Float[Array, "capacity capacity"]  # C, or C^T
+    noise: AbstractNoise
+    coupled: bool = eqx.field(static=True)
+
+    def images(self, layer: Index, x: bases.Split, fresh: Vectors) -> tuple[Vectors, Vectors]:
+        """Images of the rows of a block under the initial matrix, `Qs <Z, q> + (xi - Qs <Qs, xi>)` where coupled and
+        `xi` where not (xi is 0 for remainders), and the learned part of the block's, `Qs C c`: one pass over what the
+        opposite direction has revealed."""
+        opposite, batch = self.opposite, len(fresh)
+        moved = bases.product(self.learned, x.coordinates.high)
+        tiles = bases.Tiles.of(opposite.queries, opposite.counts[layer], batch)
+
+        def one_tile(index: Index, total: Vectors) -> Vectors:
+            queries = tiles.read(opposite.queries, layer, index)
+            along = queries.coordinates(moved)
+            if self.coupled:
+                images = tiles.read(opposite.images, layer, index)
+                reuse = bases.inner(images.rows, x.rows) - bases.inner(queries.rows, fresh)
+                along = jnp.concatenate([reuse, along], axis=1)
+            return total + bases.combination(along, queries.rows)
+
+        start = jnp.concatenate([fresh, jnp.zeros_like(fresh)]) if self.coupled else jnp.zeros_like(fresh)
+        total = lax.fori_loop(0, tiles.number, one_tile, start)
+        return (total[:batch], total[batch:]) if self.coupled else (fresh, total)
+
+
+@partial(jax.jit, static_argnames="keep")  # a function of its own, traced once for both directions
+def _query(
+    matrix: _Matrix, direction: Index, layer: Index, step: Index, vectors: Vectors, *, keep: bool
+) -> tuple[Vectors, Coordinates, Revealed, AbstractNoise]:
+    """Images and coordinates of a block, and what is revealed and drawn with it."""
+    asked, initial = matrix.asked, matrix.initial
+    size = bases.magnitudes(vectors)[:, None]
+    # x = Qx c + R q, and remainders d
+    x = asked.split(layer, jnp.where(jnp.isnan(size), 0, vectors / size))
+    # W q / sqrt(n) = Qs <Z, q> + (xi - Qs <Qs, xi>), of a remainder Qs <Z, d> alone; learned part Qs C c
+    fresh, noise = matrix.noise.draw(direction, layer, step, x.directions, keep=keep)
+    images, drift = matrix.images(layer, x, jnp.where(x.active[:, None], fresh, 0))
+    # W x / sqrt(n) = Y c + R (W q / sqrt(n)); append q to Qx and W q / sqrt(n) to Y
+    if keep:  # write, then read: the other order makes the compiler copy whole bases
+        asked, coordinates = asked.append(layer, step, x, images)
+        known = asked.combine(layer, coordinates)
+    else:
+        coordinates = x.coordinates.columns
+        known = asked.combine(layer, coordinates) + bases.product(x.along_directions.T, images)
+    known, response = bases.Terms.of(known), bases.product(x.along_remainders.T, images)
+    # small terms first: each alone may be less than half a rounding of the large one
+    result = size * (initial * known.high + (initial * (known.low + response) + drift))
+    return result, size.T * coordinates[:, : len(vectors)], asked, noise
 
 
 class RevealedMatrices(AbstractMatrices):
@@ -125,50 +183,15 @@ class RevealedMatrices(AbstractMatrices):
         weights: Float[Array, " batch"] | None = None,
     ) -> tuple[Vectors, Coordinates, RevealedMatrices]:
         del weights
-        asked, initial = self.revealed[direction], self.trained.initial[layer]
-        size = bases.magnitudes(vectors)[:, None]
-        # x = Qx c + R q, and remainders d
-        x = asked.split(layer, jnp.where(jnp.isnan(size), 0, vectors / size))
-        # W q / sqrt(n) = Qs <Z, q> + (xi - Qs <Qs, xi>), of a remainder Qs <Z, d> alone; learned part Qs C c
-        fresh, noise = self.noise.draw(direction, layer, step, x.directions, keep=keep)
-        images, drift = self._images(direction, layer, x, jnp.where(x.active[:, None], fresh, 0))
-        # W x / sqrt(n) = Y c + R (W q / sqrt(n)); append q to Qx and W q / sqrt(n) to Y
-        if keep:  # write, then read: the other order makes the compiler copy whole bases
-            asked, coordinates = asked.append(layer, step, x, images)
-            known = asked.combine(layer, coordinates)
-        else:
-            coordinates = x.coordinates.columns
-            known = asked.combine(layer, coordinates) + bases.product(x.along_directions.T, images)
-        known, response = bases.Terms.of(known), bases.product(x.along_remainders.T, images)
-        # small terms first: each alone may be less than half a rounding of the large one
-        result = size * (initial * known.high + (initial * (known.low + response) + drift))
-        coordinates = size.T * coordinates[:, : len(vectors)]
+        asked, opposite = self.revealed[direction], self.revealed[1 - direction]
+        learned = take(self.trained.learned, layer)
+        learned = learned if direction == FORWARD else learned.T
+        matrix = _Matrix(asked, opposite, take(self.trained.initial, layer), learned, self.noise, self.coupled)
+        result, coordinates, asked, noise = _query(matrix, *indices(direction, layer, step), vectors, keep=keep)
         if not keep:
             return result, coordinates, self
-        revealed = (asked, self.revealed[BACKWARD]) if direction == FORWARD else (self.revealed[FORWARD], asked)
+        revealed = (asked, opposite) if direction == FORWARD else (opposite, asked)
         return result, coordinates, RevealedMatrices(revealed, self.trained, noise, self.coupled)
-
-    def _images(self, direction: int, layer: Index, x: bases.Split, fresh: Vectors) -> tuple[Vectors, Vectors]:
-        """Images of the rows of a block under the initial matrix, `Qs <Z, q> + (xi - Qs <Qs, xi>)` where coupled and
-        `xi` where not (xi is 0 for remainders), and the learned part of the block's, `Qs C c`: one pass over what the
-        opposite direction has revealed."""
-        opposite, batch = self.revealed[1 - direction], len(fresh)
-        learned = lax.dynamic_index_in_dim(self.trained.learned, layer, keepdims=False)
-        moved = bases.product(learned if direction == FORWARD else learned.T, x.coordinates.high)
-        tiles = bases.Tiles.of(opposite.queries, opposite.counts[layer], batch)
-
-        def one_tile(index: Index, total: Vectors) -> Vectors:
-            queries = tiles.read(opposite.queries, layer, index)
-            along = queries.coordinates(moved)
-            if self.coupled:
-                images = tiles.read(opposite.images, layer, index)
-                reuse = bases.inner(images.rows, x.rows) - bases.inner(queries.rows, fresh)
-                along = jnp.concatenate([reuse, along], axis=1)
-            return total + bases.combination(along, queries.rows)
-
-        start = jnp.concatenate([fresh, jnp.zeros_like(fresh)]) if self.coupled else jnp.zeros_like(fresh)
-        total = lax.fori_loop(0, tiles.number, one_tile, start)
-        return (total[:batch], total[batch:]) if self.coupled else (fresh, total)
 
     def response(self, direction: int, layer: Index | int, step: Index | int) -> Response:
         """See `Response.of`."""
@@ -182,10 +205,7 @@ class RevealedMatrices(AbstractMatrices):
         queries = self.revealed[BACKWARD].queries
 
         def one_matrix(layer: Index) -> Vectors:
-            learned, along, directions = (
-                lax.dynamic_index_in_dim(array, layer, keepdims=False)
-                for array in (self.trained.learned, coordinates, queries)
-            )
+            learned, along, directions = (take(array, layer) for array in (self.trained.learned, coordinates, queries))
             return bases.combination(bases.product(learned, along), directions)
 
         return lax.map(one_matrix, jnp.arange(len(queries), dtype=jnp.int32))
@@ -205,5 +225,5 @@ class RevealedMatrices(AbstractMatrices):
         self, gradients: PyTree, layer: Index, backward: Coordinates, forward: Coordinates
     ) -> tuple[PyTree, RevealedMatrices]:
         gradient = bases.product(backward, forward.T)
-        learned = lax.dynamic_update_index_in_dim(gradients.learned, gradient, layer, axis=0)
+        learned = put(gradients.learned, gradient, layer)
         return Learned(gradients.initial, learned), self

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
+from nfd_jax._slices import put_rows
 from nfd_jax._types import Array, Bool, Index, Vectors
 from nfd_jax.matrices import basis as bases
 
@@ -38,7 +39,7 @@ class Rows(NamedTuple):
         def one_tile(index: Index, coordinates: bases.Coordinates) -> bases.Coordinates:
             tile = tiles.read(self.rows, layer, index)
             every = tile.coordinates(coordinates) + bases.inner(tile.rows, vectors)
-            return lax.dynamic_update_slice_in_dim(coordinates, every, tile.first, axis=0)
+            return put_rows(coordinates, every, tile.first)
 
         start = jnp.zeros((self.rows.shape[1], len(vectors)), vectors.dtype)
         return lax.fori_loop(0, tiles.number, one_tile, start)

@@ -18,6 +18,7 @@ import numpy as np
 from jax import lax
 from tqdm import tqdm
 
+from nfd_jax._slices import put, take
 from nfd_jax._types import Array, PyTree
 from nfd_jax.dynamics.base import AbstractDynamics, Record
 from nfd_jax.dynamics.problem import Data, Evaluated, Problem, Samples, evaluated
@@ -52,8 +53,8 @@ class Chunk(NamedTuple):
 
     def step(self, place: Array | int) -> tuple[Array, Array]:
         """Rate and batch of one of them."""
-        rate = lax.dynamic_index_in_dim(self.rates, place, axis=self.rates.ndim - 1, keepdims=False)
-        return rate, lax.dynamic_index_in_dim(self.batches, place, keepdims=False)
+        rate = take(self.rates, place, axis=self.rates.ndim - 1)
+        return rate, take(self.batches, place)
 
 
 @partial(jax.jit, static_argnames=("members", "layout"), donate_argnames="state")
@@ -71,8 +72,8 @@ def run_chunk(
     def step(carry: tuple[Array, PyTree, Record]) -> tuple[Array, PyTree, Record]:
         place, state, records = carry
         state, record = one(place, state)
-        put = partial(lax.dynamic_update_index_in_dim, index=place, axis=0)
-        return place + 1, state, jax.tree.map(put, records, record)
+        records = jax.tree.map(partial(put, index=place), records, record)
+        return place + 1, state, records
 
     def more(carry: tuple[Array, PyTree, Record]) -> Array:
         place, state, _ = carry
