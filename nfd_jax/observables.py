@@ -15,9 +15,9 @@ from jax import lax
 
 from nfd_jax._types import Array, Index, Vectors
 from nfd_jax.dynamics.snapshot import Snapshot
-from nfd_jax.matrices.basis import product
 from nfd_jax.matrices.compressed import CompressedMatrices
 from nfd_jax.matrices.noise import BACKWARD, FORWARD
+from nfd_jax.matrices.orthonormal import product
 from nfd_jax.matrices.response import Response
 from nfd_jax.matrices.revealed import RevealedMatrices
 from nfd_jax.models import BLOCKS

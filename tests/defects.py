@@ -155,22 +155,22 @@ DEFECTS = [
     Defect(
         "a missing projection of fresh parts",
         "matrices/revealed.py",
-        "reuse = bases.inner(images.rows, x.rows) - bases.inner(queries.rows, fresh)",
-        "reuse = bases.inner(images.rows, x.rows)",
+        "reuse = inner(images.rows, x.rows) - inner(queries.rows, fresh)",
+        "reuse = inner(images.rows, x.rows)",
         ("test_matrices.py::test_one_matrix_in_both_directions", "test_matrices.py", NETWORK),
     ),
     Defect(
         "the response dropped",
         "matrices/revealed.py",
-        "reuse = bases.inner(images.rows, x.rows) - bases.inner(queries.rows, fresh)",
-        "reuse = -bases.inner(queries.rows, fresh)",
+        "reuse = inner(images.rows, x.rows) - inner(queries.rows, fresh)",
+        "reuse = -inner(queries.rows, fresh)",
         ("test_matrices.py::test_one_matrix_in_both_directions", NETWORK),
     ),
     Defect(
         "the response of remainders dropped",
         "matrices/revealed.py",
-        "bases.product(x.along_remainders.T, images)",
-        "0 * bases.product(x.along_remainders.T, images)",
+        "product(x.along_remainders.T, images)",
+        "0 * product(x.along_remainders.T, images)",
         ("test_matrices.py::test_short_remainders_have_the_image_of_their_response", "test_degenerate.py"),
     ),
     Defect(
@@ -204,7 +204,7 @@ DEFECTS = [
     Defect(
         "matched noise along its query",
         "matrices/matched.py",
-        "fresh = fresh - bases.product(bases.inner(fresh, rows[0]), rows[0])",
+        "fresh = fresh - product(inner(fresh, rows[0]), rows[0])",
         "del normals",
         ("test_noise.py::test_fresh_parts_are_orthogonal_to_what_is_known",),
     ),
@@ -233,7 +233,7 @@ DEFECTS = [
         "queries that are not kept with images that do not depend on each other",
         "matrices/resolution.py",
         "jnp.where(active[None, :], triangular, jnp.eye(len(rest), dtype=rest.dtype))",
-        "bases.norms(rest)[:, None] * jnp.eye(len(rest), dtype=rest.dtype)",
+        "norms(rest)[:, None] * jnp.eye(len(rest), dtype=rest.dtype)",
         ("test_compressed.py::test_queries_that_are_not_kept_have_the_law",),
     ),
     Defect(

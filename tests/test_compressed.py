@@ -15,9 +15,9 @@ from scipy.stats import t as student
 import nfd_jax as nfd
 from nfd_jax._checks import Outcome
 from nfd_jax.dynamics import initial
-from nfd_jax.matrices import basis as bases
 from nfd_jax.matrices.compressed import CompressedMatrices
 from nfd_jax.matrices.noise import BACKWARD, FORWARD, PlainNoise
+from nfd_jax.matrices.orthonormal import norms
 from nfd_jax.matrices.resolution import Capacity
 from nfd_jax.runtime import capacity, loop, memory
 from nfd_jax.solvers import multilevel
@@ -399,7 +399,7 @@ def test_rows_that_do_not_fit_are_not_written_over_others():
     assert int(updates) == BATCH
     image, _ = ask(hidden, FORWARD, 1, jnp.int32(99), RNG.normal(size=(BATCH, WIDTH)))
     assert np.isnan(image).any()
-    assert bases.norms(hidden.revealed[0].queries[1]).all()
+    assert norms(hidden.revealed[0].queries[1]).all()
 
 
 @pytest.mark.parametrize("held_out", [False, True])

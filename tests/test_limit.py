@@ -10,7 +10,7 @@ from helpers import sampling_bound, standard_error
 
 import nfd_jax as nfd
 from nfd_jax import analytic
-from nfd_jax.matrices.basis import inner
+from nfd_jax.matrices.orthonormal import inner
 
 CLOSURES = ("coupled", "decoupled")
 SEEDS = 16

@@ -7,9 +7,9 @@ import pytest
 from scipy.stats import kstest
 
 import nfd_jax as nfd
-from nfd_jax.matrices import basis as bases
 from nfd_jax.matrices.matched import MatchedNoise, least_width
 from nfd_jax.matrices.noise import BACKWARD, FORWARD, PlainNoise, gaussians
+from nfd_jax.matrices.orthonormal import orthonormalise
 from nfd_jax.matrices.revealed import RevealedMatrices
 
 WIDTH, BATCH, STEPS, INITIAL = 256, 2, 3, 3
@@ -32,7 +32,7 @@ def record(request):
     its fresh part."""
     rng = np.random.default_rng(0)
     rows = jnp.asarray(rng.normal(size=(INITIAL, WIDTH)))
-    initial = bases.orthonormalise(rows, jnp.zeros(INITIAL)).directions
+    initial = orthonormalise(rows, jnp.zeros(INITIAL)).directions
     noise = MatchedNoise.create(jax.random.key(5), initial, 1, STEPS * BATCH)
     shape = {"depth": 1, "width": WIDTH, "capacity": STEPS * BATCH}
     # decoupled, so that the image of a new direction is its fresh part
@@ -79,7 +79,7 @@ def test_fresh_parts_are_orthogonal_to_what_is_known(record):
 def test_dependent_queries_keep_every_orthogonality():
     """Rows that repeat earlier ones, first, last or all, take no space: the others have what they always have."""
     rng, batch = np.random.default_rng(1), 3
-    initial = bases.orthonormalise(jnp.asarray(rng.normal(size=(1, WIDTH))), jnp.zeros(1)).directions
+    initial = orthonormalise(jnp.asarray(rng.normal(size=(1, WIDTH))), jnp.zeros(1)).directions
     capacity = STEPS * batch
     noise = MatchedNoise.create(jax.random.key(5), initial, 1, capacity)
     shape = {"depth": 1, "width": WIDTH, "capacity": capacity}

@@ -13,11 +13,11 @@ import numpy as np
 from nfd_jax._types import Array, Float, Index, Key, Scalar, Vectors
 from nfd_jax.dynamics.problem import Problem
 from nfd_jax.dynamics.propagate import Layers
-from nfd_jax.matrices import basis as bases
 from nfd_jax.matrices.base import AbstractMatrices
 from nfd_jax.matrices.compressed import CompressedMatrices
 from nfd_jax.matrices.matched import MatchedNoise
 from nfd_jax.matrices.noise import AbstractNoise, Grid, PlainNoise, normals, uniforms
+from nfd_jax.matrices.orthonormal import orthonormalise
 from nfd_jax.matrices.resolution import Capacity
 from nfd_jax.matrices.revealed import RevealedMatrices
 from nfd_jax.matrices.sobol import SobolPoints
@@ -121,7 +121,7 @@ class Initial:
         )
         rows = self._ends(key, partial(spread.replace, dimensions=jnp.arange(ends)))
         rows = jnp.concatenate([rows[self.rank :], rows[: self.rank]])
-        rows = bases.orthonormalise(rows, jnp.zeros_like(rows[:, 0])).directions
+        rows = orthonormalise(rows, jnp.zeros_like(rows[:, 0])).directions
         readout, first = rows[: self.outputs], rows[self.outputs :]
         address = jax.random.fold_in(key, HIDDEN_ADDRESS)
         shared = grid, spread[ends:], self.members, self.constraints

@@ -17,8 +17,8 @@ from nfd_jax._slices import put, take
 from nfd_jax._types import Array, Float, Index, PyTree, Vectors
 from nfd_jax.dynamics.units import Units
 from nfd_jax.matrices.base import AbstractMatrices
-from nfd_jax.matrices.basis import product
 from nfd_jax.matrices.noise import BACKWARD, FORWARD
+from nfd_jax.matrices.orthonormal import product
 from nfd_jax.models import Structure
 
 

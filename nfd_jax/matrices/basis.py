@@ -1,9 +1,7 @@
-"""Orthonormal bases of R^n that grow by the directions that are new: projection, orthonormalisation, extension.
+"""Orthonormal bases of R^n that grow by the directions that are new: projection and extension.
 
-Vectors are rows and `<a, b> = a . b / n`. A basis is an array `(depth, capacity, width)`: for every hidden matrix a
-list of directions, of which the first `count` are in use, and zero rows. Loops run over the rows in use only, several
-at a time, and read each of them once; products are in full precision, because an accelerator's default would round
-them to tf32 and spoil orthogonality.
+A basis is an array `(depth, capacity, width)`: for every hidden matrix a list of directions, of which the first `count`
+are in use, and zero rows. Loops run over the rows in use only, several at a time, and read each of them once.
 
 Members of an ensemble under vmap have ranks of their own, and an offset of its own for each would turn the slices of
 bases into gathers and scatters. They share the largest: see `Counts`.
@@ -14,50 +12,19 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import equinox as eqx
+import jax
 import jax.numpy as jnp
 from jax import lax
 
 from nfd_jax._slices import indices, put, put_block, put_rows, take, take_block, take_rows
-from nfd_jax._types import Array, Bool, Float, Index, Int, Vectors
+from nfd_jax._types import Array, Bool, Float, Index, Int
+from nfd_jax.matrices.orthonormal import Queries, combination, inner, norms, orthonormalise, product
 
 Basis = Float[Array, "depth capacity width"]
 Coordinates = Float[Array, "capacity queries"]
-Queries = Float[Array, "queries width"]  # a block to be split, of any size
-
 
 MEMBERS = "members"  # the name of the axis of members, under vmap
 TILE = 16  # rows read at a time: they outweigh what a trip of a loop costs, and stay in the cache of one core
-
-
-def product(a: Array, b: Array) -> Array:
-    """The matrix product a b in full precision."""
-    return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
-
-
-def combination(
-    coordinates: Float[Array, "rows columns"], vectors: Float[Array, "rows width"]
-) -> Float[Array, "columns width"]:
-    """The linear combinations coordinates^T vectors."""
-    return lax.dot_general(coordinates, vectors, (((0,), (0,)), ((), ())), precision=lax.Precision.HIGHEST)
-
-
-def inner(a: Float[Array, "rows width"], b: Float[Array, "columns width"]) -> Float[Array, "rows columns"]:
-    """The inner products <a_i, b_j> = a_i . b_j / n, without a transposed copy of b."""
-    return lax.dot_general(a, b, (((1,), (1,)), ((), ())), precision=lax.Precision.HIGHEST) / a.shape[-1]
-
-
-def norms(vectors: Vectors) -> Float[Array, " batch"]:
-    """|v_i| with |v|^2 = <v, v>."""
-    return jnp.sqrt(diagonal(inner(vectors, vectors)))
-
-
-def diagonal(square: Float[Array, "rows rows"]) -> Float[Array, " rows"]:
-    """The diagonal, by one small kernel instead of a gather."""
-    return jnp.sum(jnp.where(_identity(square), square, 0), axis=1)
-
-
-def _identity(square: Array) -> Bool[Array, "rows rows"]:
-    return jnp.eye(len(square), dtype=bool)
 
 
 class Counts(eqx.Module):
@@ -84,6 +51,7 @@ class Counts(eqx.Module):
         return count if self.members is None else lax.pmax(count, self.members)
 
 
+@jax.jit
 def compact(
     active: Bool[Array, " queries"], *blocks: Float[Array, "queries _columns"]
 ) -> tuple[Float[Array, "queries _columns"], ...]:
@@ -167,81 +135,6 @@ def combine(basis: Basis, layer: Index, count: Index, coordinates: Coordinates) 
 
     start = jnp.zeros((coordinates.shape[1], basis.shape[2]), basis.dtype)
     return lax.fori_loop(0, tiles.number, one_tile, start)
-
-
-class Orthonormal(NamedTuple):
-    """A block split as `vectors = triangular^T directions`, with zero rows where the rank falls short."""
-
-    directions: Queries  # (queries, width), orthonormal or zero rows
-    triangular: Float[Array, "queries queries"]  # upper triangular, positive diagonal or zero rows
-    active: Bool[Array, " queries"]
-
-
-def orthonormalise(
-    vectors: Queries,
-    shortest: Float[Array, " queries"],
-    passes: Index | int = 3,
-    candidates: Bool[Array, " queries"] | bool = True,
-) -> Orthonormal:
-    """Orthonormalise a block by shifted Cholesky-QR and leave out the rows that depend on those above them.
-
-    A row counts as dependent when its new part is shorter than `shortest`, or where it is no candidate. Its direction
-    would be rounding noise, and later rows must not be expressed in it, so the rest is then factored again without it.
-    """
-
-    gram = inner(vectors, vectors)
-    length = jnp.sqrt(diagonal(gram))
-
-    def attempt(state: tuple) -> tuple:
-        before, *_ = state
-        directions, triangular, last = _passes(vectors, gram, before, passes)
-        active = before & (diagonal(triangular) > shortest)
-        return active, directions, triangular, last, jnp.all(active == before)
-
-    start = ((length > 0) & candidates, vectors, gram, gram, jnp.array(False))
-    active, directions, triangular, last, _ = lax.while_loop(lambda state: ~state[-1], attempt, start)
-    # the shift leaves rows a few roundings short, which a repeated query would see as a residual
-    length = jnp.where(active, jnp.sqrt(diagonal(last)), 1)
-    directions = jnp.where(active[:, None], directions / length[:, None], 0)
-    triangular = length[:, None] * triangular
-    triangular = jnp.where(active[None, :], triangular, inner(directions, vectors))
-    return Orthonormal(directions, jnp.where(active[:, None], triangular, 0), active)
-
-
-def cholesky_qr(vectors: Queries, passes: Index | int) -> tuple[Queries, Array]:
-    """Passes of Cholesky-QR on rows scaled to unit length.
-
-    The first Gram matrix may be singular to rounding, where jax's factor would be NaN: a shift keeps it real, and the
-    passes that follow make up for the shift. Three serve any block, two a well-conditioned one; after one pass rows
-    that depend on others are short instead of orthonormal.
-    """
-    directions, triangular, _ = _passes(vectors, inner(vectors, vectors), jnp.ones(len(vectors), bool), passes)
-    return directions, triangular
-
-
-def _passes(
-    vectors: Queries, gram: Array, chosen: Bool[Array, " queries"], passes: Index | int
-) -> tuple[Queries, Array, Array]:
-    """Cholesky-QR of the rows that are chosen, given their Gram matrix, and the Gram matrix of the result.
-
-    Scales and masks are put on the small factors, so that a pass over the vectors is two products.
-    """
-    batch, dtype = vectors.shape[0], vectors.dtype
-    identity = jnp.eye(batch, dtype=dtype)
-    shift = 10 * batch * float(jnp.finfo(dtype).eps) * identity
-    length = jnp.sqrt(diagonal(gram))
-    length = jnp.where(length > 0, length, 1)
-    scale = jnp.where(chosen, 1 / length, 0)
-
-    def one_pass(index: Index, carry: tuple[Queries, Array, Array]) -> tuple[Queries, Array, Array]:
-        directions, triangular, gram = carry
-        unit = jnp.where(index == 0, scale, 1)
-        lower = lax.linalg.cholesky(unit[:, None] * gram * unit[None, :] + shift, symmetrize_input=False)
-        inverse = lax.linalg.triangular_solve(lower, unit[:, None] * identity, left_side=True, lower=True)
-        directions = product(inverse, directions)
-        return directions, product(lower.T, triangular), inner(directions, directions)
-
-    return lax.fori_loop(0, passes, one_pass, (vectors, length[:, None] * identity, gram))
 
 
 class Terms(NamedTuple):
@@ -333,16 +226,3 @@ def split(basis: Basis, layer: Index, count: Index, query: Queries) -> Split:
 
     start = Split(Terms(nothing, nothing), query, Terms(identity, square), jnp.ones(batch, bool))
     return lax.fori_loop(0, 2, one_round, start)
-
-
-def magnitudes(vectors: Vectors) -> Float[Array, " batch"]:
-    """A power of two near the largest entry of every row, NaN for a row that is not finite.
-
-    Rows divided by it have inner products that neither overflow nor vanish, with the same rounding; what is linear in
-    the rows and is multiplied by it again is not finite where they are not.
-    """
-    largest = jnp.max(jnp.abs(vectors), axis=1)
-    bits = jnp.finfo(vectors.dtype)
-    power = lax.reduce_precision(largest / 2, bits.nexp, 0)  # rounded, and so at most the largest power
-    power = jnp.where(largest >= 4 * float(bits.smallest_normal), power, 1)
-    return jnp.where(jnp.isfinite(largest), power, jnp.nan)

@@ -30,6 +30,7 @@ from nfd_jax._types import Array, Float, Index, Int, PyTree, Scalar, Vectors
 from nfd_jax.matrices import basis as bases
 from nfd_jax.matrices.base import AbstractMatrices, Coordinates
 from nfd_jax.matrices.noise import FORWARD, AbstractNoise, where
+from nfd_jax.matrices.orthonormal import combination, inner, magnitudes, norms, product
 from nfd_jax.matrices.resolution import Capacity, Resolved
 from nfd_jax.matrices.response import Response
 from nfd_jax.matrices.revealed import Learned, Revealed
@@ -75,7 +76,7 @@ class _Matrix(eqx.Module):
 
         def one_tile(index: Index, total: Vectors) -> Vectors:
             queries, images = (tiles.read(basis, layer, index).rows for basis in (opposite.queries, opposite.images))
-            return total + bases.combination(bases.inner(images, rows), queries)
+            return total + combination(inner(images, rows), queries)
 
         return lax.fori_loop(0, tiles.number, one_tile, jnp.zeros_like(rows))
 
@@ -90,7 +91,7 @@ def _query(
 ) -> tuple[Vectors, Revealed, AbstractNoise]:
     """Images of a block, and what is revealed and drawn with it."""
     asked = matrix.asked
-    size = bases.magnitudes(vectors)[:, None]
+    size = magnitudes(vectors)[:, None]
     queries = jnp.where(jnp.isnan(size), 0, vectors / size)
     # x = Qx c + R q, and remainders d
     x = asked.resolve(layer, queries, resolution, keep=keep)
@@ -99,9 +100,9 @@ def _query(
     images = images + matrix.response(layer, x.rows) if matrix.coupled else images
     if keep:
         asked, coordinates = asked.append(layer, step, x, images)
-        known = asked.combine(layer, coordinates) + bases.product(x.along_remainders.T, images)
+        known = asked.combine(layer, coordinates) + product(x.along_remainders.T, images)
     else:
-        known = asked.combine(layer, x.coordinates) + bases.product(x.triangular.T, images)
+        known = asked.combine(layer, x.coordinates) + product(x.triangular.T, images)
     return size * (matrix.initial * known + matrix.learned(layer, queries)), asked, noise
 
 
@@ -182,9 +183,9 @@ class CompressedMatrices(AbstractMatrices):
         """
         if weights is None:
             return self.resolution, self.largest
-        unit = jnp.max(jnp.abs(weights)) * jnp.max(bases.magnitudes(vectors))
+        unit = jnp.max(jnp.abs(weights)) * jnp.max(magnitudes(vectors))
         unit = jnp.where(unit > 0, unit, 1)  # what they are squared in
-        size = unit * bases.norms((vectors * (weights / unit)[:, None]).reshape(1, -1))[0]
+        size = unit * norms((vectors * (weights / unit)[:, None]).reshape(1, -1))[0]
         largest = jnp.maximum(take(self.largest, layer), size)
         less = jnp.where(size > 0, largest / size, 1)
         resolution = jnp.maximum(self.resolution, jnp.minimum(COARSEST, self.resolution * jnp.sqrt(less)))
@@ -194,17 +195,17 @@ class CompressedMatrices(AbstractMatrices):
         self, gradients: PyTree, layer: Index, backward: Coordinates, forward: Coordinates
     ) -> tuple[PyTree, CompressedMatrices]:
         """The gradient along the directions of updates, which take up what they lack of it first."""
-        of_x, sizes = self.updates, [jnp.max(bases.magnitudes(vectors)) for vectors in (forward.T, backward.T)]
+        of_x, sizes = self.updates, [jnp.max(magnitudes(vectors)) for vectors in (forward.T, backward.T)]
         x, g = forward.T / sizes[0], backward.T / sizes[1]
         # U = g^T x lacks |U (1 - P_x)|^2
-        gram, weights = bases.inner(x, x), bases.inner(g, g)
+        gram, weights = inner(x, x), inner(g, g)
         along, rest = of_x.project(layer, x)
-        whole, lacking = (jnp.sum(weights * each) for each in (gram, bases.inner(rest, rest)))
+        whole, lacking = (jnp.sum(weights * each) for each in (gram, inner(rest, rest)))
         least = LEAST * float(jnp.finfo(x.dtype).eps) * jnp.trace(gram) * jnp.trace(weights)
         most = jnp.maximum(self.resolution**2 * whole, least)
         most = jnp.where(lacking > most, KEPT**2 * most, jnp.inf)
         of_x, along = _extended(of_x, layer, x, along, weights, most)
-        gradient = (sizes[0] * sizes[1]) * bases.product(along, g)
+        gradient = (sizes[0] * sizes[1]) * product(along, g)
         learned = put(gradients.learned, gradient, layer)
         return Learned(gradients.initial, learned), eqx.tree_at(lambda tree: tree.updates, self, of_x)
 
@@ -226,7 +227,7 @@ class CompressedMatrices(AbstractMatrices):
             of_x, learned, vectors = (
                 take(array, layer) for array in (self.updates.rows, self.trained.learned, coordinates)
             )
-            return bases.combination(bases.inner(of_x, vectors.T), learned)
+            return combination(inner(of_x, vectors.T), learned)
 
         return lax.map(one_matrix, jnp.arange(len(coordinates), dtype=jnp.int32))
 
@@ -252,9 +253,9 @@ def _extended(
     def some() -> tuple[Array, Array, Array]:
         x = known.split(layer, vectors)
         triangular = jnp.where(x.active[:, None], x.triangular.high, 0)
-        squares, rotation = jnp.linalg.eigh(bases.product(bases.product(triangular, weights), triangular.T))
+        squares, rotation = jnp.linalg.eigh(product(product(triangular, weights), triangular.T))
         active = jnp.cumsum(jnp.maximum(squares, 0)) > most
-        rows, coordinates = bases.product(rotation.T, x.directions), bases.product(rotation.T, triangular)
+        rows, coordinates = product(rotation.T, x.directions), product(rotation.T, triangular)
         return *bases.compact(active, rows, coordinates), active
 
     def nothing() -> tuple[Array, Array, Array]:

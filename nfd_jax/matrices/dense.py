@@ -6,9 +6,9 @@ import jax.numpy as jnp
 
 from nfd_jax._slices import put, take
 from nfd_jax._types import Array, Float, Index, PyTree, Vectors
-from nfd_jax.matrices import basis as bases
 from nfd_jax.matrices.base import AbstractMatrices, Coordinates
 from nfd_jax.matrices.noise import FORWARD
+from nfd_jax.matrices.orthonormal import product
 
 
 class DenseMatrices(AbstractMatrices):
@@ -33,7 +33,7 @@ class DenseMatrices(AbstractMatrices):
         weights = self.forward if direction == FORWARD or self.backward is None else self.backward
         matrix = take(weights, layer)
         matrix = matrix.T if direction == FORWARD else matrix
-        return bases.product(vectors, matrix) / vectors.shape[1] ** 0.5, vectors.T, self
+        return product(vectors, matrix) / vectors.shape[1] ** 0.5, vectors.T, self
 
     def no_coordinates(self, batch: int) -> Coordinates:
         depth, width, _ = self.forward.shape
@@ -42,7 +42,7 @@ class DenseMatrices(AbstractMatrices):
     def effective_images(self, coordinates: Coordinates) -> Float[Array, "depth batch width"]:
         if self.initial is None:
             raise ValueError("effective images need the initial matrices: DenseMatrices(forward, initial=forward)")
-        images = bases.product(self.forward - self.initial, coordinates) / self.forward.shape[-1] ** 0.5
+        images = product(self.forward - self.initial, coordinates) / self.forward.shape[-1] ** 0.5
         return images.swapaxes(1, 2)
 
     def needed(self, batch: int) -> tuple[Array, ...]:
@@ -59,6 +59,6 @@ class DenseMatrices(AbstractMatrices):
     def add_gradient(
         self, gradients: PyTree, layer: Index, backward: Coordinates, forward: Coordinates
     ) -> tuple[PyTree, DenseMatrices]:
-        gradient = bases.product(backward, forward.T) / backward.shape[0] ** 0.5
+        gradient = product(backward, forward.T) / backward.shape[0] ** 0.5
         stacked = put(gradients[0], gradient, layer)
         return (stacked, None if self.backward is None else stacked, gradients[2]), self

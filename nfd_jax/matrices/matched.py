@@ -19,6 +19,7 @@ from nfd_jax.matrices.noise import (
     rotated,
     where,
 )
+from nfd_jax.matrices.orthonormal import cholesky_qr, inner, norms, product
 from nfd_jax.matrices.rows import Rows
 from nfd_jax.matrices.sobol import SobolPoints
 
@@ -98,7 +99,7 @@ class MatchedNoise(AbstractNoise):
     ) -> tuple[Vectors, MatchedNoise]:
         known, depth = self.known, len(self.known.rows) // 2
         same, opposite = layer + direction * depth, layer + (1 - direction) * depth
-        asked = bases.norms(directions) > 0  # the other rows add nothing, and their normals constrain nothing
+        asked = norms(directions) > 0  # the other rows add nothing, and their normals constrain nothing
         nothing = jnp.zeros_like(directions), jnp.zeros_like(asked)
 
         def new_in(layer: Index) -> tuple[Vectors, Array]:
@@ -109,8 +110,8 @@ class MatchedNoise(AbstractNoise):
             # what the block adds to the two, where it is kept
             rows, active = lax.map(new_in, jnp.stack([same, opposite] if keep else [same]))
             _, fresh = known.project(same, normals)
-            fresh = fresh - bases.product(bases.inner(fresh, rows[0]), rows[0])
-            fresh, _ = bases.cholesky_qr(fresh, 2)
+            fresh = fresh - product(inner(fresh, rows[0]), rows[0])
+            fresh, _ = cholesky_qr(fresh, 2)
             return fresh, asked, (rows[1], active[1]) if keep else nothing
 
         def plain(normals: Vectors) -> tuple[Vectors, Array, tuple[Vectors, Array]]:
@@ -131,5 +132,5 @@ class MatchedNoise(AbstractNoise):
         # they fit wherever the queries of both directions do: a query adds at most the fresh parts of its directions to
         # one of them, and its directions to the other
         for row, rows, active in ((same, fresh, remembered), (opposite, *query)):
-            known = known.append(row, *bases.compact(active, rows), active)
+            known = known.append(row, bases.compact(active, rows)[0], active)
         return fresh, MatchedNoise(self.key, known, self.grid, self.first, self.most)

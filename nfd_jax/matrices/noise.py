@@ -23,7 +23,7 @@ import numpy as np
 from jax import lax
 
 from nfd_jax._types import Array, Bool, Float, Index, Key, PyTree, Vectors
-from nfd_jax.matrices.basis import product
+from nfd_jax.matrices.orthonormal import product
 
 FORWARD, BACKWARD = 0, 1
 Rotation = Float[Array, "batch batch"] | None

@@ -10,6 +10,7 @@ from jax import lax
 from nfd_jax._types import Array, Bool, Float, Index, Scalar, Vectors
 from nfd_jax.matrices import basis as bases
 from nfd_jax.matrices.noise import Rotation
+from nfd_jax.matrices.orthonormal import cholesky_qr, inner, orthonormalise, product
 
 REVEALED = 0.5  # of the resolution: down to where a block that has passed it is revealed, so that not every step adds
 
@@ -54,20 +55,20 @@ def resolve(basis: bases.Basis, layer: Index, counts: bases.Counts, queries: Vec
     """A query block taken apart, where only singular directions of what the basis lacks of it count as new that are
     longer than `resolution` times the root mean square of the queries' lengths, and with these those half as long."""
     coordinates, rest = bases.project(basis, layer, counts[layer], queries)
-    squares, vectors = jnp.linalg.eigh(bases.inner(rest, rest))
+    squares, vectors = jnp.linalg.eigh(inner(rest, rest))
     least = resolution**2 * jnp.mean(queries**2)
     new, identity = squares > least, jnp.eye(len(rest), dtype=rest.dtype)
     active = jnp.any(new) & (squares > REVEALED**2 * least)
 
     def some() -> tuple[Array, ...]:
-        rows = bases.product(vectors.T, rest)
+        rows = product(vectors.T, rest)
         unit = rows / jnp.sqrt(jnp.where(active, squares, 1))[:, None]
         again = bases.project(basis, layer, counts[layer], unit)[1]
-        found = bases.orthonormalise(again, jnp.full_like(squares, 1e-2), 2, active)
-        remainders = rows - bases.product(bases.inner(rows, found.directions), found.directions)
+        found = orthonormalise(again, jnp.full_like(squares, 1e-2), 2, active)
+        remainders = rows - product(inner(rows, found.directions), found.directions)
         is_new = found.active[:, None]
         rows = jnp.where(is_new, found.directions, remainders)
-        return rows, jnp.where(is_new, bases.inner(found.directions, rest), vectors.T), found.active
+        return rows, jnp.where(is_new, inner(found.directions, rest), vectors.T), found.active
 
     def none() -> tuple[Array, ...]:
         return rest, identity, jnp.zeros_like(active)
@@ -89,6 +90,6 @@ def evaluated(basis: bases.Basis, layer: Index, counts: bases.Counts, queries: V
     squares = jnp.mean(queries**2, axis=1)  # as lengths: an inner product of all with all costs as much as a projection
     rounding, least = (10 * float(jnp.finfo(rest.dtype).eps)) ** 2 * squares, resolution**2 * jnp.mean(squares)
     active = jnp.mean(rest**2, axis=1) > jnp.maximum(rounding, least)
-    directions, triangular = bases.cholesky_qr(jnp.where(active[:, None], rest, 0), 2)
+    directions, triangular = cholesky_qr(jnp.where(active[:, None], rest, 0), 2)
     triangular = jnp.where(active[None, :], triangular, jnp.eye(len(rest), dtype=rest.dtype))
     return Resolved(coordinates, jnp.where(active[:, None], directions, rest), triangular, active, None)

@@ -8,8 +8,8 @@ import jax.numpy as jnp
 from jax import lax
 
 from nfd_jax._types import Array, Float, Index, Vectors
-from nfd_jax.matrices import basis as bases
 from nfd_jax.matrices.noise import FORWARD
+from nfd_jax.matrices.orthonormal import combination, inner, product
 
 if TYPE_CHECKING:
     from nfd_jax.matrices.revealed import Revealed
@@ -56,7 +56,7 @@ class Response(NamedTuple):
         # a step's forward queries come before its backward ones
         steps, asked_at = steps[:, None], asked_at[None, :]
         asked_first = steps >= asked_at if direction == FORWARD else steps > asked_at
-        known = jnp.where(asked_first, bases.inner(images, queries), 0)
+        known = jnp.where(asked_first, inner(images, queries), 0)
         scale = jnp.where(steps < step + direction, initial[layer], 0)
         return cls(directions, images, queries, known, scale)
 
@@ -67,20 +67,18 @@ class Response(NamedTuple):
         sqrt(T/L) sum_j B^{ij} <Qx, phi(h_{l-1}^j)> for backward ones; in one network chance adds to each a variance of
         order 1/n. A and B themselves follow by least squares from what `along` gave of the earlier queries j.
         """
-        return self.scale * (
-            bases.inner(self.images, vectors) - bases.product(self.known, bases.inner(self.asked, vectors))
-        )
+        return self.scale * (inner(self.images, vectors) - product(self.known, inner(self.asked, vectors)))
 
     def along(self, vectors: Vectors) -> Float[Array, "capacity batch"]:
         """The coordinates of any vectors `(batch, width)` along `directions`, such as those of opposite queries."""
-        return bases.inner(self.directions, vectors)
+        return inner(self.directions, vectors)
 
     def vectors(self, coordinates: Float[Array, "capacity batch"]) -> Vectors:
         """From coordinates along `directions`, the vectors `(batch, width)`."""
-        return bases.combination(coordinates, self.directions)
+        return combination(coordinates, self.directions)
 
     def gradient(self, along: Float[Array, "capacity batch"]) -> Vectors:
         """The transpose of `coordinates`: of sum_m along_m coordinates_m(x), n times the gradient in x."""
         along = self.scale * along
-        past = bases.combination(bases.product(self.known.T, along), self.asked)
-        return bases.combination(along, self.images) - past
+        past = combination(product(self.known.T, along), self.asked)
+        return combination(along, self.images) - past

@@ -16,6 +16,7 @@ from nfd_jax.matrices import basis as bases
 from nfd_jax.matrices import resolution as resolutions
 from nfd_jax.matrices.base import AbstractMatrices, Coordinates
 from nfd_jax.matrices.noise import BACKWARD, FORWARD, AbstractNoise
+from nfd_jax.matrices.orthonormal import combination, inner, magnitudes, product
 from nfd_jax.matrices.resolution import Resolved
 from nfd_jax.matrices.response import Response
 
@@ -92,7 +93,7 @@ class _Matrix(eqx.Module):
         `xi` where not (xi is 0 for remainders), and the learned part of the block's, `Qs C c`: one pass over what the
         opposite direction has revealed."""
         opposite, batch = self.opposite, len(fresh)
-        moved = bases.product(self.learned, x.coordinates.high)
+        moved = product(self.learned, x.coordinates.high)
         tiles = bases.Tiles.of(opposite.queries, opposite.counts[layer], batch)
 
         def one_tile(index: Index, total: Vectors) -> Vectors:
@@ -100,9 +101,9 @@ class _Matrix(eqx.Module):
             along = queries.coordinates(moved)
             if self.coupled:
                 images = tiles.read(opposite.images, layer, index)
-                reuse = bases.inner(images.rows, x.rows) - bases.inner(queries.rows, fresh)
+                reuse = inner(images.rows, x.rows) - inner(queries.rows, fresh)
                 along = jnp.concatenate([reuse, along], axis=1)
-            return total + bases.combination(along, queries.rows)
+            return total + combination(along, queries.rows)
 
         start = jnp.concatenate([fresh, jnp.zeros_like(fresh)]) if self.coupled else jnp.zeros_like(fresh)
         total = lax.fori_loop(0, tiles.number, one_tile, start)
@@ -115,7 +116,7 @@ def _query(
 ) -> tuple[Vectors, Coordinates, Revealed, AbstractNoise]:
     """Images and coordinates of a block, and what is revealed and drawn with it."""
     asked, initial = matrix.asked, matrix.initial
-    size = bases.magnitudes(vectors)[:, None]
+    size = magnitudes(vectors)[:, None]
     # x = Qx c + R q, and remainders d
     x = asked.split(layer, jnp.where(jnp.isnan(size), 0, vectors / size))
     # W q / sqrt(n) = Qs <Z, q> + (xi - Qs <Qs, xi>), of a remainder Qs <Z, d> alone; learned part Qs C c
@@ -127,8 +128,8 @@ def _query(
         known = asked.combine(layer, coordinates)
     else:
         coordinates = x.coordinates.columns
-        known = asked.combine(layer, coordinates) + bases.product(x.along_directions.T, images)
-    known, response = bases.Terms.of(known), bases.product(x.along_remainders.T, images)
+        known = asked.combine(layer, coordinates) + product(x.along_directions.T, images)
+    known, response = bases.Terms.of(known), product(x.along_remainders.T, images)
     # small terms first: each alone may be less than half a rounding of the large one
     result = size * (initial * known.high + (initial * (known.low + response) + drift))
     return result, size.T * coordinates[:, : len(vectors)], asked, noise
@@ -206,7 +207,7 @@ class RevealedMatrices(AbstractMatrices):
 
         def one_matrix(layer: Index) -> Vectors:
             learned, along, directions = (take(array, layer) for array in (self.trained.learned, coordinates, queries))
-            return bases.combination(bases.product(learned, along), directions)
+            return combination(product(learned, along), directions)
 
         return lax.map(one_matrix, jnp.arange(len(queries), dtype=jnp.int32))
 
@@ -224,6 +225,6 @@ class RevealedMatrices(AbstractMatrices):
     def add_gradient(
         self, gradients: PyTree, layer: Index, backward: Coordinates, forward: Coordinates
     ) -> tuple[PyTree, RevealedMatrices]:
-        gradient = bases.product(backward, forward.T)
+        gradient = product(backward, forward.T)
         learned = put(gradients.learned, gradient, layer)
         return Learned(gradients.initial, learned), self

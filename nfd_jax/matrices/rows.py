@@ -10,6 +10,7 @@ from jax import lax
 from nfd_jax._slices import put_rows
 from nfd_jax._types import Array, Bool, Index, Vectors
 from nfd_jax.matrices import basis as bases
+from nfd_jax.matrices.orthonormal import inner
 
 
 class Rows(NamedTuple):
@@ -38,7 +39,7 @@ class Rows(NamedTuple):
 
         def one_tile(index: Index, coordinates: bases.Coordinates) -> bases.Coordinates:
             tile = tiles.read(self.rows, layer, index)
-            every = tile.coordinates(coordinates) + bases.inner(tile.rows, vectors)
+            every = tile.coordinates(coordinates) + inner(tile.rows, vectors)
             return put_rows(coordinates, every, tile.first)
 
         start = jnp.zeros((self.rows.shape[1], len(vectors)), vectors.dtype)

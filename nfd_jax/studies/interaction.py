@@ -16,8 +16,8 @@ from nfd_jax.dynamics.base import Settings
 from nfd_jax.dynamics.conditioned import Conditioned
 from nfd_jax.dynamics.propagate import Layers
 from nfd_jax.dynamics.units import Units
-from nfd_jax.matrices.basis import product
 from nfd_jax.matrices.dense import DenseMatrices
+from nfd_jax.matrices.orthonormal import product
 from nfd_jax.models import Structure
 from nfd_jax.parametrization import resolve
 from nfd_jax.seeds import seed_key
