@@ -149,7 +149,7 @@ for kind, (dynamics, problem, layout, count) in KINDS.items():
     chunk = loop.Chunk(
         np.int32(0), np.int32(steps), np.full((count, steps) if several else steps, 0.5), problem.data.batches)
     lowered = loop.run_chunk.lower(dynamics, state, problem.data.train, chunk, members=several, layout=layout)
-    compiled = lowered.compile()
+    compiled = lowered.compile({"xla_disable_hlo_passes": ""})  # all that users have
     memory = compiled.memory_analysis()
     print(f"=== {kind} {memory.alias_size_in_bytes} {memory.output_size_in_bytes} {memory.temp_size_in_bytes}")
     print(sum(leaf.nbytes for leaf in jax.tree.leaves(state) if leaf.dtype == np.float64))
