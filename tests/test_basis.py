@@ -259,15 +259,15 @@ def test_kernels_of_long_rows(dtype, batch):
             jnp.sum((a - product(inner(a, b), b)) ** 2, axis=1),
         )
 
-    inner, norms, combined, (found, rest), reduced = jax.tree.map(
+    products, lengths, combined, (found, rest), reduced = jax.tree.map(
         lambda x: np.asarray(x, np.float64), kernels(*map(jnp.asarray, (a, b, basis, coordinates)))
     )
     a, b, basis, coordinates = (x.astype(np.float64) for x in (a, b, basis, coordinates))
     eps = ROUNDING[dtype]
     sums = 4 * COLUMNS**0.5 * eps  # relative to the root mean square, which is one here
 
-    np.testing.assert_allclose(inner, a @ b.T / COLUMNS, rtol=0, atol=sums)
-    np.testing.assert_allclose(norms, np.sqrt(np.mean(a**2, axis=1)), rtol=0, atol=sums)
+    np.testing.assert_allclose(products, a @ b.T / COLUMNS, rtol=0, atol=sums)
+    np.testing.assert_allclose(lengths, np.sqrt(np.mean(a**2, axis=1)), rtol=0, atol=sums)
     terms = 2 * batch + 2
     total, magnitude = coordinates.T @ basis[0], np.abs(coordinates).T @ np.abs(basis[0])
     np.testing.assert_array_less(np.abs(combined - total), terms * eps * magnitude)

@@ -306,7 +306,7 @@ class GivenMatrices(AbstractNoise):
     backward: jax.Array
 
     def draw(self, direction, layer, step, directions, *, keep):
-        matrix = self.forward[layer].T if direction == FORWARD else self.backward[layer]
+        matrix = jnp.where(direction == FORWARD, self.forward[layer].T, self.backward[layer])
         return directions @ matrix / directions.shape[1] ** 0.5, self
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +24,20 @@ from nfd_jax.matrices.revealed import RevealedMatrices
 from nfd_jax.matrices.sobol import SobolPoints
 
 ROOM, MOST_ROOM = 2**28, 256  # bytes of compressed matrices at first, and directions that suffice for most runs
-INPUT_ADDRESS, READOUT_ADDRESS, HIDDEN_ADDRESS, SPREAD_ADDRESS = 0, 1, 2, 3  # folded into the seed's key
+
+
+class Keys(NamedTuple):
+    """Those of the parts of a network."""
+
+    input: Key
+    readout: Key
+    hidden: Key
+    spread: Key  # of the points that matched noise takes instead of independent numbers
+
+    @classmethod
+    def of(cls, key: Key) -> Keys:
+        """From the seed's key, by one hash that is compiled once instead of four."""
+        return cls(*jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(4)))
 
 
 @dataclass(frozen=True)
@@ -103,37 +117,34 @@ class Initial:
         """The network of a key. With a capacity, matrices are compressed to the resolution. `refinement`: that of the
         grid whose noise drives it, None for its own."""
         grid = None if refinement is None else Grid(refinement, self.in_block, self.members)
-        return (self._matched if self.matched else self._plain)(key, resolution, grid)
+        return (self._matched if self.matched else self._plain)(Keys.of(key), resolution, grid)
 
-    def _plain(self, key: Key, resolution: Scalar | float | None, grid: Grid | None) -> Layers:
-        source = PlainNoise(jax.random.fold_in(key, HIDDEN_ADDRESS), grid)
-        rows = self._ends(key)
+    def _plain(self, keys: Keys, resolution: Scalar | float | None, grid: Grid | None) -> Layers:
+        source = PlainNoise(keys.hidden, grid)
+        rows = self._ends(keys)
         return Layers(rows[: self.rank], self._hidden(source, resolution), rows[self.rank :])
 
-    def _matched(self, key: Key, resolution: Scalar | float | None, grid: Grid | None) -> Layers:
+    def _matched(self, keys: Keys, resolution: Scalar | float | None, grid: Grid | None) -> Layers:
         """The rows of U and V orthonormal too, so that <h_0, h_0> is exact and <V, h_0> = 0.
 
         What is random before training is spread evenly, U before V before the images of the first step.
         """
         ends = self.rank + self.outputs
-        spread = SobolPoints.create(
-            jax.random.fold_in(key, SPREAD_ADDRESS), ends + 2 * self.matrices * self.batch, self.width
-        )
-        rows = self._ends(key, partial(spread.replace, dimensions=jnp.arange(ends)))
+        spread = SobolPoints.create(keys.spread, ends + 2 * self.matrices * self.batch, self.width)
+        rows = self._ends(keys, partial(spread.replace, dimensions=jnp.arange(ends)))
         rows = jnp.concatenate([rows[self.rank :], rows[: self.rank]])
         rows = orthonormalise(rows, jnp.zeros_like(rows[:, 0])).directions
         readout, first = rows[: self.outputs], rows[self.outputs :]
-        address = jax.random.fold_in(key, HIDDEN_ADDRESS)
         shared = grid, spread[ends:], self.members, self.constraints
-        source = MatchedNoise.create(address, readout, self.matrices, self.directions, *shared)
+        source = MatchedNoise.create(keys.hidden, readout, self.matrices, self.directions, *shared)
         return Layers(first, self._hidden(source, resolution), readout)
 
     def _ends(
-        self, key: Key, even: Callable[[Vectors], Vectors] = lambda independent: independent
+        self, keys: Keys, even: Callable[[Vectors], Vectors] = lambda independent: independent
     ) -> Float[Array, "ends width"]:
         """The rows of U, then those of V; `even` as in `gaussians`."""
-        dtype, ends = jnp.zeros(()).dtype, ((INPUT_ADDRESS, self.rank), (READOUT_ADDRESS, self.outputs))
-        every = [uniforms(jax.random.fold_in(key, address), (count, self.width), dtype) for address, count in ends]
+        dtype, ends = jnp.zeros(()).dtype, ((keys.input, self.rank), (keys.readout, self.outputs))
+        every = [uniforms(key, (count, self.width), dtype) for key, count in ends]
         return normals(even(jnp.concatenate(every)))
 
     def _hidden(self, noise: AbstractNoise, resolution: Scalar | float | None) -> AbstractMatrices:
