@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 
 from nfd_jax.matrices import basis as bases
-from nfd_jax.matrices.orthonormal import magnitudes, orthonormalise, product
+from nfd_jax.matrices.orthonormal import inner, magnitudes, norms, orthonormalise, product
 
 WIDTH, BATCH, BLOCKS = 48, 4, 2
 RANK = BATCH * BLOCKS
