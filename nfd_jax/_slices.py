@@ -1,5 +1,5 @@
 """Parts of arrays at traced places, which are counted from the start: jax's own functions also take negative ones, and
-compare, add and select for it at every index of every slice, a third of all that a step of training was made of."""
+compare, add and select for it at every index of every slice, a sixth of all that a step of training was made of."""
 
 from __future__ import annotations
 
