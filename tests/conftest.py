@@ -19,7 +19,8 @@ MOST_BYTES = 2**31  # of programs of earlier runs, those of some fifteen; past t
 MOST_MAPS = 8_000  # of compiled programs, with some 1.3 GB; past 65,530 a process ends at once
 OPTIMISED, CHECKED = (os.environ.get(name, "") not in ("", "0") for name in ("OPTIMISED", "CHECKED"))
 if not OPTIMISED:  # read when jax starts
-    # the pass is run some fifteen times, a sixth of compilation; tests of memory, which it decides on, have it
+    # moving what is invariant out of loops runs some fifteen times, a sixth of compilation; tests of memory, which that
+    # decides on, have it
     flags = ["--xla_cpu_parallel_codegen_split_count=1", "--xla_disable_hlo_passes=while-loop-invariant-code-motion"]
     if version("jaxlib").startswith("0.10."):  # later ones end at once, as they do not know it
         flags.append("--xla_cpu_use_fusion_emitters=false")

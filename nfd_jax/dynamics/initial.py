@@ -37,7 +37,7 @@ class Keys(NamedTuple):
     @classmethod
     def of(cls, key: Key) -> Keys:
         """From the seed's key, by one hash that is compiled once instead of four."""
-        return cls(*jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(4)))
+        return cls(*jax.vmap(partial(jax.random.fold_in, key))(jnp.arange(len(cls._fields))))
 
 
 @dataclass(frozen=True)
