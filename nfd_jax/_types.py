@@ -29,8 +29,22 @@ from jaxtyping import Array, Bool, Float, Int, PRNGKeyArray, UInt32
 Vectors = Float[Array, "batch width"]
 Scalar = Float[Array, ""]
 Index = Int[Array, ""]
+Flag = Bool[Array, ""] | bool
 Key = PRNGKeyArray
 PyTree = Any
 ScalarFunction = Callable[[Array], Array]
 
-__all__ = ["Array", "Bool", "Float", "Index", "Int", "Key", "PyTree", "Scalar", "ScalarFunction", "UInt32", "Vectors"]
+__all__ = [
+    "Array",
+    "Bool",
+    "Flag",
+    "Float",
+    "Index",
+    "Int",
+    "Key",
+    "PyTree",
+    "Scalar",
+    "ScalarFunction",
+    "UInt32",
+    "Vectors",
+]

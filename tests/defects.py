@@ -112,15 +112,15 @@ DEFECTS = [
     Defect(
         "the rates of inner and outer matrices exchanged",
         "dynamics/propagate.py",
-        '"hidden" if place == count - 1 else "inner"',
-        '"inner" if place == count - 1 else "hidden"',
+        '"hidden" if place == 0 else "inner"',
+        '"inner" if place == 0 else "hidden"',
         ("test_models.py::test_sweeps_equal_autodiff", "test_models.py", "test_matrices.py"),
     ),
     Defect(
         "phi' at the features above a block",
         "dynamics/propagate.py",
-        "below_block = take(passed.features, index)",
-        "below_block = take(passed.features, index + 1)",
+        "at = take(passed.features, index)",
+        "at = take(passed.features, index + 1)",
         ("test_models.py::test_sweeps_equal_autodiff", "test_models.py", "test_matrices.py"),
     ),
     Defect(
@@ -155,14 +155,14 @@ DEFECTS = [
     Defect(
         "a missing projection of fresh parts",
         "matrices/revealed.py",
-        "reuse = inner(images.rows, x.rows) - inner(queries.rows, fresh)",
-        "reuse = inner(images.rows, x.rows)",
+        "reuse = inner(images.rows, rows) - inner(queries.rows, fresh)",
+        "reuse = inner(images.rows, rows)",
         ("test_matrices.py::test_one_matrix_in_both_directions", "test_matrices.py", NETWORK),
     ),
     Defect(
         "the response dropped",
         "matrices/revealed.py",
-        "reuse = inner(images.rows, x.rows) - inner(queries.rows, fresh)",
+        "reuse = inner(images.rows, rows) - inner(queries.rows, fresh)",
         "reuse = -inner(queries.rows, fresh)",
         ("test_matrices.py::test_one_matrix_in_both_directions", NETWORK),
     ),
@@ -218,7 +218,7 @@ DEFECTS = [
     Defect(
         "compressed: what is dropped without its response",
         "matrices/compressed.py",
-        "images = images + matrix.response(layer, x.rows) if matrix.coupled else images",
+        "images = images + _response(revealed, opposite, x.rows) if matrices.coupled else images",
         "images = images",
         ("test_compressed.py::test_both_directions_see_one_matrix", "test_compressed.py"),
     ),
@@ -253,7 +253,7 @@ DEFECTS = [
     Defect(
         "compressed: decay forgotten",
         "matrices/compressed.py",
-        "return size * (matrix.initial * known +",
+        "return size * (initial * known +",
         "return size * (known +",
         ("test_compressed.py::test_a_fine_resolution_is_the_exact_solution", "test_compressed.py"),
     ),
@@ -274,8 +274,8 @@ DEFECTS = [
     Defect(
         "compressed: a chunk that ends a step too late",
         "matrices/compressed.py",
-        "return jnp.max(jnp.stack(revealed)) + batch,",
-        "return jnp.max(jnp.stack(revealed)) + 1,",
+        "jnp.max(each.counts.values) + batch for",
+        "jnp.max(each.counts.values) + 1 for",
         ("test_compressed.py::test_capacity_grows_and_changes_nothing", "test_compressed.py"),
     ),
     Defect(

@@ -2,6 +2,7 @@
 
 from functools import partial
 
+import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,7 +14,7 @@ from nfd_jax.dynamics.initial import Initial
 from nfd_jax.matrices import basis as bases
 from nfd_jax.matrices.dense import DenseMatrices
 from nfd_jax.matrices.noise import BACKWARD, FORWARD, PlainNoise, gaussians
-from nfd_jax.matrices.revealed import NEVER, Revealed, RevealedMatrices
+from nfd_jax.matrices.revealed import NEVER, RevealedMatrices
 
 WIDTH, DEPTH, SAMPLES, STEPS = 96, 3, 3, 4
 RANK = SAMPLES * STEPS
@@ -206,11 +207,11 @@ def test_short_remainders_have_the_image_of_their_response(coupled, keep):
 def test_a_direction_that_turns_out_to_be_noise_has_one_image_stored_or_not():
     """A basis a little off orthonormal, so that the second round of projection takes back what the first found new."""
     matrices, (x, y), _ = revealed(steps=4)
-    forward, backward = matrices.revealed
     mixed = np.eye(SAMPLES) + 1e-9 * np.random.default_rng(2).normal(size=(SAMPLES, SAMPLES))
-    rows = [part.at[0, :SAMPLES].set(mixed @ part[0, :SAMPLES]) for part in (forward.queries, forward.images)]
-    forward = Revealed(*rows, forward.steps, forward.counts)
-    matrices = RevealedMatrices((forward, backward), matrices.trained, matrices.noise, True)
+    rows = [
+        part.at[0, :SAMPLES].set(mixed @ part[0, :SAMPLES]) for part in (matrices.both.queries, matrices.both.images)
+    ]
+    matrices = eqx.tree_at(lambda tree: (tree.both.queries, tree.both.images), matrices, rows)
     mix = np.random.default_rng(3).normal(size=(SAMPLES, SAMPLES))
     for keep in (True, False):
         image, _, _ = query(matrices, FORWARD, *where(1), mix @ x, keep=keep)
@@ -299,10 +300,8 @@ def test_members_with_ranks_of_their_own():
 def test_nothing_is_written_over_what_is_known():
     """A count too large by one, where the compiler would move the block over the last direction: loudly wrong."""
     matrices, (x, _), _ = revealed(steps=2)
-    forward, backward = matrices.revealed
-    counts = bases.Counts(jnp.full_like(forward.counts.values, SAMPLES + 1))
-    planted = Revealed(forward.queries, forward.images, forward.steps, counts)
-    planted = RevealedMatrices((planted, backward), matrices.trained, matrices.noise, True)
+    counts = bases.Counts(jnp.full_like(matrices.both.counts.values, SAMPLES + 1))
+    planted = eqx.tree_at(lambda tree: tree.both.counts, matrices, counts)
     new = jnp.asarray(np.random.default_rng(7).normal(size=x.shape))
     assert np.isfinite(query(matrices, FORWARD, *where(1), new, keep=True)[0]).all()
     assert np.isnan(query(planted, FORWARD, *where(1), new, keep=True)[0]).all()

@@ -56,21 +56,19 @@ class Conditioned(AbstractDynamics):
 
     def step(self, state: State, step: Index, rate: Scalar, inputs: Array, targets: Array) -> tuple[State, Record]:
         settings, units, structure = self.settings, self.units, self.settings.structure
-        passed, layers = propagate.forward(structure, units, state.layers, inputs, step, keep=True)
-        cotangents, weights = units.chi(settings.loss, passed.outputs, targets)
-        keep = settings.observe is not None
-        gradients, layers = propagate.backward(
-            structure, units, layers, inputs, passed, cotangents, weights, step, keep_features=keep
+        chi = partial(units.chi, settings.loss, targets=targets)
+        outputs, passed, gradients, layers = propagate.there_and_back(
+            structure, units, state.layers, inputs, step, chi, keep_features=settings.observe is not None
         )
         observed = {}
-        if settings.observe is not None and gradients.features is not None:
-            seen = (passed.features, gradients.features, passed.outputs)
+        if settings.observe is not None and passed.backward is not None:
+            seen = (passed.features, passed.backward, outputs)
             effective_images = partial(layers.hidden.effective_images, passed.coordinates)
             snapshot = Snapshot(*seen, structure, step, effective_images, layers.hidden, passed.coordinates)
             observed = observation(settings.observe, snapshot)
 
         parameters = self._trained(layers)
-        wanted = {role: gradients.parameters[role] for role in settings.trained}
+        wanted = {role: gradients[role] for role in settings.trained}
         updates, memory = settings.optimizer.direction().update(wanted, state.optimizer, parameters)
         parameters = optimizers.descend(parameters, updates, rate)
         layers = Layers(
@@ -78,7 +76,7 @@ class Conditioned(AbstractDynamics):
             layers.hidden.with_parameters(parameters["hidden"]),
             parameters.get("readout", layers.readout),
         )
-        record = Record(passed.outputs, loss_value(settings.loss, passed.outputs, targets), observed)
+        record = Record(outputs, loss_value(settings.loss, outputs, targets), observed)
         return State(layers, memory), record
 
     @property
@@ -94,7 +92,7 @@ class Conditioned(AbstractDynamics):
 
     def evaluate(self, state: State, step: Index, inputs: Array) -> Float[Array, "samples outputs"]:
         structure = self.settings.structure
-        return propagate.forward(structure, self.units, state.layers, inputs, step, keep=False)[0].outputs
+        return propagate.forward(structure, self.units, state.layers, inputs, step, keep=False)[0]
 
     def _trained(self, layers: Layers) -> dict[str, PyTree]:
         parameters = {"input": layers.input, "hidden": layers.hidden.parameters, "readout": layers.readout}

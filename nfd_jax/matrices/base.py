@@ -8,10 +8,13 @@ form, in the unit "n times the loss gradient of the matrix", so that the rate is
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 
 import equinox as eqx
+from jax import lax
 
-from nfd_jax._types import Array, Float, Index, PyTree, Vectors
+from nfd_jax._slices import put
+from nfd_jax._types import Array, Flag, Float, Index, PyTree, Vectors
 
 Coordinates = Array  # of a query block in what a matrix stores of it, (rows, batch): all that an update needs
 
@@ -22,7 +25,7 @@ class AbstractMatrices(eqx.Module):
     @abstractmethod
     def query(
         self,
-        direction: int,
+        direction: Index | int,
         layer: Index,
         step: Index,
         vectors: Vectors,
@@ -34,7 +37,7 @@ class AbstractMatrices(eqx.Module):
 
         `direction`: FORWARD for W_l x / sqrt(n), BACKWARD for W_l^T g / sqrt(n). `step` numbers the training step,
         and every layer is queried at most once a step and direction, forward before backward. `keep=False`: the images
-        of this one query, and nothing remembered of it. `weights`: those of the queries in the gradients, where it
+        of this one query, and nothing remembered of it. `weights`: those of backward queries in the gradients, where it
         matters how much each of them counts.
         """
 
@@ -62,8 +65,14 @@ class AbstractMatrices(eqx.Module):
 
     @abstractmethod
     def add_gradient(
-        self, gradients: PyTree, layer: Index, backward: Coordinates, forward: Coordinates
+        self, gradients: PyTree, layer: Index, backward: Coordinates, forward: Coordinates, *, wanted: Flag = True
     ) -> tuple[PyTree, AbstractMatrices]:
         """`gradients` (of the form of `parameters`) with that of one layer set to n sum_a g_a x_a^T / n^(3/2): the
         part of n dloss/dW_l that does not depend on the branch scale. And the matrices, with room for such an update.
+        Where none is `wanted`, both as they are.
         """
+
+
+def with_layer(every: Array, layer: Index, make: Callable[[], Array], wanted: Flag) -> Array:
+    """Arrays of all matrices, that of one layer made anew where this is wanted."""
+    return lax.cond(wanted, lambda: put(every, make(), layer), lambda: every)

@@ -26,10 +26,10 @@ import jax.numpy as jnp
 from jax import lax
 
 from nfd_jax._slices import indices, put, put_rows, take
-from nfd_jax._types import Array, Float, Index, Int, PyTree, Scalar, Vectors
+from nfd_jax._types import Array, Flag, Float, Index, Int, PyTree, Scalar, Vectors
 from nfd_jax.matrices import basis as bases
-from nfd_jax.matrices.base import AbstractMatrices, Coordinates
-from nfd_jax.matrices.noise import FORWARD, AbstractNoise, where
+from nfd_jax.matrices.base import AbstractMatrices, Coordinates, with_layer
+from nfd_jax.matrices.noise import FORWARD, AbstractNoise, chosen, sides, where
 from nfd_jax.matrices.orthonormal import combination, inner, magnitudes, norms, product
 from nfd_jax.matrices.resolution import Capacity, Resolved
 from nfd_jax.matrices.response import Response
@@ -41,69 +41,82 @@ COARSEST = 0.3  # resolution of backward queries that count for little
 KEPT = 0.5  # of the resolution: what an update that has passed it is brought down to, so that not every step adds to it
 
 
-class _Matrix(eqx.Module):
-    """One of the matrices, as queries of one direction find it."""
-
-    asked: Revealed  # by queries of this direction, (Qx, Y) of forward ones
-    opposite: Revealed  # by those of the other, (Qs, Z)
-    initial: Scalar
-    into: Rows  # of the learned part M^T Fx, what queries are multiplied by: Fx, or M
-    out: Rows  # and what it is made of then: M, or Fx
-    noise: AbstractNoise
-    coupled: bool = eqx.field(static=True)
-
-    def fresh(
-        self, direction: Index, layer: Index, step: Index, x: Resolved, *, keep: bool
-    ) -> tuple[Vectors, AbstractNoise]:
-        """Fresh parts of the images of new directions, zero rows for the others: xi - Qs <Qs, xi> where coupled."""
-        opposite = self.opposite
-        needed = opposite.counts.any(x.active)
-        options = {"keep": keep, "rotation": x.rotation, "needed": needed}
-        fresh, noise = self.noise.draw(direction, layer, step, x.directions, **options)
-        fresh = jnp.where(x.active[:, None], fresh, 0)
-        if self.coupled:
-
-            def independent() -> Vectors:
-                return bases.project(opposite.queries, layer, opposite.counts[layer], fresh)[1]
-
-            fresh = where(needed, independent)
-        return fresh, noise
-
-    def response(self, layer: Index, rows: Vectors) -> Vectors:
-        """The conditional mean of the images of rows that are new, Qs <Z, x>."""
-        opposite = self.opposite
-        tiles = bases.Tiles.of(opposite.queries, opposite.counts[layer], len(rows))
-
-        def one_tile(index: Index, total: Vectors) -> Vectors:
-            queries, images = (tiles.read(basis, layer, index).rows for basis in (opposite.queries, opposite.images))
-            return total + combination(inner(images, rows), queries)
-
-        return lax.fori_loop(0, tiles.number, one_tile, jnp.zeros_like(rows))
-
-    def learned(self, layer: Index, queries: Vectors) -> Vectors:
-        """The images under the learned part, M^T <Fx, x> or Fx^T <M, g>."""
-        return self.out.combine(layer, self.into.along(layer, queries))
-
-
-@partial(jax.jit, static_argnames="keep")  # a function of its own, traced once for both directions
+@partial(jax.jit, static_argnames="keep")  # a function of its own, traced once a program
 def _query(
-    matrix: _Matrix, resolution: Scalar, direction: Index, layer: Index, step: Index, vectors: Vectors, *, keep: bool
+    matrices: CompressedMatrices,
+    resolution: Scalar,
+    direction: Index,
+    layer: Index,
+    step: Index,
+    vectors: Vectors,
+    *,
+    keep: bool,
 ) -> tuple[Vectors, Revealed, AbstractNoise]:
     """Images of a block, and what is revealed and drawn with it."""
-    asked = matrix.asked
+    revealed, initial = matrices.both, take(matrices.trained.initial, layer)
+    own, opposite = sides(direction, layer, len(matrices.trained.initial))
     size = magnitudes(vectors)[:, None]
     queries = jnp.where(jnp.isnan(size), 0, vectors / size)
-    # x = Qx c + R q, and remainders d
-    x = asked.resolve(layer, queries, resolution, keep=keep)
+    # x = Qx c + R q, and remainders d; what is appended is written before the rest is read, as in `RevealedMatrices`
+    before = revealed.counts[own]
+    x = revealed.resolve(own, queries, resolution, keep=keep)
+    revealed, coordinates = revealed.add(own, step, x) if keep else (revealed, x.coordinates)
     # Wbar q / sqrt(n) = Qs <Z, q>, of a direction + (xi - Qs <Qs, xi>)
-    images, noise = matrix.fresh(direction, layer, step, x, keep=keep)
-    images = images + matrix.response(layer, x.rows) if matrix.coupled else images
+    images, noise = _fresh(matrices, revealed, direction, layer, step, x, keep=keep)
+    images = images + _response(revealed, opposite, x.rows) if matrices.coupled else images
     if keep:
-        asked, coordinates = asked.append(layer, step, x, images)
-        known = asked.combine(layer, coordinates) + product(x.along_remainders.T, images)
+        revealed = revealed.add_images(own, before, x.active, images)
+        known = revealed.combine(own, coordinates) + product(x.along_remainders.T, images)
     else:
-        known = asked.combine(layer, x.coordinates) + product(x.triangular.T, images)
-    return size * (matrix.initial * known + matrix.learned(layer, queries)), asked, noise
+        known = revealed.combine(own, coordinates) + product(x.triangular.T, images)
+    return size * (initial * known + _learned(matrices, direction, layer, queries)), revealed, noise
+
+
+def _fresh(
+    matrices: CompressedMatrices,
+    revealed: Revealed,
+    direction: Index,
+    layer: Index,
+    step: Index,
+    x: Resolved,
+    *,
+    keep: bool,
+) -> tuple[Vectors, AbstractNoise]:
+    """Fresh parts of the images of new directions, zero rows for the others: xi - Qs <Qs, xi> where coupled."""
+    _, opposite = sides(direction, layer, len(matrices.trained.initial))
+    needed = revealed.counts.any(x.active)
+    options = {"keep": keep, "rotation": x.rotation, "needed": needed}
+    fresh, noise = matrices.noise.draw(direction, layer, step, x.directions, **options)
+    fresh = jnp.where(x.active[:, None], fresh, 0)
+    if matrices.coupled:
+
+        def independent() -> Vectors:
+            return bases.project(revealed.queries, opposite, revealed.counts[opposite], fresh)[1]
+
+        fresh = where(needed, independent)
+    return fresh, noise
+
+
+def _response(revealed: Revealed, opposite: Index, rows: Vectors) -> Vectors:
+    """The conditional mean of the images of rows that are new, Qs <Z, x>."""
+    tiles = bases.Tiles.of(revealed.queries, revealed.counts[opposite], len(rows))
+
+    def one_tile(index: Index, total: Vectors) -> Vectors:
+        queries, images = (tiles.read(basis, opposite, index).rows for basis in (revealed.queries, revealed.images))
+        return total + combination(inner(images, rows), queries)
+
+    return lax.fori_loop(0, tiles.number, one_tile, jnp.zeros_like(rows))
+
+
+def _learned(matrices: CompressedMatrices, direction: Index, layer: Index, queries: Vectors) -> Vectors:
+    """The images under the learned part, M^T <Fx, x> or Fx^T <M, g>."""
+    of_x = matrices.updates
+    learned = of_x._replace(rows=matrices.trained.learned)
+
+    def image(into: Rows, out: Rows) -> Vectors:
+        return out.combine(layer, into.along(layer, queries))
+
+    return chosen(direction, lambda: image(of_x, learned), lambda: image(learned, of_x))
 
 
 class CompressedMatrices(AbstractMatrices):
@@ -113,7 +126,7 @@ class CompressedMatrices(AbstractMatrices):
     on; time is O(n) for every rank and sample. No image is ever drawn twice: what a query has revealed stays.
     """
 
-    revealed: tuple[Revealed, Revealed]  # forward (Qx, Y), backward (Qs, Z)
+    both: Revealed  # by forward queries of all matrices, (Qx, Y), then by backward ones, (Qs, Z)
     updates: Rows  # Fx
     trained: Learned  # W_l = initial_l W_l^0 + learned_l^T Fx / sqrt(n), learned `(depth, capacity, width)`
     noise: AbstractNoise
@@ -135,11 +148,10 @@ class CompressedMatrices(AbstractMatrices):
         members: str | None = None,
     ) -> CompressedMatrices:
         """Nothing revealed yet, nothing learned."""
-        forward, backward = (Revealed.nothing(depth, capacity.images, width, dtype, members) for _ in range(2))
         updates = Rows.nothing(depth, capacity.updates, width, dtype, members)
         trained = Learned(jnp.ones((depth,), dtype), jnp.zeros_like(updates.rows))
         return cls(
-            (forward, backward),
+            Revealed.nothing(2 * depth, capacity.images, width, dtype, members),
             updates,
             trained,
             noise,
@@ -148,9 +160,14 @@ class CompressedMatrices(AbstractMatrices):
             coupled,
         )
 
+    @property
+    def revealed(self) -> tuple[Revealed, Revealed]:
+        """What forward queries have revealed, and what backward ones."""
+        return self.both.halves()
+
     def query(
         self,
-        direction: int,
+        direction: Index | int,
         layer: Index,
         step: Index,
         vectors: Vectors,
@@ -158,23 +175,18 @@ class CompressedMatrices(AbstractMatrices):
         keep: bool,
         weights: Float[Array, " batch"] | None = None,
     ) -> tuple[Vectors, Coordinates, CompressedMatrices]:
-        resolution, largest = self._resolution(layer, vectors, weights)
-        asked, opposite = self.revealed[direction], self.revealed[1 - direction]
-        of_x, learned = self.updates, self.updates._replace(rows=self.trained.learned)
-        into, out = (of_x, learned) if direction == FORWARD else (learned, of_x)
-        matrix = _Matrix(asked, opposite, take(self.trained.initial, layer), into, out, self.noise, self.coupled)
-        result, asked, noise = _query(matrix, resolution, *indices(direction, layer, step), vectors, keep=keep)
+        resolution, largest = self._resolution(direction, layer, vectors, weights)
+        result, both, noise = _query(self, resolution, *indices(direction, layer, step), vectors, keep=keep)
         # an update is written after its directions were read here, or the compiler would copy all of them: it waits for
         # the images, of which it takes nothing as long as they are finite
         vectors = vectors + 0 * result
         if not keep:
             return result, vectors.T, self
-        revealed = (asked, opposite) if direction == FORWARD else (opposite, asked)
-        after = revealed, noise, largest
-        return result, vectors.T, eqx.tree_at(lambda tree: (tree.revealed, tree.noise, tree.largest), self, after)
+        after = both, noise, largest
+        return result, vectors.T, eqx.tree_at(lambda tree: (tree.both, tree.noise, tree.largest), self, after)
 
     def _resolution(
-        self, layer: Index, vectors: Vectors, weights: Float[Array, " batch"] | None
+        self, direction: Index | int, layer: Index, vectors: Vectors, weights: Float[Array, " batch"] | None
     ) -> tuple[Scalar, Float[Array, " depth"]]:
         """The resolution of a query block, and the largest size of w_a g_a so far.
 
@@ -188,38 +200,40 @@ class CompressedMatrices(AbstractMatrices):
         size = unit * norms((vectors * (weights / unit)[:, None]).reshape(1, -1))[0]
         largest = jnp.maximum(take(self.largest, layer), size)
         less = jnp.where(size > 0, largest / size, 1)
-        resolution = jnp.maximum(self.resolution, jnp.minimum(COARSEST, self.resolution * jnp.sqrt(less)))
-        return resolution, put(self.largest, largest, layer)
+        coarser = jnp.maximum(self.resolution, jnp.minimum(COARSEST, self.resolution * jnp.sqrt(less)))
+        after = put(self.largest, largest, layer)
+        ahead = jnp.asarray(direction) == FORWARD
+        return jnp.where(ahead, self.resolution, coarser), jnp.where(ahead, self.largest, after)
 
     def add_gradient(
-        self, gradients: PyTree, layer: Index, backward: Coordinates, forward: Coordinates
+        self, gradients: PyTree, layer: Index, backward: Coordinates, forward: Coordinates, *, wanted: Flag = True
     ) -> tuple[PyTree, CompressedMatrices]:
         """The gradient along the directions of updates, which take up what they lack of it first."""
         of_x, sizes = self.updates, [jnp.max(magnitudes(vectors)) for vectors in (forward.T, backward.T)]
         x, g = forward.T / sizes[0], backward.T / sizes[1]
         # U = g^T x lacks |U (1 - P_x)|^2
         gram, weights = inner(x, x), inner(g, g)
-        along, rest = of_x.project(layer, x)
+        along, rest = where(wanted, lambda: of_x.project(layer, x))
         whole, lacking = (jnp.sum(weights * each) for each in (gram, inner(rest, rest)))
         least = LEAST * float(jnp.finfo(x.dtype).eps) * jnp.trace(gram) * jnp.trace(weights)
         most = jnp.maximum(self.resolution**2 * whole, least)
-        most = jnp.where(lacking > most, KEPT**2 * most, jnp.inf)
+        most = jnp.where(wanted & (lacking > most), KEPT**2 * most, jnp.inf)
         of_x, along = _extended(of_x, layer, x, along, weights, most)
-        gradient = (sizes[0] * sizes[1]) * product(along, g)
-        learned = put(gradients.learned, gradient, layer)
+        size = sizes[0] * sizes[1]
+        learned = with_layer(gradients.learned, layer, lambda: product(size * along, g), wanted)
         return Learned(gradients.initial, learned), eqx.tree_at(lambda tree: tree.updates, self, of_x)
 
     def response(self, direction: int, layer: Index | int, step: Index | int) -> Response:
         """See `Response.of`."""
-        return Response.of(self.revealed, self.trained.initial, direction, layer, step)
+        return Response.of(self.both, self.trained.initial, direction, layer, step)
 
     @property
     def ranks(self) -> Int[Array, "kinds depth"]:
         """Directions of every matrix: revealed forward and backward, and of updates."""
-        return jnp.stack([each.counts.values for each in (*self.revealed, self.updates)])
+        return jnp.concatenate([self.both.counts.values, self.updates.counts.values]).reshape(3, -1)
 
     def no_coordinates(self, batch: int) -> Coordinates:
-        depth, _, width = self.revealed[0].queries.shape
+        depth, _, width = self.trained.learned.shape
         return jnp.zeros((depth, width, batch), self.trained.learned.dtype)
 
     def effective_images(self, coordinates: Coordinates) -> Float[Array, "depth batch width"]:
@@ -232,8 +246,8 @@ class CompressedMatrices(AbstractMatrices):
         return lax.map(one_matrix, jnp.arange(len(coordinates), dtype=jnp.int32))
 
     def needed(self, batch: int) -> tuple[Array, ...]:
-        revealed, updates = [each.counts.values for each in self.revealed], self.updates.counts.values
-        return jnp.max(jnp.stack(revealed)) + batch, jnp.max(updates) + batch  # in the order of Capacity
+        kinds = self.both, self.updates  # in the order of Capacity
+        return tuple(jnp.max(each.counts.values) + batch for each in kinds)
 
     @property
     def parameters(self) -> PyTree:

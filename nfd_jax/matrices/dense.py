@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import jax.numpy as jnp
 
-from nfd_jax._slices import put, take
-from nfd_jax._types import Array, Float, Index, PyTree, Vectors
-from nfd_jax.matrices.base import AbstractMatrices, Coordinates
-from nfd_jax.matrices.noise import FORWARD
+from nfd_jax._slices import take
+from nfd_jax._types import Array, Flag, Float, Index, PyTree, Vectors
+from nfd_jax.matrices.base import AbstractMatrices, Coordinates, with_layer
+from nfd_jax.matrices.noise import chosen
 from nfd_jax.matrices.orthonormal import product
 
 
@@ -21,7 +23,7 @@ class DenseMatrices(AbstractMatrices):
 
     def query(
         self,
-        direction: int,
+        direction: Index | int,
         layer: Index,
         step: Index,
         vectors: Vectors,
@@ -30,10 +32,15 @@ class DenseMatrices(AbstractMatrices):
         weights: Float[Array, " batch"] | None = None,
     ) -> tuple[Vectors, Coordinates, DenseMatrices]:
         del step, keep, weights
-        weights = self.forward if direction == FORWARD or self.backward is None else self.backward
-        matrix = take(weights, layer)
-        matrix = matrix.T if direction == FORWARD else matrix
-        return product(vectors, matrix) / vectors.shape[1] ** 0.5, vectors.T, self
+        back = self.forward if self.backward is None else self.backward
+
+        def image(weights: Array, *, transposed: bool) -> Vectors:
+            matrix = take(weights, layer)
+            return product(vectors, matrix.T if transposed else matrix)
+
+        ahead, behind = partial(image, self.forward, transposed=True), partial(image, back, transposed=False)
+        images = chosen(direction, ahead, behind)
+        return images / vectors.shape[1] ** 0.5, vectors.T, self
 
     def no_coordinates(self, batch: int) -> Coordinates:
         depth, width, _ = self.forward.shape
@@ -57,8 +64,10 @@ class DenseMatrices(AbstractMatrices):
         return DenseMatrices(*parameters)
 
     def add_gradient(
-        self, gradients: PyTree, layer: Index, backward: Coordinates, forward: Coordinates
+        self, gradients: PyTree, layer: Index, backward: Coordinates, forward: Coordinates, *, wanted: Flag = True
     ) -> tuple[PyTree, DenseMatrices]:
-        gradient = product(backward, forward.T) / backward.shape[0] ** 0.5
-        stacked = put(gradients[0], gradient, layer)
+        def gradient() -> Array:
+            return product(backward, forward.T) / backward.shape[0] ** 0.5
+
+        stacked = with_layer(gradients[0], layer, gradient, wanted)
         return (stacked, None if self.backward is None else stacked, gradients[2]), self

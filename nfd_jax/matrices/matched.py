@@ -8,7 +8,7 @@ import equinox as eqx
 import jax.numpy as jnp
 from jax import lax
 
-from nfd_jax._types import Array, Bool, Float, Index, Key, Vectors
+from nfd_jax._types import Array, Flag, Float, Index, Key, Vectors
 from nfd_jax.matrices import basis as bases
 from nfd_jax.matrices.noise import (
     AbstractNoise,
@@ -17,6 +17,7 @@ from nfd_jax.matrices.noise import (
     gaussians,
     on_grid,
     rotated,
+    sides,
     where,
 )
 from nfd_jax.matrices.orthonormal import cholesky_qr, inner, norms, product
@@ -95,10 +96,10 @@ class MatchedNoise(AbstractNoise):
         *,
         keep: bool,
         rotation: Rotation = None,
-        needed: Bool[Array, ""] | bool = True,
+        needed: Flag = True,
     ) -> tuple[Vectors, MatchedNoise]:
-        known, depth = self.known, len(self.known.rows) // 2
-        same, opposite = layer + direction * depth, layer + (1 - direction) * depth
+        known = self.known
+        same, opposite = sides(direction, layer, len(known.rows) // 2)
         asked = norms(directions) > 0  # the other rows add nothing, and their normals constrain nothing
         nothing = jnp.zeros_like(directions), jnp.zeros_like(asked)
 

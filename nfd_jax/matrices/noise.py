@@ -22,11 +22,26 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from nfd_jax._types import Array, Bool, Float, Index, Key, PyTree, Vectors
+from nfd_jax._types import Array, Flag, Float, Index, Key, PyTree, Vectors
 from nfd_jax.matrices.orthonormal import product
 
 FORWARD, BACKWARD = 0, 1
+
+
+def sides(direction: Index | int, layer: Index, depth: int) -> tuple[Index, Index]:
+    """Where arrays `(2 depth, ...)` of all matrices, forward and then backward, have a layer: of this direction, and of
+    the other."""
+    return layer + direction * depth, layer + (1 - direction) * depth
+
+
 Rotation = Float[Array, "batch batch"] | None
+
+
+def chosen(direction: Index | int, forward: Callable[[], PyTree], backward: Callable[[], PyTree]) -> PyTree:
+    """What the function of the direction makes; of one that is traced, the other's costs nothing."""
+    if isinstance(direction, int):
+        return (forward, backward)[direction]()
+    return lax.cond(direction == FORWARD, forward, backward)
 
 
 class Grid(eqx.Module):
@@ -67,14 +82,14 @@ class AbstractNoise(eqx.Module):
         *,
         keep: bool,
         rotation: Rotation = None,
-        needed: Bool[Array, ""] | bool = True,
+        needed: Flag = True,
     ) -> tuple[Vectors, AbstractNoise]:
         """The fresh part for new query `directions`, zero rows of which need none, and the noise source that remembers
         it (`keep=False`: the same source). Every row has the normals of its query, however many others are zero; with
         a `rotation` those of the queries that the directions are made of. Where none is `needed`, zeros at no cost."""
 
 
-def where(needed: Bool[Array, ""] | bool, make: Callable[[], PyTree]) -> PyTree:
+def where(needed: Flag, make: Callable[[], PyTree]) -> PyTree:
     """What `make` makes where it is needed, and zeros otherwise."""
     if needed is True:
         return make()
@@ -97,7 +112,7 @@ class PlainNoise(AbstractNoise):
         *,
         keep: bool,
         rotation: Rotation = None,
-        needed: Bool[Array, ""] | bool = True,
+        needed: Flag = True,
     ) -> tuple[Vectors, PlainNoise]:
         del keep
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, NamedTuple
 
 import jax.numpy as jnp
-from jax import lax
 
+from nfd_jax._slices import take
 from nfd_jax._types import Array, Float, Index, Vectors
-from nfd_jax.matrices.noise import FORWARD
+from nfd_jax.matrices.noise import FORWARD, sides
 from nfd_jax.matrices.orthonormal import combination, inner, product
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ class Response(NamedTuple):
     @classmethod
     def of(
         cls,
-        revealed: tuple[Revealed, Revealed],
+        revealed: Revealed,
         initial: Float[Array, " depth"],
         direction: int,
         layer: Index | int,
@@ -48,11 +48,10 @@ class Response(NamedTuple):
         matrix of its own, what `FORWARD` gives is what tying would add. The A and B of theory are those of
         `ResNet(block="pre")`; other blocks have such responses for each of their matrices.
         """
-        asked, opposite = revealed[direction], revealed[1 - direction]
-        rows = asked.queries, asked.steps, opposite.queries, opposite.images, opposite.steps
-        queries, asked_at, directions, images, steps = (
-            lax.dynamic_index_in_dim(part, jnp.asarray(layer, jnp.int32), keepdims=False) for part in rows
-        )
+        own, opposite = sides(direction, jnp.asarray(layer, jnp.int32), len(initial))
+        queries, asked_at = take(revealed.queries, own), take(revealed.steps, own)
+        directions, images = take(revealed.queries, opposite), take(revealed.images, opposite)
+        steps = take(revealed.steps, opposite)
         # a step's forward queries come before its backward ones
         steps, asked_at = steps[:, None], asked_at[None, :]
         asked_first = steps >= asked_at if direction == FORWARD else steps > asked_at

@@ -10,12 +10,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nfd_jax._slices import indices, put, put_block, put_rows, take
-from nfd_jax._types import Array, Float, Index, Int, PyTree, Scalar, Vectors
+from nfd_jax._slices import indices, put_block, put_rows, take
+from nfd_jax._types import Array, Flag, Float, Index, Int, PyTree, Scalar, Vectors
 from nfd_jax.matrices import basis as bases
 from nfd_jax.matrices import resolution as resolutions
-from nfd_jax.matrices.base import AbstractMatrices, Coordinates
-from nfd_jax.matrices.noise import BACKWARD, FORWARD, AbstractNoise
+from nfd_jax.matrices.base import AbstractMatrices, Coordinates, with_layer
+from nfd_jax.matrices.noise import FORWARD, AbstractNoise, sides
 from nfd_jax.matrices.orthonormal import combination, inner, magnitudes, product
 from nfd_jax.matrices.resolution import Resolved
 from nfd_jax.matrices.response import Response
@@ -24,8 +24,8 @@ NEVER = -1  # the step of a row that holds nothing
 
 
 class Revealed(eqx.Module):
-    """What the queries of one direction have revealed: orthonormal directions and their images under the initial
-    matrix, `(depth, capacity, width)` each, of which the first `counts` rows of a layer are in use."""
+    """What queries have revealed: orthonormal directions and their images under the initial matrix,
+    `(depth, capacity, width)` each, of which the first `counts` rows of a layer are in use."""
 
     queries: bases.Basis
     images: bases.Basis
@@ -38,6 +38,12 @@ class Revealed(eqx.Module):
         queries, images = (jnp.zeros((depth, capacity, width), dtype) for _ in range(2))
         steps = jnp.full((depth, capacity), NEVER, jnp.int32)
         return cls(queries, images, steps, bases.Counts(jnp.zeros((depth,), jnp.int32), members))
+
+    def halves(self) -> tuple[Revealed, Revealed]:
+        """Of the first and the second half of the layers."""
+        depth = len(self.steps) // 2
+        first, second = (jax.tree.map(lambda each, at=at: each[at : at + depth], self) for at in (0, depth))
+        return first, second
 
     def split(self, layer: Index, query: Vectors) -> bases.Split:
         """A query block taken apart into what is known of it and what is new."""
@@ -52,23 +58,51 @@ class Revealed(eqx.Module):
         """The images of queries with these coordinates."""
         return bases.combine(self.images, layer, self.counts[layer], coordinates)
 
-    def append(self, layer: Index, step: Index, new: bases.Split | Resolved, images: Vectors) -> tuple[Revealed, Array]:
-        """With the active directions of a block and their images, and all coordinates of the block, as columns.
+    def conditioned(
+        self, opposite: Index, rows: Vectors, fresh: Vectors, moved: bases.Coordinates, *, coupled: bool
+    ) -> tuple[Vectors, Vectors]:
+        """Images of rows q under the initial matrix, `Qs <Z, q> + (xi - Qs <Qs, xi>)` where coupled and `xi` where not
+        (xi is 0 for remainders), and the learned part `Qs C c` of coordinates `moved` C c: one pass over what the
+        opposite direction has revealed, where it stands."""
+        batch = len(fresh)
+        tiles = bases.Tiles.of(self.queries, self.counts[opposite], batch)
+
+        def one_tile(index: Index, total: Vectors) -> Vectors:
+            queries = tiles.read(self.queries, opposite, index)
+            along = queries.coordinates(moved)
+            if coupled:
+                images = tiles.read(self.images, opposite, index)
+                reuse = inner(images.rows, rows) - inner(queries.rows, fresh)
+                along = jnp.concatenate([reuse, along], axis=1)
+            return total + combination(along, queries.rows)
+
+        start = jnp.concatenate([fresh, jnp.zeros_like(fresh)]) if coupled else jnp.zeros_like(fresh)
+        total = lax.fori_loop(0, tiles.number, one_tile, start)
+        return (total[:batch], total[batch:]) if coupled else (fresh, total)
+
+    def add(self, layer: Index, step: Index, new: bases.Split | Resolved) -> tuple[Revealed, Array]:
+        """With the active directions of a block, to which their images have to be added (`add_images`), and all
+        coordinates of the block, as columns.
 
         All rows of the block are written, those without a direction as zero rows past the count. They fit as long as
         the capacity is that of steps x batch: every earlier step has added at most a batch of directions.
         """
         offset, active = self.counts[layer], new.active
         columns = new.coordinates.columns if isinstance(new, bases.Split) else new.coordinates
-        along, queries, images = bases.compact(active, new.along_directions, new.directions, images)
+        along, queries = bases.compact(active, new.along_directions, new.directions)
         steps = jnp.where(jnp.arange(len(active)) < jnp.sum(active), jnp.asarray(step, jnp.int32), NEVER)
         after = Revealed(
             bases.write(self.queries, layer, offset, queries),
-            bases.write(self.images, layer, offset, images),
+            self.images,
             put_block(self.steps, steps[None], indices(layer, offset)),
             self.counts.add(layer, active),
         )
         return after, put_rows(columns, along, offset)
+
+    def add_images(self, layer: Index, offset: Index, active: Array, images: Vectors) -> Revealed:
+        """With the images of the active directions of a block that was added where `offset` rows were in use."""
+        (images,) = bases.compact(active, images)
+        return eqx.tree_at(lambda tree: tree.images, self, bases.write(self.images, layer, offset, images))
 
 
 class Learned(NamedTuple):
@@ -78,61 +112,36 @@ class Learned(NamedTuple):
     learned: Float[Array, "depth capacity capacity"]
 
 
-class _Matrix(eqx.Module):
-    """One of the matrices, as queries of one direction find it."""
-
-    asked: Revealed  # by queries of this direction, (Qx, Y) of forward ones
-    opposite: Revealed  # by those of the other, (Qs, Z)
-    initial: Scalar
-    learned: Float[Array, "capacity capacity"]  # C, or C^T
-    noise: AbstractNoise
-    coupled: bool = eqx.field(static=True)
-
-    def images(self, layer: Index, x: bases.Split, fresh: Vectors) -> tuple[Vectors, Vectors]:
-        """Images of the rows of a block under the initial matrix, `Qs <Z, q> + (xi - Qs <Qs, xi>)` where coupled and
-        `xi` where not (xi is 0 for remainders), and the learned part of the block's, `Qs C c`: one pass over what the
-        opposite direction has revealed."""
-        opposite, batch = self.opposite, len(fresh)
-        moved = product(self.learned, x.coordinates.high)
-        tiles = bases.Tiles.of(opposite.queries, opposite.counts[layer], batch)
-
-        def one_tile(index: Index, total: Vectors) -> Vectors:
-            queries = tiles.read(opposite.queries, layer, index)
-            along = queries.coordinates(moved)
-            if self.coupled:
-                images = tiles.read(opposite.images, layer, index)
-                reuse = inner(images.rows, x.rows) - inner(queries.rows, fresh)
-                along = jnp.concatenate([reuse, along], axis=1)
-            return total + combination(along, queries.rows)
-
-        start = jnp.concatenate([fresh, jnp.zeros_like(fresh)]) if self.coupled else jnp.zeros_like(fresh)
-        total = lax.fori_loop(0, tiles.number, one_tile, start)
-        return (total[:batch], total[batch:]) if self.coupled else (fresh, total)
-
-
-@partial(jax.jit, static_argnames="keep")  # a function of its own, traced once for both directions
+@partial(jax.jit, static_argnames="keep")  # a function of its own, traced once a program
 def _query(
-    matrix: _Matrix, direction: Index, layer: Index, step: Index, vectors: Vectors, *, keep: bool
-) -> tuple[Vectors, Coordinates, Revealed, AbstractNoise]:
-    """Images and coordinates of a block, and what is revealed and drawn with it."""
-    asked, initial = matrix.asked, matrix.initial
+    matrices: RevealedMatrices, direction: Index, layer: Index, step: Index, vectors: Vectors, *, keep: bool
+) -> tuple[Vectors, Coordinates, RevealedMatrices]:
+    """Images and coordinates of a block, and the matrices with what is revealed and drawn with it."""
+    revealed, initial = matrices.both, take(matrices.trained.initial, layer)
+    own, opposite = sides(direction, layer, len(matrices.trained.initial))
     size = magnitudes(vectors)[:, None]
-    # x = Qx c + R q, and remainders d
-    x = asked.split(layer, jnp.where(jnp.isnan(size), 0, vectors / size))
+    # x = Qx c + R q, and remainders d; append q to Qx: written before anything else of it is read, as is Y below, for
+    # in the other order the compiler copies whole bases
+    before = revealed.counts[own]
+    x = revealed.split(own, jnp.where(jnp.isnan(size), 0, vectors / size))
+    revealed, coordinates = revealed.add(own, step, x) if keep else (revealed, x.coordinates.columns)
     # W q / sqrt(n) = Qs <Z, q> + (xi - Qs <Qs, xi>), of a remainder Qs <Z, d> alone; learned part Qs C c
-    fresh, noise = matrix.noise.draw(direction, layer, step, x.directions, keep=keep)
-    images, drift = matrix.images(layer, x, jnp.where(x.active[:, None], fresh, 0))
-    # W x / sqrt(n) = Y c + R (W q / sqrt(n)); append q to Qx and W q / sqrt(n) to Y
-    if keep:  # write, then read: the other order makes the compiler copy whole bases
-        asked, coordinates = asked.append(layer, step, x, images)
-        known = asked.combine(layer, coordinates)
+    fresh, noise = matrices.noise.draw(direction, layer, step, x.directions, keep=keep)
+    learned = take(matrices.trained.learned, layer)
+    moved = product(jnp.where(direction == FORWARD, learned, learned.T), x.coordinates.high)
+    fresh = jnp.where(x.active[:, None], fresh, 0)
+    images, drift = revealed.conditioned(opposite, x.rows, fresh, moved, coupled=matrices.coupled)
+    # W x / sqrt(n) = Y c + R (W q / sqrt(n)); append W q / sqrt(n) to Y
+    if keep:
+        revealed = revealed.add_images(own, before, x.active, images)
+        known = revealed.combine(own, coordinates)
     else:
-        coordinates = x.coordinates.columns
-        known = asked.combine(layer, coordinates) + product(x.along_directions.T, images)
+        known = revealed.combine(own, coordinates) + product(x.along_directions.T, images)
     known, response = bases.Terms.of(known), product(x.along_remainders.T, images)
     # small terms first: each alone may be less than half a rounding of the large one
     result = size * (initial * known.high + (initial * (known.low + response) + drift))
-    return result, size.T * coordinates[:, : len(vectors)], asked, noise
+    after = RevealedMatrices(revealed, matrices.trained, noise, matrices.coupled)
+    return result, size.T * coordinates[:, : len(vectors)], after
 
 
 class RevealedMatrices(AbstractMatrices):
@@ -145,7 +154,7 @@ class RevealedMatrices(AbstractMatrices):
     on earlier ones reveal nothing and take no space: `ranks` says how many did.
     """
 
-    revealed: tuple[Revealed, Revealed]  # forward (Qx, Y), backward (Qs, Z)
+    both: Revealed  # by forward queries of all matrices, (Qx, Y), then by backward ones, (Qs, Z)
     trained: Learned
     noise: AbstractNoise
     coupled: bool = eqx.field(static=True)
@@ -164,18 +173,22 @@ class RevealedMatrices(AbstractMatrices):
     ) -> RevealedMatrices:
         """Nothing revealed yet. A `capacity` of steps x batch directions always suffices. `members`: the name of the
         axis of several networks under vmap, `basis.MEMBERS`; None for one network alone."""
-        forward, backward = (Revealed.nothing(depth, capacity, width, dtype, members) for _ in range(2))
         trained = Learned(jnp.ones((depth,), dtype), jnp.zeros((depth, capacity, capacity), dtype))
-        return cls((forward, backward), trained, noise, coupled)
+        return cls(Revealed.nothing(2 * depth, capacity, width, dtype, members), trained, noise, coupled)
+
+    @property
+    def revealed(self) -> tuple[Revealed, Revealed]:
+        """What forward queries have revealed, and what backward ones."""
+        return self.both.halves()
 
     @property
     def ranks(self) -> Int[Array, "directions depth"]:
         """How many directions are revealed, forward and backward, of every matrix."""
-        return jnp.stack([jnp.sum(each.steps != NEVER, axis=-1, dtype=jnp.int32) for each in self.revealed])
+        return jnp.sum(self.both.steps != NEVER, axis=-1, dtype=jnp.int32).reshape(2, -1)
 
     def query(
         self,
-        direction: int,
+        direction: Index | int,
         layer: Index,
         step: Index,
         vectors: Vectors,
@@ -184,32 +197,25 @@ class RevealedMatrices(AbstractMatrices):
         weights: Float[Array, " batch"] | None = None,
     ) -> tuple[Vectors, Coordinates, RevealedMatrices]:
         del weights
-        asked, opposite = self.revealed[direction], self.revealed[1 - direction]
-        learned = take(self.trained.learned, layer)
-        learned = learned if direction == FORWARD else learned.T
-        matrix = _Matrix(asked, opposite, take(self.trained.initial, layer), learned, self.noise, self.coupled)
-        result, coordinates, asked, noise = _query(matrix, *indices(direction, layer, step), vectors, keep=keep)
-        if not keep:
-            return result, coordinates, self
-        revealed = (asked, opposite) if direction == FORWARD else (opposite, asked)
-        return result, coordinates, RevealedMatrices(revealed, self.trained, noise, self.coupled)
+        result, coordinates, after = _query(self, *indices(direction, layer, step), vectors, keep=keep)
+        return result, coordinates, after if keep else self
 
     def response(self, direction: int, layer: Index | int, step: Index | int) -> Response:
         """See `Response.of`."""
-        return Response.of(self.revealed, self.trained.initial, direction, layer, step)
+        return Response.of(self.both, self.trained.initial, direction, layer, step)
 
     def no_coordinates(self, batch: int) -> Coordinates:
         depth, capacity, _ = self.trained.learned.shape
         return jnp.zeros((depth, capacity, batch), self.trained.learned.dtype)
 
     def effective_images(self, coordinates: Coordinates) -> Float[Array, "depth batch width"]:
-        queries = self.revealed[BACKWARD].queries
+        depth = len(coordinates)
 
         def one_matrix(layer: Index) -> Vectors:
-            learned, along, directions = (take(array, layer) for array in (self.trained.learned, coordinates, queries))
-            return combination(product(learned, along), directions)
+            learned, along = take(self.trained.learned, layer), take(coordinates, layer)
+            return combination(product(learned, along), take(self.both.queries, depth + layer))
 
-        return lax.map(one_matrix, jnp.arange(len(queries), dtype=jnp.int32))
+        return lax.map(one_matrix, jnp.arange(depth, dtype=jnp.int32))
 
     def needed(self, batch: int) -> tuple[Array, ...]:
         del batch  # the capacity is that of all queries of a run
@@ -220,11 +226,10 @@ class RevealedMatrices(AbstractMatrices):
         return self.trained
 
     def with_parameters(self, parameters: PyTree) -> RevealedMatrices:
-        return RevealedMatrices(self.revealed, parameters, self.noise, self.coupled)
+        return RevealedMatrices(self.both, parameters, self.noise, self.coupled)
 
     def add_gradient(
-        self, gradients: PyTree, layer: Index, backward: Coordinates, forward: Coordinates
+        self, gradients: PyTree, layer: Index, backward: Coordinates, forward: Coordinates, *, wanted: Flag = True
     ) -> tuple[PyTree, RevealedMatrices]:
-        gradient = product(backward, forward.T)
-        learned = put(gradients.learned, gradient, layer)
+        learned = with_layer(gradients.learned, layer, lambda: product(backward, forward.T), wanted)
         return Learned(gradients.initial, learned), self

@@ -86,10 +86,11 @@ def _train(
     state = dynamics.start(Layers(first, DenseMatrices(initial), readout))
     state = lax.fori_loop(0, steps, lambda step, now: dynamics.step(now, step, rate, inputs, targets)[0], state)
     structure, units = dynamics.settings.structure, dynamics.units
-    now, _ = propagate.forward(structure, units, state.layers, inputs, jnp.asarray(steps), keep=True)
+    outputs, now, _ = propagate.forward(structure, units, state.layers, inputs, jnp.asarray(steps), keep=True)
+    assert now is not None  # it is kept
     hidden = state.layers.hidden.parameters[0]
     return _interaction(structure, units, initial, hidden, now.features[:-1]) | {
-        "loss": jnp.mean(jnp.sum((now.outputs - targets) ** 2, axis=1)) / 2
+        "loss": jnp.mean(jnp.sum((outputs - targets) ** 2, axis=1)) / 2
     }
 
 
