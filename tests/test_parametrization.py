@@ -358,12 +358,11 @@ def test_bad_models(plain):
 
 # ------------------------------------------------------------------ what each row says of the first update
 
-SEEDS = 96
-
 
 @functools.cache
 def first_updates(name, optimizer, width, depth):
     """Root mean square of what one step adds to the image of every role's weights in block 0, by seed."""
+    seeds = 96 if name == "sp" else 32  # its outputs scatter most
     row, task = resolve(name), nfd.datasets.digits(4)
     model = nfd.ResNet(depth, "tanh", block="inner")
     options = {"optimizer": optimizer, "epsilon": 1e-12 if optimizer == "adam" else None}
@@ -388,7 +387,7 @@ def first_updates(name, optimizer, width, depth):
         unit = jnp.sqrt((chi**2).mean()) if optimizer == "sgd" else 1.0
         return {role.value: before.multiplier(role) * jnp.sqrt((x**2).mean()) / unit for role, x in images.items()}
 
-    found = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), SEEDS))
+    found = jax.jit(jax.vmap(one))(jax.random.split(jax.random.key(0), seeds))
     return {role: np.asarray(values) for role, values in found.items()}
 
 

@@ -366,23 +366,23 @@ def test_a_smoke_run_says_that_it_is_one(report):
 
 def test_bars_and_bands_are_intervals(report, monkeypatch):
     """All of them go through one quantile: a planted `2 *` is not Student's, and would stay as it is."""
-    before = _bars(report)
+    before = _bars(report, report.panels)
     monkeypatch.setattr(statistics, "quantile", lambda *arguments: 10 * quantile(*arguments))
-    after = _bars(report)
+    after = _bars(report, report.study.draw(report.results))
     assert any(np.isfinite(bars).any() for bars in before)
     for bars, wider in zip(before, after, strict=True):
         np.testing.assert_allclose(wider, 10 * bars, rtol=1e-10)
 
 
-def _bars(report):
+def _bars(report, panels):
     """Half the widths of all bars and bands that a study draws; but for allowances, which no measurement decides."""
-    panels = [panel for panel in report.study.draw(report.results) if isinstance(panel, Panel)]
+    panels = [panel for panel in panels if isinstance(panel, Panel)]
     levels = [level.half_width for panel in panels for level in panel.levels if report.study.name != "diversity"]
     lines = [line.bars for panel in panels for line in panel.lines if line.bars is not None]
     return [np.asarray(bars, float) for bars in (*lines, *levels)]
 
 
-def test_a_study_concludes_where_everything_diverged(report, tmp_path):
+def test_a_study_concludes_where_everything_diverged(report):
     """Undecided, and said so: in the line of what can't be known, and above all lines."""
 
     def lost(kept):
@@ -396,7 +396,15 @@ def test_a_study_concludes_where_everything_diverged(report, tmp_path):
     assert f"not finite (diverged, or beyond all that was tried) in {len(results.cells)} of" in " ".join(
         diverged.table().split()
     )
-    assert all(path.stat().st_size for path in diverged.save(tmp_path))
+    diverged.figure().draw_without_rendering()
+
+
+def test_a_report_of_what_diverged_is_written(example, tmp_path):
+    """With a figure of numbers that are not finite."""
+    example = replace(example, measure=lambda width, seeds: {"gap": (("seed",), np.full(seeds, np.nan))})
+    report = studies.run(example, "smoke", folder=tmp_path)
+    assert "not finite" in report.table()
+    assert all(path.stat().st_size for path in report.save(tmp_path))
 
 
 RATES = ("learning_rate", "learning_rates", "rates", "lowest")
