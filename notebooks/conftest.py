@@ -3,10 +3,12 @@
 import os
 
 import pytest
+from execute import notice_replies
 
 QUICK = ("explore", "limit_and_networks")
 
 os.environ.setdefault("NFD_SMALL", "1")  # kernels inherit it
+notice_replies()
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -8,10 +8,27 @@ import sys
 from pathlib import Path
 
 import nbformat
+import zmq
 from nbclient import NotebookClient
+from nbclient.output_widget import OutputWidget
 
 HERE = Path(__file__).parent
 WIDGET = "application/vnd.jupyter.widget-view+json"
+
+
+def notice_replies():
+    """Have nbclient notice a reply that arrives while it sends a widget what was printed.
+
+    Both go over one socket: what is sent takes the reply in, and nobody wakes up who waits for it, until the timeout of
+    the cell ends. Looking at the socket's events wakes them.
+    """
+    send = OutputWidget.send
+
+    def send_and_look(widget, *content, **options):
+        send(widget, *content, **options)
+        widget.kernel_client.shell_channel.socket.get(zmq.EVENTS)
+
+    OutputWidget.send = send_and_look
 
 
 def execute(path):
@@ -30,6 +47,7 @@ def execute(path):
 
 
 if __name__ == "__main__":
+    notice_replies()
     os.environ.pop("NFD_SMALL", None)
     for path in map(Path, sys.argv[1:] or sorted(map(str, HERE.glob("*.ipynb")))):
         print(path.name, flush=True)

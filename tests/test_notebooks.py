@@ -4,12 +4,20 @@ import ast
 import importlib
 import re
 import sys
+import time
 from base64 import b64decode
 from pathlib import Path
 
 import nbformat
 import pytest
+from nbclient import NotebookClient
+from nbclient.output_widget import OutputWidget
 
+WIDGET = """
+import ipywidgets
+from IPython.display import display
+display(ipywidgets.interactive(lambda x: print(x), x=ipywidgets.IntSlider(3)))
+"""
 FOLDER = Path(__file__).parent.parent / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 STORED = [pytest.param(path, id=path.stem) for path in NOTEBOOKS]
@@ -80,3 +88,15 @@ def test_widgets_are_asked_for_in_explore_alone():
     users = [path.stem for path in NOTEBOOKS if any("ipywidgets" in cell.source for cell in stored(path))]
     assert users == ["explore"]
     assert "ipywidgets" not in sys.modules
+
+
+def test_replies_are_noticed_while_a_widget_is_sent_what_was_printed(monkeypatch):
+    """One that arrives just before that is taken in with it, and would be seen when the time for the cell is over."""
+    monkeypatch.syspath_prepend(FOLDER)
+    execute, send = importlib.import_module("execute"), OutputWidget.send
+    monkeypatch.setattr(OutputWidget, "send", lambda *content: (time.sleep(1), send(*content)))
+    execute.notice_replies()  # of what is sent late
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(WIDGET)])
+    began = time.monotonic()
+    NotebookClient(notebook, timeout=60).execute()
+    assert time.monotonic() - began < 50
