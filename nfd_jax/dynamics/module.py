@@ -6,15 +6,17 @@ agreement tests everything else.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import equinox as eqx
 import jax
 import jax.numpy as jnp
 from jax import lax
 
-from nfd_jax._types import Array, Float, Key
+from nfd_jax._slices import put, take
+from nfd_jax._types import Array, Float, Index, Key
 from nfd_jax.dynamics.snapshot import ImageChanges
+from nfd_jax.matrices.noise import normals, uniforms
 from nfd_jax.models import AbstractModel
 from nfd_jax.parametrization import Parametrization, Role
 
@@ -226,7 +228,8 @@ def create_network(
     std = {role: row[role].std(**sizes) for role in Role}
     rows = jax.random.normal(ends, (shape.width, shape.dimension + shape.outputs), dtype)
     copies, count = 2 if shape.untied else 1, model.structure.matrices
-    matrices = jax.random.normal(inner, (copies, count, model.blocks, shape.width, shape.width), dtype)
+    matrices = _normal(inner, (copies * count * model.blocks, shape.width, shape.width), dtype)
+    matrices = matrices.reshape(copies, count, model.blocks, shape.width, shape.width)
 
     def weights(place: int) -> tuple[Weights, ...]:
         role = Role.HIDDEN if place == count - 1 else Role.INNER
@@ -246,3 +249,14 @@ def create_network(
         row,
         richness,
     )
+
+
+def _normal(key: Key, shape: tuple[int, int, int], dtype: Any) -> Float[Array, "matrices rows columns"]:
+    """The numbers of `jax.random.normal`, made in place and in a loop: otherwise each of the arrays that they are cut
+    into has the code of all of it, a third of what the first call of a network compiles."""
+    drawn = uniforms(key, shape, dtype)
+
+    def one(index: Index, rows: Array) -> Array:
+        return put(rows, normals(take(rows, index)), index)
+
+    return lax.fori_loop(0, len(drawn), one, drawn) if len(drawn) else drawn
