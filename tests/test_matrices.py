@@ -218,6 +218,15 @@ def test_a_direction_that_turns_out_to_be_noise_has_one_image_stored_or_not():
         np.testing.assert_allclose(image, mix @ y, rtol=0, atol=1e-12)
 
 
+def test_members_side_by_side_are_read_as_one_is():
+    """Their states have a leading axis, and so has what is read of them."""
+    every = [revealed(width=width)[0] for width in (32, 32)]
+    together = jax.tree.map(lambda *leaves: jnp.stack(leaves), *every)
+    np.testing.assert_array_equal(together.ranks, np.stack([one.ranks for one in every], axis=1))
+    for half, halves in zip(together.revealed, zip(*(one.revealed for one in every), strict=True), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, half, jax.tree.map(lambda *leaves: jnp.stack(leaves), *halves))
+
+
 # ------------------------------------------------------------------ space by rank
 
 

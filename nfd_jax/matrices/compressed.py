@@ -230,7 +230,7 @@ class CompressedMatrices(AbstractMatrices):
     @property
     def ranks(self) -> Int[Array, "kinds depth"]:
         """Directions of every matrix: revealed forward and backward, and of updates."""
-        return jnp.concatenate([self.both.counts.values, self.updates.counts.values]).reshape(3, -1)
+        return jnp.stack([*jnp.split(self.both.counts.values, 2, axis=-1), self.updates.counts.values])
 
     def no_coordinates(self, batch: int) -> Coordinates:
         depth, _, width = self.trained.learned.shape

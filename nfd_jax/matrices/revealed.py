@@ -40,9 +40,11 @@ class Revealed(eqx.Module):
         return cls(queries, images, steps, bases.Counts(jnp.zeros((depth,), jnp.int32), members))
 
     def halves(self) -> tuple[Revealed, Revealed]:
-        """Of the first and the second half of the layers."""
-        depth = len(self.steps) // 2
-        first, second = (jax.tree.map(lambda each, at=at: each[at : at + depth], self) for at in (0, depth))
+        """Of the first and the second half of the layers; of members side by side too."""
+        queries, images = (jnp.split(each, 2, axis=-3) for each in (self.queries, self.images))
+        steps, counts = jnp.split(self.steps, 2, axis=-2), jnp.split(self.counts.values, 2, axis=-1)
+        members = self.counts.members
+        first, second = (Revealed(queries[k], images[k], steps[k], bases.Counts(counts[k], members)) for k in (0, 1))
         return first, second
 
     def split(self, layer: Index, query: Vectors) -> bases.Split:
@@ -184,7 +186,8 @@ class RevealedMatrices(AbstractMatrices):
     @property
     def ranks(self) -> Int[Array, "directions depth"]:
         """How many directions are revealed, forward and backward, of every matrix."""
-        return jnp.sum(self.both.steps != NEVER, axis=-1, dtype=jnp.int32).reshape(2, -1)
+        counts = jnp.sum(self.both.steps != NEVER, axis=-1, dtype=jnp.int32)
+        return jnp.stack(jnp.split(counts, 2, axis=-1))
 
     def query(
         self,
