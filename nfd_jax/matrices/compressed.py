@@ -228,7 +228,7 @@ class CompressedMatrices(AbstractMatrices):
         return Response.of(self.both, self.trained.initial, direction, layer, step)
 
     @property
-    def ranks(self) -> Int[Array, "kinds depth"]:
+    def ranks(self) -> Int[Array, "kinds *members depth"]:
         """Directions of every matrix: revealed forward and backward, and of updates."""
         return jnp.stack([*jnp.split(self.both.counts.values, 2, axis=-1), self.updates.counts.values])
 

@@ -143,13 +143,13 @@ def gaussians(
     return normals(even(uniforms(key, like.shape, like.dtype)))
 
 
-def uniforms(key: Key, shape: tuple[int, ...], dtype: Any) -> Vectors:
+def uniforms(key: Key, shape: tuple[int, ...], dtype: Any) -> Float[Array, ...]:
     """Independent uniform numbers between -1 and 1, those of which jax makes its normals."""
     smallest = np.nextafter(np.array(-1, dtype), np.array(0, dtype))
     return jax.random.uniform(key, shape, dtype, minval=smallest, maxval=1)
 
 
-def normals(uniforms: Vectors) -> Vectors:
+def normals(uniforms: Float[Array, "*shape"]) -> Float[Array, "*shape"]:
     """The quantiles of the standard normal distribution of numbers that are uniform between -1 and 1: code of some
     length, which a program has once a draw."""
     return lax.erf_inv(uniforms) * np.array(2**0.5, uniforms.dtype)

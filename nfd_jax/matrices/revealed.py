@@ -41,10 +41,12 @@ class Revealed(eqx.Module):
 
     def halves(self) -> tuple[Revealed, Revealed]:
         """Of the first and the second half of the layers; of members side by side too."""
-        queries, images = (jnp.split(each, 2, axis=-3) for each in (self.queries, self.images))
-        steps, counts = jnp.split(self.steps, 2, axis=-2), jnp.split(self.counts.values, 2, axis=-1)
-        members = self.counts.members
-        first, second = (Revealed(queries[k], images[k], steps[k], bases.Counts(counts[k], members)) for k in (0, 1))
+
+        def arrays(tree: Revealed) -> tuple[Any, ...]:
+            return tree.queries, tree.images, tree.steps, tree.counts.values
+
+        split = (jnp.split(each, 2, axis) for each, axis in zip(arrays(self), (-3, -3, -2, -1), strict=True))
+        first, second = (eqx.tree_at(arrays, self, half) for half in zip(*split, strict=True))
         return first, second
 
     def split(self, layer: Index, query: Vectors) -> bases.Split:
@@ -184,7 +186,7 @@ class RevealedMatrices(AbstractMatrices):
         return self.both.halves()
 
     @property
-    def ranks(self) -> Int[Array, "directions depth"]:
+    def ranks(self) -> Int[Array, "directions *members depth"]:
         """How many directions are revealed, forward and backward, of every matrix."""
         counts = jnp.sum(self.both.steps != NEVER, axis=-1, dtype=jnp.int32)
         return jnp.stack(jnp.split(counts, 2, axis=-1))
