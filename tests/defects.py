@@ -296,8 +296,8 @@ DEFECTS = [
     Defect(
         "all steps of a chunk at the address of its first",
         "runtime/loop.py",
-        "chunk.first + place, rate, train",
-        "chunk.first, rate, train",
+        "Pass(self.first + place, rate",
+        "Pass(self.first, rate",
         (
             "test_dynamics.py::test_a_loop_of_ones_own_is_the_solver",
             f"{NETWORK}::test_same_seed_same_numbers",

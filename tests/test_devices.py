@@ -146,8 +146,8 @@ assert KINDS["limit"][0].initial.matched
 for kind, (dynamics, problem, layout, count) in KINDS.items():
     several = count > 1
     state = ensemble.create(dynamics, keys[:count] if several else keys[0], members=several, layout=layout)
-    chunk = loop.Chunk(
-        np.int32(0), np.int32(steps), np.full((count, steps) if several else steps, 0.5), problem.data.batches)
+    rates = np.full((count, steps) if several else steps, 0.5)
+    chunk = loop.Chunk.of(problem.data, rates, 0, steps, steps)
     lowered = loop.run_chunk.lower(dynamics, state, problem.data.train, chunk, members=several, layout=layout)
     compiled = lowered.compile({"xla_disable_hlo_passes": ""})  # all that users have
     memory = compiled.memory_analysis()

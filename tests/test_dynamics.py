@@ -42,6 +42,36 @@ def test_a_loop_of_ones_own_is_the_solver(task, solver, monkeypatch):
     assert np.abs(np.diff(run, axis=0)).max() > 1e-2
 
 
+def test_the_last_pass_says_what_an_evaluation_would(task, monkeypatch):
+    """Without a program for that, where the memory of a step is small; of held-out samples with one."""
+    options = {"width": 24, "seeds": 2, "steps": 3, "learning_rate": 2.0}
+    before = loop._evaluate._cache_size()
+    by_pass = nfd.solve_network(task, MODEL, **options)
+    assert loop._evaluate._cache_size() == before
+    nfd.solve_network(task.holding_out(nfd.datasets.digits(2)), MODEL, **options)
+    assert loop._evaluate._cache_size() == before + 1
+    monkeypatch.setattr(loop, "ROOM", 0)
+    evaluated = nfd.solve_network(task, MODEL, **options)
+    assert loop._evaluate._cache_size() == before + 2
+    for name, count in (("outputs", 4), ("loss", 4), ("batch_loss", 3)):
+        values, others = getattr(by_pass, name), getattr(evaluated, name)
+        assert values.shape[1] == count
+        np.testing.assert_allclose(values, others, rtol=0, atol=ROUNDING, err_msg=name)
+    assert np.abs(np.diff(by_pass.outputs, axis=1)).max() > 1e-2
+
+
+def test_the_last_pass_goes_forward_alone(task):
+    dynamics, problem = nfd.network_dynamics(task, MODEL, steps=2, width=24, engine="revealed")
+    (number, rate, *batch), _ = problem.steps()
+    step, state = eqx.filter_jit(dynamics.step), dynamics.init(nfd.seed_key(0))
+    for last in (False, True):
+        after, record = step(state, number, rate, *batch, np.bool_(last))
+        found = [half.counts.values for half in after.layers.hidden.revealed]
+        assert np.all(found[0] == task.samples)
+        assert np.all((found[1] > 0) != last)
+        np.testing.assert_array_equal(record.outputs, dynamics.evaluate(state, number, batch[0]))
+
+
 def test_equal_programs_share_a_compiled_one(task):
     """Rows, richness, horizons and depths up to the capacity differ in traced units only."""
     options = {"particles": 128, "steps": 2, "capacity": 4, "noise": "plain"}

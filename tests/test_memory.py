@@ -35,7 +35,7 @@ def compiled(solver, width):
     keys = jax.random.split(jax.random.key(0), MEMBERS) if members else jax.random.key(0)
     state = jax.eval_shape(functools.partial(ensemble.create, members=members), dynamics, keys)
     rates = np.full((MEMBERS, STEPS) if members else STEPS, 0.5)  # of every member
-    chunk = loop.Chunk(np.int32(0), np.int32(STEPS), rates, problem.data.batches)
+    chunk = loop.Chunk.of(problem.data, rates, 0, STEPS, STEPS)
     lowered = loop.run_chunk.lower(dynamics, state, problem.data.train, chunk, members=members, layout=None)
     return lowered.compile({"xla_disable_hlo_passes": ""})  # all that users have
 

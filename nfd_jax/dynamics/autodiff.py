@@ -11,7 +11,7 @@ import optax
 
 from nfd_jax import optimizers
 from nfd_jax._checks import in_precision
-from nfd_jax._types import Array, Float, Index, Key, PyTree, Scalar
+from nfd_jax._types import Array, Flag, Float, Index, Key, PyTree, Scalar
 from nfd_jax.dynamics.base import AbstractDynamics, Record, Settings
 from nfd_jax.dynamics.module import Network, Shape, create_network
 from nfd_jax.dynamics.snapshot import Snapshot, observation
@@ -53,7 +53,10 @@ class Autodiff(AbstractDynamics):
             return State(network, memory)
         return State(network, memory, network.forward_only(), jnp.ones((), network.input.dtype))
 
-    def step(self, state: State, step: Index, rate: Scalar, inputs: Array, targets: Array) -> tuple[State, Record]:
+    def step(
+        self, state: State, step: Index, rate: Scalar, inputs: Array, targets: Array, last: Flag = False
+    ) -> tuple[State, Record]:
+        del last
         settings = self.settings
 
         def objective(parameters: dict[str, PyTree]) -> tuple[Scalar, Array]:

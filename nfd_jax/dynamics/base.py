@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import equinox as eqx
 
-from nfd_jax._types import Array, Float, Index, Key, PyTree, Scalar
+from nfd_jax._types import Array, Flag, Float, Index, Key, PyTree, Scalar
 from nfd_jax.dynamics.snapshot import Observe
 from nfd_jax.models import Structure
 from nfd_jax.optimizers import Optimizer
@@ -55,9 +55,12 @@ class AbstractDynamics(eqx.Module):
         """Those of one of several members under vmap, along an axis named `basis.MEMBERS`."""
 
     @abstractmethod
-    def step(self, state: PyTree, step: Index, rate: Scalar, inputs: Array, targets: Array) -> tuple[PyTree, Record]:
+    def step(
+        self, state: PyTree, step: Index, rate: Scalar, inputs: Array, targets: Array, last: Flag = False
+    ) -> tuple[PyTree, Record]:
         """The state after the training step of this number on a batch, `(B, d)` and `(B, c)`, at rate eta, and what was
-        seen before it. Steps are taken in order."""
+        seen before it. Steps are taken in order; of the `last` one only what was seen is asked for, and the state may
+        be anything."""
 
     @property
     @abstractmethod

@@ -6,10 +6,11 @@ from dataclasses import replace
 from functools import partial
 
 import equinox as eqx
+import jax.numpy as jnp
 import numpy as np
 
 from nfd_jax import optimizers
-from nfd_jax._types import Array, Float, Index, Key, PyTree, Scalar
+from nfd_jax._types import Array, Flag, Float, Index, Key, PyTree, Scalar
 from nfd_jax.dynamics import propagate
 from nfd_jax.dynamics.base import AbstractDynamics, Record, Settings
 from nfd_jax.dynamics.initial import Initial
@@ -54,11 +55,15 @@ class Conditioned(AbstractDynamics):
         """The state before training, from weights of N(0, 1) entries."""
         return State(layers, self.settings.optimizer.direction().init(self._trained(layers)))
 
-    def step(self, state: State, step: Index, rate: Scalar, inputs: Array, targets: Array) -> tuple[State, Record]:
+    def step(
+        self, state: State, step: Index, rate: Scalar, inputs: Array, targets: Array, last: Flag = False
+    ) -> tuple[State, Record]:
         settings, units, structure = self.settings, self.units, self.settings.structure
         chi = partial(units.chi, settings.loss, targets=targets)
+        observes = settings.observe is not None
+        turns = 2 if observes or last is False else 2 - jnp.asarray(last, jnp.int32)
         outputs, passed, gradients, layers = propagate.there_and_back(
-            structure, units, state.layers, inputs, step, chi, keep_features=settings.observe is not None
+            structure, units, state.layers, inputs, step, chi, keep_features=observes, turns=turns
         )
         observed = {}
         if settings.observe is not None and passed.backward is not None:
@@ -78,6 +83,10 @@ class Conditioned(AbstractDynamics):
         )
         record = Record(outputs, loss_value(settings.loss, outputs, targets), observed)
         return State(layers, memory), record
+
+    def with_last_pass(self) -> Conditioned:
+        """With room for a pass after the last step of a run, of the exact law."""
+        return replace(self, initial=self.initial and replace(self.initial, steps=self.initial.steps + 1))
 
     @property
     def capacity(self) -> tuple[int, ...]:

@@ -34,11 +34,21 @@ class Data(NamedTuple):
 
     train: Samples
     steps: int  # K
-    batches: np.ndarray  # (K, B), indices of the samples of every step; where something is observed of one more
+    batches: np.ndarray  # (K, B), indices of the samples of every step; of one more where a pass follows the last step
     full_batch: bool  # every step sees all samples, so that its outputs need no evaluation
     held_out: Samples | None
     evaluate_at: tuple[int, ...]  # steps, for what is held out, and for all samples where batches are not full
     axes: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # of what is observed, where they have names
+
+    @property
+    def queries(self) -> int:
+        """Samples that all steps see together."""
+        return self.steps * self.batches.shape[1]
+
+    @property
+    def has_last_pass(self) -> bool:
+        """Whether a pass follows the last step, of which only what it sees is kept."""
+        return len(self.batches) > self.steps
 
     def until(self, step: int) -> Data:
         """The same up to fewer steps, as of a run that ended early."""
@@ -52,7 +62,7 @@ class Data(NamedTuple):
 
     def asked(self, step: int) -> tuple[bool, bool]:
         """Whether the training samples and the held-out ones are to be evaluated before this step."""
-        due, last = step in self.evaluate_at, step == self.steps
+        due, last = step in self.evaluate_at, step == self.steps and not self.has_last_pass
         return (last if self.full_batch else due), (due and self.held_out is not None)
 
 
@@ -121,6 +131,11 @@ class Problem(NamedTuple):
         """The number, rate, inputs and targets of every training step in order, as `dynamics.step` takes them."""
         for step, rate in enumerate(self.rates):
             yield jnp.int32(step), jnp.asarray(rate, jnp.zeros(()).dtype), *self.batch(step)
+
+    def with_last_pass(self) -> Problem:
+        """The same problem with a pass after the last step."""
+        data = self.data
+        return self._replace(data=data._replace(batches=np.concatenate([data.batches, data.batches[-1:]])))
 
     def in_coordinates(self) -> Problem:
         """The same problem with inputs times 1/sqrt(d), in an orthonormal basis of the span of all of them, training

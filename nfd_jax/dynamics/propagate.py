@@ -77,9 +77,11 @@ def there_and_back(
     chi: Callable[[Outputs], tuple[Outputs, Weights]],
     *,
     keep_features: bool,
+    turns: Index | int = 2,
 ) -> tuple[Outputs, Passed, dict[str, PyTree], Layers]:
     """A forward and a backward pass: outputs, what they leave behind, and gradients sum_a w_a g_a x_a^T of every matrix
-    times the rate of its role. `chi` are u and w at outputs; `keep_features`: of g_0 to g_L too."""
+    times the rate of its role. `chi` are u and w at outputs; `keep_features`: of g_0 to g_L too. Of one of its two
+    `turns` only outputs are right."""
     start = product(inputs, layers.input)
     passed = _started(structure, layers, start)
     passed = passed._replace(backward=jnp.zeros_like(passed.features) if keep_features else None)
@@ -89,20 +91,20 @@ def there_and_back(
         return Turn(outputs, *chi(outputs))
 
     def one_pass(direction: Index, carry: tuple) -> tuple:
-        h, hidden, passed, turn = carry
-
-        def from_outputs() -> tuple[Vectors, Turn]:
-            turn = turn_at(h)
-            return structure.pull_back(structure.readout, h, product(turn.cotangents, layers.readout)), turn
-
-        first, turn = chosen(direction, lambda: (h, turn), from_outputs)
+        first, hidden, passed, turn = carry
         if passed.backward is not None:
             passed = passed._replace(backward=put(passed.backward, first, units.blocks))
         last, hidden, passed = _walk(structure, units, direction, hidden, first, step, passed, turn.weights)
+
+        def at_outputs() -> tuple[Vectors, Turn]:
+            turn = turn_at(last)
+            return structure.pull_back(structure.readout, last, product(turn.cotangents, layers.readout)), turn
+
+        last, turn = chosen(direction, at_outputs, lambda: (last, turn))
         return last, hidden, passed, turn
 
     none = jax.tree.map(lambda like: jnp.zeros(like.shape, like.dtype), jax.eval_shape(turn_at, start))
-    g, hidden, passed, turn = lax.fori_loop(0, 2, one_pass, (start, layers.hidden, passed, none))
+    g, hidden, passed, turn = lax.fori_loop(0, turns, one_pass, (start, layers.hidden, passed, none))
     last = structure.apply(structure.readout, take(passed.features, units.blocks))
     weights = turn.weights[:, None]
     gradients = {

@@ -14,7 +14,7 @@ from nfd_jax.dynamics.base import AbstractDynamics
 from nfd_jax.dynamics.problem import Problem
 from nfd_jax.runtime import devices, loop, memory, threads
 from nfd_jax.runtime.devices import Layout
-from nfd_jax.runtime.loop import Recorded
+from nfd_jax.runtime.recorded import Recorded, joined
 from nfd_jax.runtime.store import Checkpoint
 from nfd_jax.seeds import seed_key
 
@@ -43,6 +43,7 @@ def train(
     share the chunks. These are of one size, so that they share a compiled program; the last is filled up with members
     thrown away.
     """
+    dynamics, problem = loop.with_last_pass(dynamics, problem, member_bytes)
     budget = memory.side_by_side()
     if layout is None:  # a device takes whole members
         most = max(1, budget // member_bytes) * devices.device_count()
@@ -76,7 +77,7 @@ def _side_by_side(runs: Sequence[Recorded], count: int) -> Recorded:
     """The members of all runs, the first `count` of them."""
 
     def together(kind: str) -> list[dict[str, np.ndarray]]:
-        every = [loop.joined(getattr(run, kind)) for run in runs]
+        every = [joined(getattr(run, kind)) for run in runs]
         least = {name: min(len(each[name]) for each in every) for name in every[0]}  # fewer where memory ended one
         piece = {
             name: np.concatenate([each[name][:steps] for each in every], axis=1)[:, :count]

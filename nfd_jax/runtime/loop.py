@@ -8,7 +8,7 @@ steps of a chunk is traced, so that one program serves all, and the numbers don'
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -21,26 +21,39 @@ from tqdm import tqdm
 from nfd_jax._slices import put, take
 from nfd_jax._types import Array, PyTree
 from nfd_jax.dynamics.base import AbstractDynamics, Record
+from nfd_jax.dynamics.conditioned import Conditioned
 from nfd_jax.dynamics.problem import Data, Evaluated, Problem, Samples, evaluated
 from nfd_jax.matrices.basis import MEMBERS
 from nfd_jax.optimizers import Optimizer
 from nfd_jax.runtime import capacity, devices, store
 from nfd_jax.runtime.devices import Layout
+from nfd_jax.runtime.recorded import Recorded
 from nfd_jax.runtime.store import Checkpoint, arrays_of, with_arrays
 from nfd_jax.runtime.threads import Bar
 
 LONGEST = 32  # steps of a chunk
 RECORDED = 2**24  # bytes of what a chunk records, if it is more than one step
 TICK = 0.25  # seconds: chunks that take less are followed by longer ones
+ROOM = 2**26  # bytes that the bases of a run have for a step: so many more are worth not compiling an evaluation
+
+
+class Pass(NamedTuple):
+    """What a step takes besides the state: its number and rate, the samples of its batch, and whether it is the pass
+    after the last step."""
+
+    number: Any
+    rate: Any
+    chosen: Any
+    last: Any
 
 
 @partial(jax.jit, static_argnames="members")  # a function of its own, so that it is traced once
 def _step(
-    dynamics: AbstractDynamics, state: PyTree, step: Array, rate: Array, train: Samples, chosen: Array, *, members: bool
+    dynamics: AbstractDynamics, state: PyTree, one: Pass, train: Samples, *, members: bool
 ) -> tuple[PyTree, Record]:
-    one = dynamics.step
-    one = jax.vmap(one, in_axes=(0, None, 0, None, None), axis_name=MEMBERS) if members else one
-    return one(state, step, rate, train.inputs[chosen], train.targets[chosen])
+    step = dynamics.step
+    step = jax.vmap(step, in_axes=(0, None, 0, None, None, None), axis_name=MEMBERS) if members else step
+    return step(state, one.number, one.rate, train.inputs[one.chosen], train.targets[one.chosen], one.last)
 
 
 class Chunk(NamedTuple):
@@ -50,11 +63,19 @@ class Chunk(NamedTuple):
     steps: Any
     rates: Array | np.ndarray
     batches: Array | np.ndarray
+    last: Any  # whether it is the pass after the last step
 
-    def step(self, place: Array | int) -> tuple[Array, Array]:
-        """Rate and batch of one of them."""
+    @classmethod
+    def of(cls, data: Data, rates: np.ndarray, first: int, count: int, size: int) -> Chunk:
+        """Of the steps of a run, with room for `size`."""
+        places = np.minimum(np.arange(first, first + size), len(data.batches) - 1)
+        rates = rates[..., np.minimum(places, data.steps - 1)]
+        return cls(np.int32(first), np.int32(count), rates, data.batches[places], np.bool_(first == data.steps))
+
+    def step(self, place: Array | int) -> Pass:
+        """One of them."""
         rate = take(self.rates, place, axis=self.rates.ndim - 1)
-        return rate, take(self.batches, place)
+        return Pass(self.first + place, rate, take(self.batches, place), self.last)
 
 
 @partial(jax.jit, static_argnames=("members", "layout"), donate_argnames="state")
@@ -65,8 +86,7 @@ def run_chunk(
     and their number."""
 
     def one(place: Array | int, state: PyTree) -> tuple[PyTree, Record]:
-        rate, chosen = chunk.step(place)
-        state, record = _step(dynamics, state, chunk.first + place, rate, train, chosen, members=members)
+        state, record = _step(dynamics, state, chunk.step(place), train, members=members)
         return devices.place(layout, state), record
 
     def step(carry: tuple[Array, PyTree, Record]) -> tuple[Array, PyTree, Record]:
@@ -103,58 +123,18 @@ def _evaluate(
     return devices.replicate(layout, (jax.vmap(one, axis_name=MEMBERS) if members else one)(state))
 
 
-class Recorded(NamedTuple):
-    """What a run has recorded so far: arrays by name along training, in pieces in order."""
+def with_last_pass(dynamics: AbstractDynamics, problem: Problem, needed: int) -> tuple[AbstractDynamics, Problem]:
+    """With a pass after the last step that says of full batches what an evaluation would, so that the first call
+    compiles no program for that: a third of its time. `needed`: bytes of a member.
 
-    batch: list[dict[str, np.ndarray]]  # `outputs` and `loss` of the batch of every step, before its update
-    train: list[dict[str, np.ndarray]]  # those of evaluations
-    held_out: list[dict[str, np.ndarray]]
-    observed: list[dict[str, np.ndarray]]  # before every update, and after the last; empty where nothing is observed
-    ranks: list[dict[str, np.ndarray]]  # at the end: the most directions of a matrix; empty for the exact law
-
-    def add(self, seen: Record, count: int, *, trained: bool) -> None:
-        """The first steps of a chunk; without `trained` what is observed alone."""
-        observed = {name: np.array(array[:count]) for name, array in seen.observed.items()}
-        self.observed.extend([observed] if observed else [])
-        if trained:
-            self.batch.append({"outputs": np.array(seen.outputs[:count]), "loss": np.array(seen.loss[:count])})
-
-    def since(self, done: Sequence[int]) -> dict[str, np.ndarray]:
-        """The pieces beyond so many of each kind, for a checkpoint: every array by kind, number and name."""
-        return {
-            f"{kind}/{number:06d}/{name}": array
-            for kind, pieces, first in zip(self._fields, self, done, strict=True)
-            for number, piece in enumerate(pieces[first:], first)
-            for name, array in piece.items()
-        }
-
-    def results(self, *, full_batch: bool) -> dict[str, np.ndarray]:
-        """Arrays along training by the names that they have in a trajectory. Outputs of full batches are those that
-        training saw, and the last evaluation."""
-        batch, held_out = joined(self.batch), joined(self.held_out)
-        train = joined([*self.batch, *self.train] if full_batch else self.train)
-        return {
-            **train,
-            "batch_loss": batch["loss"],
-            **{f"held_out_{name}": array for name, array in held_out.items()},
-        }
-
-    @classmethod
-    def of(cls, arrays: Mapping[str, np.ndarray]) -> Recorded:
-        """From what `since` gave, of a whole run."""
-        recorded, pieces = cls([], [], [], [], []), {}
-        for address in sorted(arrays):
-            if "/" in address:
-                kind, number, name = address.split("/", 2)
-                pieces.setdefault((kind, number), {})[name] = arrays[address]
-        for (kind, _), piece in pieces.items():
-            getattr(recorded, kind).append(piece)
-        return recorded
-
-
-def joined(pieces: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
-    """Every array along training, from its pieces."""
-    return {name: np.concatenate([piece[name] for piece in pieces]) for name in (pieces[0] if pieces else ())}
+    Only where memory has room for all steps from the start and that of one is small. Dense networks would take longer:
+    their steps can't leave the backward pass out, and evaluations compile fast.
+    """
+    data = problem.data
+    wanted = data.full_batch and not data.has_last_pass
+    if wanted and isinstance(dynamics, Conditioned) and not dynamics.capacity and needed <= ROOM * data.steps:
+        return dynamics.with_last_pass(), problem.with_last_pass()
+    return dynamics, problem
 
 
 def run(
@@ -183,13 +163,7 @@ def run(
     written = [len(pieces) for pieces in recorded]
     progress.update(step)
 
-    def chunk_of(first: int, count: int, size: int) -> Chunk:
-        places = np.minimum(np.arange(first, first + size), len(data.batches) - 1)
-        return Chunk(
-            np.int32(first), np.int32(count), rates[..., np.minimum(places, data.steps - 1)], data.batches[places]
-        )
-
-    longest = _longest(dynamics, state, train, chunk_of(0, 1, 1), members=members)
+    longest = _longest(dynamics, state, train, Chunk.of(data, rates, 0, 1, 1), members=members)
     length = 1 if jax.process_count() == 1 else longest  # processes have to go on alike
     left = None
     while step <= data.steps:
@@ -201,16 +175,16 @@ def run(
             for (_, pieces), answer in zip(wanted, answers, strict=True):
                 pieces.append(_piece(answer))
         count, began = _until(data, checkpoint, step, length), time.monotonic()
-        if step < len(data.batches):  # the one after the last is observed and given up
+        if step < len(data.batches):  # what the one after the last updates is given up
             if left is None:
-                chunk = chunk_of(step, count, longest)
+                chunk = Chunk.of(data, rates, step, count, longest)
                 state, seen, done = run_chunk(dynamics, state, train, chunk, members=members, layout=layout)
                 seen, count = jax.tree.map(np.asarray, seen), int(done)  # whose parts then need no programs
                 dynamics, state, data = _with_room(dynamics, state, data, step + count, layout, members=members)
                 left = _nothing_left(dynamics.settings.optimizer, seen, count)
             else:
                 seen = left
-            recorded.add(seen, count, trained=step < data.steps)
+            recorded.add(seen, count, data, step)
             with np.errstate(over="ignore"):  # of members about to diverge
                 progress.set_postfix(loss=f"{np.mean(seen.loss[count - 1]):.4g}", refresh=False)
         step += count
@@ -241,7 +215,9 @@ def _nothing_left(optimizer: Optimizer, seen: Record, count: int) -> Record | No
 def _with_room(
     dynamics: AbstractDynamics, state: PyTree, data: Data, step: int, layout: Layout | None, *, members: bool
 ) -> tuple[AbstractDynamics, PyTree, Data]:
-    """With room for a step; where memory lacks it the run ends there, with what it has."""
+    """With room for a step, if there is one; where memory lacks it the run ends there, with what it has."""
+    if step >= len(data.batches):
+        return dynamics, state, data
     dynamics, state, fits = capacity.grown(dynamics, state, data.batches.shape[1], layout, members=members)
     return dynamics, state, data if fits else data.until(step)
 
@@ -263,8 +239,8 @@ def _until(data: Any, checkpoint: Checkpoint | None, step: int, length: int) -> 
 
 def _longest(dynamics: AbstractDynamics, state: PyTree, train: Samples, chunk: Chunk, *, members: bool) -> int:
     """The steps of the longest chunk, as what it records is to fit into little memory."""
-    rate, chosen = jax.eval_shape(lambda: chunk.step(0))
-    _, record = jax.eval_shape(partial(_step, members=members), dynamics, state, chunk.first, rate, train, chosen)
+    one = jax.eval_shape(lambda: chunk.step(0))
+    _, record = jax.eval_shape(partial(_step, members=members), dynamics, state, one, train)
     needed = sum(int(np.prod(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(record))
     return max(1, min(LONGEST, RECORDED // max(1, needed)))
 

@@ -25,7 +25,7 @@ from nfd_jax.models import AbstractModel, check_model
 from nfd_jax.optimizers import Optimizer
 from nfd_jax.runtime import devices, ensemble, memory
 from nfd_jax.runtime.devices import Layout
-from nfd_jax.runtime.loop import Recorded
+from nfd_jax.runtime.recorded import Recorded
 from nfd_jax.runtime.store import Checkpoint
 from nfd_jax.solvers.resolution import checked_resolution, resolution_of
 from nfd_jax.solvers.trajectory import Trajectory

@@ -19,7 +19,7 @@ from nfd_jax.dynamics.units import Units
 from nfd_jax.matrices.matched import MOST, least_width
 from nfd_jax.models import AbstractModel
 from nfd_jax.runtime import devices, ensemble, loop, memory
-from nfd_jax.runtime.loop import Recorded
+from nfd_jax.runtime.recorded import Recorded
 from nfd_jax.solvers import expansion
 
 
@@ -107,7 +107,8 @@ class System(NamedTuple):
     ) -> Recorded:
         """The solution of a key; arguments are those of `dynamics`."""
         dynamics = self.dynamics(particles, depth, refinement=refinement, capacity=capacity)
-        self.check_memory(particles, capacity or depth)
+        needed = self.check_memory(particles, capacity or depth)
+        dynamics, problem = loop.with_last_pass(dynamics, self.problem, needed)
         layout = devices.particles("particles", particles)
         state = ensemble.create(dynamics, key, members=False, layout=layout)
-        return loop.run(dynamics, self.problem, state, members=False, progress=progress, layout=layout)
+        return loop.run(dynamics, problem, state, members=False, progress=progress, layout=layout)

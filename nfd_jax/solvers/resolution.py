@@ -21,4 +21,4 @@ def resolution_of(resolution: float | None, problem: Problem) -> float:
     """That of a run; by default by how many queries it has."""
     if resolution is not None:
         return checked_resolution(resolution)
-    return 0.0 if problem.data.batches.size <= EXACT else RESOLUTION
+    return 0.0 if problem.data.queries <= EXACT else RESOLUTION

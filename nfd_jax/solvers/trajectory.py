@@ -13,7 +13,7 @@ import numpy as np
 from nfd_jax._checks import Outcome, one_of
 from nfd_jax.dynamics.problem import Data
 from nfd_jax.dynamics.snapshot import FOLLOWS
-from nfd_jax.runtime.loop import Recorded, joined
+from nfd_jax.runtime.recorded import Recorded, joined
 from nfd_jax.seeds import labels
 from nfd_jax.task import Task
 
