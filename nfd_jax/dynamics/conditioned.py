@@ -84,9 +84,9 @@ class Conditioned(AbstractDynamics):
         record = Record(outputs, loss_value(settings.loss, outputs, targets), observed)
         return State(layers, memory), record
 
-    def with_last_pass(self) -> Conditioned:
-        """With room for a pass after the last step of a run, of the exact law."""
-        return replace(self, initial=self.initial and replace(self.initial, steps=self.initial.steps + 1))
+    def for_passes(self, number: int) -> Conditioned:
+        """With room for so many passes of a run, or for the first of them."""
+        return replace(self, initial=self.initial and self.initial.for_passes(number))
 
     @property
     def capacity(self) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import NamedTuple
 
@@ -83,12 +83,19 @@ class Initial:
         data = problem.data
         (steps, batch), (_, rank) = data.batches.shape, data.train.inputs.shape
         outputs, in_block = data.train.targets.shape[1], problem.settings.structure.matrices
-        a_direction = 6 * max(1, matrices) * width * jnp.zeros(()).dtype.itemsize
-        room = min(steps * batch, max(2 * batch, min(MOST_ROOM, ROOM // a_direction)))
-        capacity = Capacity(room, min(room, max(2 * batch, MOST_ROOM // 4))) if compressed else None
-        steps = 0 if compressed else steps  # which a capacity stands for, so that runs of all lengths share a program
         shapes = max(1, matrices), width, rank, outputs, steps, batch
-        return cls(*shapes, coupled, matched, in_block, capacity=capacity, constraints=constraints)
+        capacity = Capacity(0, 0) if compressed else None
+        every = cls(*shapes, coupled, matched, in_block, capacity=capacity, constraints=constraints)
+        return every.for_passes(steps)
+
+    def for_passes(self, number: int) -> Initial:
+        """With room for the queries of so many passes, forward and backward, or for the first of them."""
+        if self.capacity is None:
+            return replace(self, steps=number)
+        a_direction = 6 * self.matrices * self.width * jnp.zeros(()).dtype.itemsize
+        room = min(number * self.batch, max(2 * self.batch, min(MOST_ROOM, ROOM // a_direction)))
+        capacity = Capacity(room, min(room, max(2 * self.batch, MOST_ROOM // 4)))
+        return replace(self, steps=0, capacity=capacity)  # which stands for steps: runs of all lengths share a program
 
     @property
     def least_bytes(self) -> int:

@@ -127,13 +127,13 @@ def with_last_pass(dynamics: AbstractDynamics, problem: Problem, needed: int) ->
     """With a pass after the last step that says of full batches what an evaluation would, so that the first call
     compiles no program for that: a third of its time. `needed`: bytes of a member.
 
-    Only where memory has room for all steps from the start and that of one is small. Dense networks would take longer:
-    their steps can't leave the backward pass out, and evaluations compile fast.
+    Only where so much more memory as a step takes is little. Dense networks would take longer: their steps can't leave
+    the backward pass out, and evaluations compile fast.
     """
     data = problem.data
-    wanted = data.full_batch and not data.has_last_pass
-    if wanted and isinstance(dynamics, Conditioned) and not dynamics.capacity and needed <= ROOM * data.steps:
-        return dynamics.with_last_pass(), problem.with_last_pass()
+    is_little = bool(dynamics.capacity) or needed <= ROOM * data.steps
+    if isinstance(dynamics, Conditioned) and data.full_batch and not data.has_last_pass and is_little:
+        return dynamics.for_passes(data.steps + 1), problem.with_last_pass()
     return dynamics, problem
 
 
@@ -167,6 +167,8 @@ def run(
     length = 1 if jax.process_count() == 1 else longest  # processes have to go on alike
     left = None
     while step <= data.steps:
+        if step == data.steps:
+            recorded.ranks.extend(capacity.used(dynamics, state, members=members))
         kinds = zip(every, (recorded.train, recorded.held_out), data.asked(step), strict=False)
         wanted = [(samples, pieces) for samples, pieces, asked in kinds if asked]
         if wanted:
@@ -188,8 +190,6 @@ def run(
             with np.errstate(over="ignore"):  # of members about to diverge
                 progress.set_postfix(loss=f"{np.mean(seen.loss[count - 1]):.4g}", refresh=False)
         step += count
-        if step > data.steps:
-            recorded.ranks.extend(capacity.used(dynamics, state, members=members))
         progress.update(count)
         if jax.process_count() == 1 and time.monotonic() - began < TICK:
             length = min(2 * length, longest)
