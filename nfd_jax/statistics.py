@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.stats import t as student
+import scipy
 
 from nfd_jax._checks import finite_array, finite_float, one_of
 
@@ -36,7 +36,7 @@ def quantile(freedom: int | float, confidence: float = CONFIDENCE) -> float:
         >>> round(quantile(3), 2), round(quantile(1e9), 2)
         (3.18, 1.96)
     """
-    return float(student.isf((1 - confidence) / 2, freedom))
+    return float(scipy.stats.t.isf((1 - confidence) / 2, freedom))
 
 
 def shown(value: float, half_width: float, form: str = "+.3g") -> str:

@@ -105,15 +105,22 @@ def test_only_plotting_imports_matplotlib():
     assert {module.split(".")[0] for module in users - {"io.plotting"}} == {"plotting"}
 
 
-def test_matplotlib_is_imported_by_the_first_plot_and_not_before():
+def test_what_is_slow_to_import_comes_with_its_first_use():
     program = (
         "import sys, nfd_jax as nfd\nassert 'plotting' in dir(nfd)\n"
-        "assert not {'matplotlib', 'xarray'} & set(sys.modules)\n"
+        "slow = {'matplotlib', 'xarray', 'scipy.stats', 'scipy.special', 'scipy.integrate', 'scipy.optimize'}\n"
+        "assert not slow & set(sys.modules), slow & set(sys.modules)\n"
         "nfd.plotting.loss\nassert 'matplotlib' in sys.modules and 'matplotlib.pyplot' not in sys.modules\n"
         "try:\n    nfd.plottin\nexcept AttributeError as error:\n    print(error)"
     )
     done = subprocess.run([sys.executable, *STRICT, "-c", program], capture_output=True, text=True)
     assert done.stdout == "module 'nfd_jax' has no attribute 'plottin'\n", done.stderr
+
+
+def test_help_needs_no_plots():
+    program = "import sys, nfd_jax.io.cli\nassert 'matplotlib' not in sys.modules"
+    done = subprocess.run([sys.executable, *STRICT, "-c", program], capture_output=True, text=True)
+    assert not done.returncode, done.stderr
 
 
 def classes():

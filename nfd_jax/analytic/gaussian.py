@@ -3,8 +3,8 @@
 import math
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy.special import ndtr
 
 from nfd_jax.analytic._arguments import Array, Pointwise, Real, square
 
@@ -66,12 +66,12 @@ def _alive(gram: Array) -> Array:
 
 
 def _gelu_slope(x: Array) -> Array:
-    return ndtr(x) + x * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
+    return scipy.special.ndtr(x) + x * np.exp(-(x**2) / 2) / math.sqrt(2 * math.pi)
 
 
 _SMOOTH: dict[str, tuple[Pointwise, Pointwise]] = {
     "tanh": (lambda x: np.tanh(x), lambda x: 1 / np.cosh(x) ** 2),
-    "gelu": (lambda x: x * ndtr(x), _gelu_slope),
+    "gelu": (lambda x: x * scipy.special.ndtr(x), _gelu_slope),
 }
 
 

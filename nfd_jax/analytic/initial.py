@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy.integrate import solve_ivp
 
 from nfd_jax.analytic._arguments import CLOSURES, Array, Pointwise, Real, choice, square, whole
 from nfd_jax.analytic.gaussian import gaussian_kernels, gaussian_means
@@ -171,7 +171,7 @@ def _initial_flow(branch: _Branch, start: Array, horizon: Real, points: int, kee
 
     times = np.linspace(0, 1, points)
     state = np.stack([start] + [np.zeros_like(start)] * (1 + len(roles))).ravel()
-    solution = solve_ivp(velocity, (0, 1), state, method="DOP853", t_eval=times, rtol=1e-12, atol=1e-14)
+    solution = scipy.integrate.solve_ivp(velocity, (0, 1), state, method="DOP853", t_eval=times, rtol=1e-12, atol=1e-14)
     features, exponent, *weighted = np.moveaxis(solution.y.T.reshape(points, *shape), 1, 0)
     activations = np.stack([branch.forward(kernel)[0][0] for kernel in features])
     gradients = np.exp(exponent[-1] - exponent)

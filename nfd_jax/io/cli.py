@@ -16,7 +16,7 @@ import xarray as xr
 
 from nfd_jax import datasets, studies
 from nfd_jax._checks import positive_int
-from nfd_jax.io import plotting, records
+from nfd_jax.io import records
 from nfd_jax.io.cluster import Cluster
 from nfd_jax.runtime import files, parts
 from nfd_jax.runtime.parts import Incomplete, Part
@@ -101,6 +101,8 @@ def compare(
             dataset.attrs["title"] = title
             print(comparison_table.table(dataset))
             print("wrote", records.save(dataset, written / "compare.nc", arguments))
+            from nfd_jax.io import plotting  # which brings matplotlib along
+
             print("wrote", plotting.save(plotting.comparison(dataset), written / "compare.png"))
 
     def first_look(dataset: xr.Dataset) -> None:

@@ -13,8 +13,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jax import lax
-from scipy.stats import qmc
 
 from nfd_jax._types import Array, Int, Key, UInt32, Vectors
 
@@ -80,7 +80,7 @@ def _sobol_generators(dimensions: int, bits: int) -> np.ndarray:
 
     scipy counts in Gray code, in which its point 2^(k+1) - 1 is the direction number of bit k.
     """
-    sequence = qmc.Sobol(dimensions, scramble=False, bits=30)
+    sequence = scipy.stats.qmc.Sobol(dimensions, scramble=False, bits=30)
     points = []
     for bit in range(bits):
         sequence.fast_forward(2 ** (bit + 1) - 1 - sequence.num_generated)

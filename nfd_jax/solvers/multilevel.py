@@ -24,7 +24,7 @@ from collections.abc import Mapping
 from typing import NamedTuple
 
 import numpy as np
-from scipy.stats import t as student
+import scipy
 
 from nfd_jax.solvers.trajectory import ErrorBars
 from nfd_jax.statistics import CONFIDENCE
@@ -135,7 +135,7 @@ class Estimate(NamedTuple):
         total = np.sum(list(parts.values()), axis=0)
         square = np.sum([part**2 / (len(samples[term]) - 1) for term, part in parts.items()], axis=0)
         freedom = np.where(square > 0, total**2 / np.where(square > 0, square, 1), math.inf)
-        quantile = student.ppf(0.5 + CONFIDENCE / 2, np.minimum(freedom, 1e6))
+        quantile = scipy.stats.t.ppf(0.5 + CONFIDENCE / 2, np.minimum(freedom, 1e6))
         mean = np.sum([plan[term] * values for term, values in means.items()], axis=0)
         depth = _of_depth(plan, means, parts, extrapolation) if extrapolation else Bias.none(total)
         resolution = _of_resolution(means, parts) if any(term.refined for term in plan) else Bias.none(total)

@@ -77,7 +77,7 @@ class Trajectory:
       `held_out_outputs`, `held_out_loss`. A single solution has none, and an ensemble its spread.
     - `tolerance_met`: whether an estimate to a tolerance ended within it.
     - `memory_ended`: whether memory kept an estimate from drawing more solutions.
-    - `ranks`: with a resolution, the most directions that queries of one direction have revealed of a matrix by the last
+    - `ranks`: with a resolution, the most directions that queries of one direction revealed of a matrix by the last
       update, and those that its updates took.
     - `axes`: the names that the observe function gives to the axes of its arrays, if any.
 

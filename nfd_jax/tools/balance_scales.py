@@ -10,7 +10,7 @@ from typing import Any
 import equinox as eqx
 import jax
 import jax.numpy as jnp
-from scipy.optimize import brentq
+import scipy
 
 from nfd_jax._checks import finite_float, positive_int
 from nfd_jax._text import in_columns
@@ -232,7 +232,9 @@ def _readout_factor(excess: Callable[[float], float], of: str, paths: Sequence[s
         )
     if low == high:
         return low
-    root: Any = brentq(lambda at: math.log(excess(math.exp(at))), math.log(low), math.log(high), xtol=CLOSE / 10)
+    root: Any = scipy.optimize.brentq(
+        lambda at: math.log(excess(math.exp(at))), math.log(low), math.log(high), xtol=CLOSE / 10
+    )
     return math.exp(root)
 
 

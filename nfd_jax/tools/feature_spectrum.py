@@ -16,8 +16,8 @@ import equinox as eqx
 import jax
 import jax.numpy as jnp
 import numpy as np
+import scipy
 from jax import lax
-from scipy.sparse import linalg
 
 from nfd_jax._checks import check_array, finite_float, positive_int
 from nfd_jax._types import Array, PyTree
@@ -214,9 +214,9 @@ def _leading(apply: Product, first: np.ndarray, count: int) -> tuple[np.ndarray,
     def product(vector: np.ndarray) -> np.ndarray:
         return np.asarray(apply(jnp.asarray(vector.reshape(1, -1), first.dtype))[0])
 
-    operator = linalg.LinearOperator((first.size, first.size), matvec=product, dtype=first.dtype)  # pyright: ignore[reportCallIssue]
+    operator = scipy.sparse.linalg.LinearOperator((first.size, first.size), matvec=product, dtype=first.dtype)  # pyright: ignore[reportCallIssue]
     tolerance = float(np.finfo(first.dtype).eps) ** 0.5
-    values, vectors = linalg.eigsh(operator, k=count, v0=first, tol=tolerance)
+    values, vectors = scipy.sparse.linalg.eigsh(operator, k=count, v0=first, tol=tolerance)
     residuals = np.asarray(apply(jnp.asarray(vectors.T, first.dtype))) - values[:, None] * vectors.T
     order = np.argsort(values)[::-1]
     return values[order], np.linalg.norm(residuals, axis=1)[order]
