@@ -59,8 +59,7 @@ class AbstractDynamics(eqx.Module):
         self, state: PyTree, step: Index, rate: Scalar, inputs: Array, targets: Array, last: Flag = False
     ) -> tuple[PyTree, Record]:
         """The state after the training step of this number on a batch, `(B, d)` and `(B, c)`, at rate eta, and what was
-        seen before it. Steps are taken in order; of the `last` one only what was seen is asked for, and the state may
-        be anything."""
+        seen before it. Steps are taken in order; after a `last` one the state is not asked for, and may be anything."""
 
     @property
     @abstractmethod

@@ -34,7 +34,7 @@ class Data(NamedTuple):
 
     train: Samples
     steps: int  # K
-    batches: np.ndarray  # (K, B), indices of the samples of every step; of one more where a pass follows the last step
+    batches: np.ndarray  # (K, B), indices of the samples of every step; with a last pass, of that too
     full_batch: bool  # every step sees all samples, so that its outputs need no evaluation
     held_out: Samples | None
     evaluate_at: tuple[int, ...]  # steps, for what is held out, and for all samples where batches are not full
