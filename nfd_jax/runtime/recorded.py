@@ -18,7 +18,7 @@ class Recorded(NamedTuple):
     train: list[dict[str, np.ndarray]]  # those of evaluations
     held_out: list[dict[str, np.ndarray]]
     observed: list[dict[str, np.ndarray]]  # before every update, and after the last; empty where nothing is observed
-    ranks: list[dict[str, np.ndarray]]  # at the end: the most directions of a matrix; empty for the exact law
+    ranks: list[dict[str, np.ndarray]]  # after the last update: most directions of a matrix; empty for the exact law
 
     def add(self, seen: Record, count: int, data: Data, step: int) -> None:
         """The first passes of a chunk that begins at a step. One after the last step has seen no batch, but what an
