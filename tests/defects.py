@@ -202,6 +202,34 @@ DEFECTS = [
         (f"{LIMIT}::test_training_on_several_samples", LIMIT),
     ),
     Defect(
+        "matched noise beyond its room",
+        "matrices/matched.py",
+        "lax.cond(used <= most, matched",
+        "lax.cond(used <= 2 * most, matched",
+        ("test_noise.py",),
+    ),
+    Defect(
+        "matched noise along queries of the other direction",
+        "matrices/matched.py",
+        "for row, rows, active in ((same, fresh, remembered), (opposite, *query)):",
+        "for row, rows, active in ((same, fresh, remembered),):",
+        ("test_noise.py",),
+    ),
+    Defect(
+        "evenly spread normals on the points of the input",
+        "dynamics/initial.py",
+        "shared = grid, spread[ends:]",
+        "shared = grid, spread[:-ends]",
+        ("test_limit.py::test_first_step_in_closed_form", "test_limit.py"),
+    ),
+    Defect(
+        "members with offsets of their own",
+        "matrices/basis.py",
+        "return count if self.members is None else lax.pmax(count, self.members)",
+        "return count",
+        ("test_basis.py", "test_network.py::test_members_of_other_ranks"),
+    ),
+    Defect(
         "matched noise along its query",
         "matrices/matched.py",
         "fresh = fresh - product(inner(fresh, rows[0]), rows[0])",
@@ -242,6 +270,13 @@ DEFECTS = [
         "> jnp.maximum(rounding, least)",
         "> rounding",
         ("test_compressed.py::test_fitted_samples_are_evaluated_as_training_has_seen_them",),
+    ),
+    Defect(
+        "compare: a record of any resolution",
+        "studies/compare.py",
+        'more["resolution"] = float(resolution)',
+        'more["resolution"] = 0.0',
+        ("test_compare.py::test_a_resolution_decides_a_record", "test_compare.py"),
     ),
     Defect(
         "no first look",

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import quick, slow
 from scipy.integrate import dblquad
 from scipy.special import ndtr
 from scipy.stats import t as student
@@ -289,8 +290,8 @@ def test_infinite_depth_is_the_limit_of_finite_depth(activation):
 
 
 BRANCHES = [
-    ("inner", "relu", False),
-    ("pre_inner", "tanh", False),
+    slow("inner", "relu", False),
+    slow("pre_inner", "tanh", False),
     ("inner_post", "relu", True),
     ("post", "gelu", False),
 ]
@@ -510,7 +511,7 @@ def test_every_field_against_explicit_generators(closure, eta):
         np.testing.assert_allclose(found, wanted, rtol=0, atol=1e-11 * max(1, np.abs(wanted).max()))
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", quick(CASES, "two blocks", "three samples"))
 @pytest.mark.parametrize("closure", CLOSURES)
 def test_training_of_dense_networks(name, closure):
     """Outputs over several steps."""
@@ -534,6 +535,7 @@ def test_reuse_of_dense_networks():
     assert_mean(small, large, expected, REMAINDER)
 
 
+@pytest.mark.slow
 def test_bias_of_dense_networks_falls_as_one_over_width():
     gram, targets, depth, eta, steps = CASES["three samples"]
     expected = linear_outputs(gram, targets, depth, 1.0, eta, steps)[2]

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import slow
 from hypothesis import given, settings
 
 from nfd_jax.matrices import basis as bases
@@ -151,7 +152,7 @@ def test_order_of_rows_decides(dtype):
     np.testing.assert_allclose(first.directions[:-1], second.directions[:-1], rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("capacity", [RANK + BATCH, 5, 7])
+@pytest.mark.parametrize("capacity", [slow(RANK + BATCH), 5, slow(7)])
 def test_nothing_beyond_the_count_is_read(capacity):
     """Rows past it may hold anything, also where the tiles that are read do not divide the capacity."""
     query = jnp.asarray(np.random.default_rng(3).normal(size=(BATCH, WIDTH)))

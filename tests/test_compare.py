@@ -84,6 +84,7 @@ def test_finished_runs_are_never_run_again(dataset, tmp_path, monkeypatch):
     np.testing.assert_array_equal(more.limit_loss, dataset.limit_loss)
 
 
+@pytest.mark.slow
 def test_batches_and_held_out_samples_are_the_solvers_own(batched):
     shared = {"steps": 6, "learning_rate": 1.0, "progress": False}
     networks = nfd.train_networks(in_batches(), nfd.ResNet(2, "tanh"), width=8, seeds=3, **shared)
@@ -133,12 +134,19 @@ def test_batches_and_held_out_samples_decide_a_record(batched, runs, monkeypatch
     assert not trained
 
 
-def test_a_resolution_is_kept_and_decides_a_record(batched, runs, monkeypatch):
-    """That of limits of more than so many queries, unasked: here of more than four. Networks are dense, and there."""
-    run, made, trained = comparison.Run("coupled", 2), [], comparison._trained
+def test_a_resolution_decides_a_record(monkeypatch):
+    """That of limits of more than so many queries, unasked: here of more than four."""
+    run = comparison.Run("coupled", 2)
     before = comparison.depends_on(in_batches(), LONGER, run)
     monkeypatch.setattr("nfd_jax.solvers.resolution.EXACT", 4)
     assert comparison.depends_on(in_batches(), LONGER, run) == before | {"resolution": RESOLUTION}
+
+
+@pytest.mark.slow
+def test_a_resolution_is_kept(batched, runs, monkeypatch):
+    """That of limits, which are made anew. Networks are dense, and there."""
+    made, trained = [], comparison._trained
+    monkeypatch.setattr("nfd_jax.solvers.resolution.EXACT", 4)
     monkeypatch.setattr(comparison, "_trained", lambda *run: made.append(run[2].kind) or trained(*run))
     found = comparison.compare(in_batches(), LONGER, folder=runs, progress=False)
     assert sorted(made) == ["coupled", "decoupled"]

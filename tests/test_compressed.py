@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import slow
 from helpers import PERMUTATIONS, two_sample_p
 from scipy.stats import f as f_distribution
 from scipy.stats import t as student
@@ -181,8 +182,8 @@ OPTIONS = {
 
 CASES = [
     (nfd.ResNet(3, "tanh"), "coupled", "ends"),
-    (nfd.MLP(2, "tanh"), "decoupled", "neither"),
-    (nfd.ResNet(2, "relu", block="pre_inner"), "coupled", "richness"),
+    slow(nfd.MLP(2, "tanh"), "decoupled", "neither"),
+    slow(nfd.ResNet(2, "relu", block="pre_inner"), "coupled", "richness"),
 ]
 
 
@@ -216,6 +217,7 @@ def test_errors_fall_with_the_resolution():
     assert ranks[0] < ranks[1] < ranks[2] < 50 < max(finest.ranks) <= 96
 
 
+@pytest.mark.slow
 def test_the_law_of_networks():
     """Mean and standard deviation of outputs at every step, at a quarter of the resolution of long runs and with
     tied networks. False alarm 5e-5 (exact permutation test)."""
@@ -244,6 +246,7 @@ def test_the_law_of_networks_over_fifty_steps(width):
 # ------------------------------------------------------------------ estimates
 
 
+@pytest.mark.slow
 def test_error_bars_of_long_training():
     """Against the exact recursion of a linear network; standard errors at a false-alarm rate of 5e-5 over all entries,
     and what the bars say of the resolution, which they measure."""
@@ -263,6 +266,7 @@ def test_error_bars_of_long_training():
     assert np.all(run.errors["loss"].resolution_error[1:] > 0)
 
 
+@pytest.mark.slow
 def test_two_grids_on_one_path_have_ranks_of_their_own():
     """And differ no more than those of the exact law do: the ratio of two standard deviations of 24 differences each
     on the same noise, within what independent ones have at 5e-5."""
@@ -301,6 +305,7 @@ def test_capacity_grows_and_changes_nothing(monkeypatch):
     np.testing.assert_array_equal(grown[8].observed["ranks"][-2][:2].max(), grown[8].ranks[0])
 
 
+@pytest.mark.slow
 def test_members_have_ranks_of_their_own(monkeypatch):
     """Side by side they share offsets, and each has its numbers."""
     monkeypatch.setattr(initial, "MOST_ROOM", 8)
@@ -312,6 +317,7 @@ def test_members_have_ranks_of_their_own(monkeypatch):
         np.testing.assert_allclose(together.outputs[seed], alone.outputs[0], atol=1e-9)
 
 
+@pytest.mark.slow
 def test_matched_noise_lasts_as_long_as_there_is_room():
     """With few particles it is plain from some step on, and the run goes on."""
     few = long_run(0.01, particles=128, noise="matched")
@@ -320,6 +326,7 @@ def test_matched_noise_lasts_as_long_as_there_is_room():
     assert np.abs(few.outputs[0]).max() < 0.1 * np.abs(long_run(0.01).outputs[0]).max()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_ends_with_the_same_bits(tmp_path, monkeypatch):
     """After its capacity has grown."""
     monkeypatch.setattr(initial, "MOST_ROOM", 8)
@@ -403,7 +410,7 @@ def test_rows_that_do_not_fit_are_not_written_over_others():
     assert norms(hidden.revealed[0].queries[1]).all()
 
 
-@pytest.mark.parametrize("held_out", [False, True])
+@pytest.mark.parametrize("held_out", [False, slow(True)])
 def test_fitted_samples_are_evaluated_as_training_has_seen_them(held_out):
     """What was dropped of them is not drawn at the end, where a loss of 1e-9 would become one of resolution^4."""
     task = nfd.datasets.digits(4)
@@ -415,6 +422,7 @@ def test_fitted_samples_are_evaluated_as_training_has_seen_them(held_out):
     np.testing.assert_allclose(shorter.outputs, longer.outputs[:101], rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.slow
 def test_a_run_that_memory_ends_keeps_what_it_has(monkeypatch):
     """With an outcome that says so, a way out, and the numbers of the steps that there were."""
     monkeypatch.setattr(initial, "MOST_ROOM", 12)

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import xarray as xr
+from cases import slow
 from helpers import sampling_bound
 
 import nfd_jax as nfd
@@ -60,7 +61,7 @@ def test_sensitivity_by_a_small_step(equal):
     assert float(found) == pytest.approx(expected, rel=1e-4)
 
 
-@pytest.mark.parametrize(("architecture", "depth"), [("mlp", 6), ("resnet", 9)])
+@pytest.mark.parametrize(("architecture", "depth"), [slow("mlp", 6), ("resnet", 9)])
 def test_the_angle_of_wide_networks(architecture, depth):
     """The closed form, within the sampling error of 64 networks and a correction of the order of L/n."""
     seeds, width = 64, 160

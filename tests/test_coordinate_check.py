@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import slow
 from own_model import ROLES, Network
 
 import nfd_jax as nfd
@@ -76,7 +77,7 @@ def failed(found):
     return {(row.quantity, row.name, row.axis) for row in found.failures}
 
 
-@pytest.mark.parametrize(("parametrization", "optimizer"), [("depth_mup", "adam"), ("complete_p", "sgd")])
+@pytest.mark.parametrize(("parametrization", "optimizer"), [slow("depth_mup", "adam"), ("complete_p", "sgd")])
 def test_right_networks_pass(parametrization, optimizer):
     """Sixteen outputs on four samples, so that few seeds decide every line."""
     found = check(parametrization, optimizer=optimizer)
@@ -86,9 +87,9 @@ def test_right_networks_pass(parametrization, optimizer):
 @pytest.mark.parametrize(
     ("name", "model", "optimizer"),
     [
-        ("depth_mup", nfd.ResNet(1, "relu"), "sgd"),
-        ("complete_p", nfd.ResNet(1, "relu", block="post", centred=True), "adam"),
-        ("depth_mup_corrected", nfd.ResNet(1, "tanh", block="inner"), "adam"),
+        slow("depth_mup", nfd.ResNet(1, "relu"), "sgd"),
+        slow("complete_p", nfd.ResNet(1, "relu", block="post", centred=True), "adam"),
+        slow("depth_mup_corrected", nfd.ResNet(1, "tanh", block="inner"), "adam"),
         ("mup", nfd.MLP(2, "tanh"), "adam"),
     ],
 )
@@ -143,7 +144,7 @@ def test_networks_of_this_package(name, model, optimizer):
     assert found.passed, str(found)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("optimizer", [slow("adam"), "sgd"])
 def test_a_frozen_role(optimizer):
     """Its effective update is exactly zero, and all other lines have the slopes of what still trains."""
     row = resolve("depth_mup_corrected")

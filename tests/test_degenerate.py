@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import slow
 from helpers import final_state, input_coordinates, prepare, run
 
 import nfd_jax as nfd
@@ -184,9 +185,8 @@ def single_normals(monkeypatch):
     jax.clear_caches()
 
 
-@pytest.mark.parametrize(
-    ("activation", "noise"), [("relu", "matched"), pytest.param("tanh", "plain", marks=pytest.mark.slow)]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("activation", "noise"), [("relu", "matched"), ("tanh", "plain")])
 def test_small_rates_keep_the_response_in_single_precision(activation, noise, single_normals):
     """What a step moves is below ten roundings of a query, and reveals nothing: its response has to count all the same.
 
@@ -249,7 +249,7 @@ def test_what_is_not_finite_stays_so_apart_for_training_and_held_out(kind):
     assert np.isnan(held_out.loss[1])  # weights that one sample has made NaN are so for all
 
 
-@pytest.mark.parametrize("solve", [nfd.solve_network, nfd.train_networks])
+@pytest.mark.parametrize("solve", [nfd.solve_network, slow(nfd.train_networks)])
 def test_overflow_is_not_finite(solve):
     """A row of no scale in depth, whose features outgrow float32."""
     task = nfd.datasets.digits(2)

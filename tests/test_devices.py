@@ -196,6 +196,7 @@ SIZES = "--depths 1 --widths 8 --steps 2 --samples 2 --seeds 3 --limit-seeds 2 -
 SMALL = ("compare", *SIZES.split(" "))
 
 
+@pytest.mark.slow
 def test_the_command_on_two_processes(tmp_path):
     """Process 0 prints and writes, and the dataset is that of one process."""
     port, folders = free_port(), {name: tmp_path / name for name in ("alone", "0", "1")}

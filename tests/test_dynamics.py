@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from cases import slow
 from helpers import prepare, run_both
 
 import nfd_jax as nfd
@@ -183,7 +184,7 @@ def test_much_that_is_observed_makes_chunks_short(task, monkeypatch):
 # ------------------------------------------------------------------ ensembles of limits
 
 
-@pytest.mark.parametrize("noise", ["matched", "plain"])
+@pytest.mark.parametrize("noise", [slow("matched"), "plain"])
 def test_members_of_a_limit_are_its_solutions(task, noise):
     options = {"particles": 160, "steps": 3, "noise": noise}
     together = nfd.solve_limit(task, MODEL, seeds=[4, 1, 7], **options)

@@ -7,6 +7,7 @@ from dataclasses import replace
 import jax
 import numpy as np
 import pytest
+from cases import slow
 from scipy.stats import t as student
 
 import nfd_jax as nfd
@@ -113,7 +114,7 @@ def bound(run):
     return quantile * bars.standard_error + bars.discretisation_error + 1e-12
 
 
-@pytest.mark.parametrize("closure", CLOSURES)
+@pytest.mark.parametrize("closure", ["coupled", slow("decoupled")])
 def test_the_linear_network_under_complete_p(closure):
     """Whatever the closure: where branches fall as 1/L, responses through the stream fade."""
     task = nfd.Task(np.linalg.cholesky(GRAM) * 2**0.5, TARGETS)
@@ -125,10 +126,8 @@ def test_the_linear_network_under_complete_p(closure):
     assert np.all(np.abs(run.outputs[..., 0] - flow()).max() < np.abs(complete_p(4, closure) - flow()).max())
 
 
-@pytest.mark.parametrize(
-    ("block", "closure", "share"),
-    [("inner", "coupled", 2), pytest.param("inner_post", "decoupled", 1, marks=pytest.mark.slow)],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("block", "closure", "share"), [("inner", "coupled", 2), ("inner_post", "decoupled", 1)])
 def test_first_step_of_linear_two_matrix_blocks_under_complete_p(block, closure, share):
     """f_1 = eta <x, x> <g, g> summed over the matrices, at any eta: features move along V alone, to which the inputs
     are orthogonal. The inner matrix moves images by W2^T V, which W2 takes back to V where it is the same matrix."""

@@ -6,6 +6,7 @@ import math
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import slow
 from helpers import sampling_bound, standard_error
 
 import nfd_jax as nfd
@@ -77,7 +78,7 @@ def test_later_steps_of_one_input(closure):
     assert bound.max() < 0.01 * expected[1]
 
 
-@pytest.mark.parametrize("closure", CLOSURES)
+@pytest.mark.parametrize("closure", ["coupled", slow("decoupled")])
 def test_training_on_several_samples(closure):
     rng = np.random.default_rng(1)
     inputs, targets = rng.normal(size=(3, 5)), np.array([1.0, -1.0, 0.5])
@@ -91,6 +92,7 @@ def test_training_on_several_samples(closure):
     assert np.all(np.abs(found.mean(0) - other)[1:].max(axis=1) > 4 * bound.max())  # the closures are told apart
 
 
+@pytest.mark.slow
 def test_matched_noise_removes_most_error():
     """First step of the linear network: standard deviations, whose ratio is known to a factor of three with 16 seeds
     each."""
@@ -99,6 +101,7 @@ def test_matched_noise_removes_most_error():
     assert 0.01 < plain < 0.1  # of order 1 / sqrt(n)
 
 
+@pytest.mark.slow
 def test_even_spread_removes_most_error_of_relu():
     """After four steps, 16 seeds each: a ratio of 10, known to a quarter; 2.3 where only linear functions match."""
     plain, matched = (outputs(observed("relu", noise))[:, -1].var(0).mean() ** 0.5 for noise in ("plain", "matched"))
@@ -133,8 +136,8 @@ def initial(activation, noise):
     return np.stack([[run.observed[name][0] for name in ("features", "gradients")] for run in runs])
 
 
-@pytest.mark.parametrize("noise", ["plain", "matched"])
-@pytest.mark.parametrize("activation", ["relu", "tanh"])
+@pytest.mark.parametrize("noise", ["plain", slow("matched")])
+@pytest.mark.parametrize("activation", ["relu", slow("tanh")])
 def test_kernels_before_training(activation, noise):
     """At the same finite depth, within the error over seeds and a bias of KERNEL_BIAS / n of the largest kernel."""
     exact = analytic.initial_kernels(activation, INPUTS @ INPUTS.T / 3, DEPTH)
@@ -201,7 +204,7 @@ def test_longer_runs_begin_as_shorter_ones():
 # ------------------------------------------------------------------ where matched noise gives way
 
 
-@pytest.mark.parametrize(("tolerance", "least"), [(None, 68), (0.5, 272)])
+@pytest.mark.parametrize(("tolerance", "least"), [(None, 68), slow(0.5, 272)])
 def test_matched_noise_gives_way_with_a_warning(tolerance, least):
     """Once, naming the particles from which on it holds: by hand 4 (c + 2 K B + 2 B), and an estimate compares with a
     quarter of them. Where something is observed it is no sooner."""

@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import slow
 from helpers import final_state, input_coordinates, prepare
 
 import nfd_jax as nfd
@@ -230,7 +231,7 @@ def test_members_side_by_side_are_read_as_one_is():
 # ------------------------------------------------------------------ space by rank
 
 
-@pytest.mark.parametrize("matched", [False, True])
+@pytest.mark.parametrize("matched", [False, slow(True)])
 def test_a_repeated_sample_takes_no_space(matched):
     """Every sample twice, after all others: the same training, the same numbers, and as many directions."""
     rng, samples = np.random.default_rng(2), 2
@@ -290,6 +291,7 @@ def trained_by_hand(members, key, blocks):
     return jnp.stack(images), matrices.effective_images(every), matrices.ranks
 
 
+@pytest.mark.slow
 def test_members_with_ranks_of_their_own():
     """Each has the numbers that it has alone, whatever the ranks of the others."""
     blocks = np.random.default_rng(3).normal(size=(3, 3, 2, 2, WIDTH))  # members, steps, directions, batch

@@ -10,6 +10,7 @@ import sys
 import jax
 import numpy as np
 import pytest
+from cases import slow
 
 import nfd_jax as nfd
 from nfd_jax.matrices.matched import least_width
@@ -40,13 +41,13 @@ def compiled(solver, width):
     return lowered.compile({"xla_disable_hlo_passes": ""})  # all that users have
 
 
-SOLVERS = pytest.mark.parametrize("solver", ["limit", "network", "long limit", "long network"])
+SOLVERS = pytest.mark.parametrize("solver", ["limit", "network", "long limit", slow("long network")])
 BASIS = {"limit": DEPTH * STEPS * SAMPLES * WIDTH * 8}  # bytes
 BASIS["long limit"] = BASIS["limit"]  # of a capacity for as many
 BASIS["network"] = BASIS["long network"] = MEMBERS * BASIS["limit"]
 
 
-@pytest.mark.parametrize("solver", ["limit", "network"])
+@pytest.mark.parametrize("solver", ["limit", slow("network")])
 def test_memory_doubles_with_the_width(solver):
     """What does not grow, the learned coordinates and factors of a block, is a few percent here."""
     small, large = (compiled(solver, width).memory_analysis() for width in (WIDTH, 2 * WIDTH))

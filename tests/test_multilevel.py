@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import slow
 from scipy.stats import binom
 from scipy.stats import t as student
 
@@ -163,7 +164,7 @@ def linear(closure, depth, **options):
     return nfd.solve_limit(linear_task(), nfd.ResNet(depth, "identity"), closure=closure, **options)
 
 
-@pytest.mark.parametrize("closure", CLOSURES)
+@pytest.mark.parametrize("closure", ["coupled", slow("decoupled")])
 def test_infinite_depth_of_the_linear_network(closure):
     """Against the exact recursion at n = L = infinity. Standard errors are allowed for at a false-alarm rate of 5e-5
     over all entries; the rest is what the error bars say of the discretisation."""
@@ -183,6 +184,7 @@ def test_infinite_depth_of_the_linear_network(closure):
     assert run.tolerance_met is None
 
 
+@pytest.mark.slow
 def test_finite_depth_has_no_discretisation_error():
     run = linear("coupled", SHARED, tolerance=0.05)
     expected = analytic.linear_outputs(GRAM, TARGETS, SHARED, 1.0, 0.4, 3, "coupled")
@@ -217,6 +219,7 @@ def test_the_last_depth_ends_an_estimate(monkeypatch):
     assert run.errors["loss"].discretisation_error.max() > 1e-6
 
 
+@pytest.mark.slow
 def test_every_quantity_has_error_bars():
     rng = np.random.default_rng(0)
     held_out = nfd.Task(rng.normal(size=(2, 3)), np.array([0, 2]), loss="cross_entropy", classes=3)
@@ -438,7 +441,7 @@ def test_a_difference_of_resolutions_is_of_one_noise(monkeypatch):
     assert sorted(seen.values()) == sorted(expected)
 
 
-@pytest.mark.parametrize("budget", [1e-3, 20.0, 100.0, 300.0, 1000.0, 3000.0])
+@pytest.mark.parametrize("budget", [1e-3, 20.0, 100.0, 300.0, 1000.0, slow(3000.0)])
 def test_a_budget_is_exceeded_by_what_has_begun(monkeypatch, budget):
     """By one replicate, beyond the least that a first answer needs."""
     clock = Clock()

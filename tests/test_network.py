@@ -5,6 +5,7 @@ import functools
 import numpy as np
 import optax
 import pytest
+from cases import slow
 from helpers import PERMUTATIONS, two_sample_p
 
 import nfd_jax as nfd
@@ -47,6 +48,7 @@ def test_law_tells_tied_from_untied():
     assert two_sample_p(outputs("solve", "tied", 64, "tanh"), outputs("train", "untied", 64, "tanh")) == SMALLEST
 
 
+@pytest.mark.slow
 def test_law_with_more_queries_than_neurons():
     """Sixteen queries of matrices of width 8: the rank of both bases ends, and the law is still that of networks."""
     solved = outputs("solve", "tied", 8, "tanh")
@@ -64,6 +66,7 @@ OPTIONS = (
 )
 
 
+@pytest.mark.slow
 def test_law_with_every_layer_trained():
     """Inputs enter the solver in coordinates of their span, and decay shrinks what is not revealed yet."""
     task = nfd.datasets.digits(4)
@@ -74,7 +77,7 @@ def test_law_with_every_layer_trained():
     assert two_sample_p(*run) > SMALLEST
 
 
-@pytest.mark.parametrize("replacement", [False, True])
+@pytest.mark.parametrize("replacement", [slow(False), True])
 def test_law_of_minibatches(replacement):
     """Queries of changing samples (repeated within a batch, with replacement); evaluations that are not stored, whose
     law is asked about step by step."""

@@ -5,6 +5,7 @@ from functools import partial
 import numpy as np
 import optax
 import pytest
+from cases import slow
 
 import nfd_jax as nfd
 from nfd_jax._checks import Outcome
@@ -36,7 +37,7 @@ def test_limit_that_diverges(task):
     assert run.to_dataset().diverged_at == run.diverged_at
 
 
-@pytest.mark.parametrize("solver", ["dense", "adam", "revealed", "compressed", "limit"])
+@pytest.mark.parametrize("solver", ["dense", "adam", "revealed", slow("compressed"), "limit"])
 def test_a_run_of_which_nothing_is_left_ends_early(task, solver, monkeypatch):
     """Its numbers are those of all steps: of mini-batches, evaluations and samples held out too."""
     monkeypatch.setattr(loop, "TICK", 1e9)

@@ -134,6 +134,29 @@ def test_room():
         assert least_width(batch, steps, outputs, evaluated) == width
 
 
+def test_noise_is_plain_from_where_room_ends():
+    """Of long training: one readout, two rows a step, two of the query and two of the block, by hand up to a quarter of
+    64 particles. What comes later is what plain noise has, and constrains nothing."""
+    width, steps, rng = 64, 8, np.random.default_rng(2)
+    initial = orthonormalise(jnp.asarray(rng.normal(size=(1, width))), jnp.zeros(1)).directions
+    key = jax.random.key(5)
+    noise = MatchedNoise.create(key, initial, 1, steps * BATCH)
+
+    @jax.jit
+    def draw(noise, step, rows):
+        return noise.draw(FORWARD, jnp.asarray(0), step, rows, keep=True, needed=jnp.asarray(True))
+
+    plain = []
+    for step in range(steps):
+        rows = orthonormalise(jnp.asarray(rng.normal(size=(BATCH, width))), jnp.zeros(BATCH)).directions
+        fresh, noise = draw(noise, jnp.asarray(step), rows)
+        normals, _ = PlainNoise(key).draw(FORWARD, jnp.asarray(0), jnp.asarray(step), rows, keep=True)
+        plain.append(np.array_equal(fresh, normals))
+        assert plain[-1] or overlap(fresh, initial) < ROUNDING
+    assert plain == [1 + 2 * step + 2 * 2 > 64 / 4 for step in range(steps)] == 6 * [False] + 2 * [True]
+    assert np.asarray(noise.known.counts.values).tolist() == [1 + 2 * 6, 1 + 2 * 6]
+
+
 def test_plain_noise_is_normal_and_addressed():
     """Standard normals, other ones at every address, the same ones at the same."""
     key, like = jax.random.key(0), jnp.zeros((4, 1000))

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import quick
 from helpers import layers_of, prepare, run_both, sampling_bound, two_sample_p
 
 import nfd_jax as nfd
@@ -193,6 +194,7 @@ def measured_responses(run, depth, steps):
     return np.stack(values, axis=2) * depth**-0.5
 
 
+@pytest.mark.slow
 def test_signed_response_of_linear_networks():
     """Networks of width n and 2n, extrapolated in 1/n, against the responses A and B of the limit."""
     depth, rate, steps, expected = 4, 0.7, 4, expected_responses(4, 0.7, 4)
@@ -324,7 +326,7 @@ ROADS = {
 }
 
 
-@pytest.mark.parametrize("name", ROADS)
+@pytest.mark.parametrize("name", quick(ROADS, "post, untied", "pre_inner", "mlp, sp"))
 def test_effective_images_of_all_roads(name):
     """One network on three roads, with momentum and decay: autodiff, explicit passes and revealed matrices."""
     (model, row, untied), task, width = ROADS[name], nfd.datasets.digits(3), 48

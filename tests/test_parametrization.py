@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import quick, slow
 from helpers import copied, final_state, layers_of, prepare, run_both, two_sample_p
 
 import nfd_jax as nfd
@@ -169,7 +170,7 @@ def test_a_role_of_rate_zero_does_not_move(role, untied):
         assert bool(jnp.all(now == start[other])) == (other is role), other
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adam"])
+@pytest.mark.parametrize("optimizer", ["sgd", slow("adam")])
 def test_twice_the_rate(optimizer):
     """Of every role is twice eta; of one it is not."""
     options = {"learning_rate": 0.02, "epsilon": 0.1} if optimizer == "adam" else {"learning_rate": 0.2}
@@ -213,7 +214,7 @@ def trained(row, optimizer, **options):
 
 
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
-@pytest.mark.parametrize("name", ["sp", "depth_mup_corrected"])
+@pytest.mark.parametrize("name", ["sp", slow("depth_mup_corrected")])
 def test_a_shift_changes_nothing(name, optimizer):
     """A factor moved between multiplier, standard deviation, rate and Adam's eps, in every role: five steps in float64
     differ by rounding. Adam's eps of 0.1 is felt."""
@@ -225,6 +226,7 @@ def test_a_shift_changes_nothing(name, optimizer):
     np.testing.assert_allclose(trained(row, optimizer, **options), plain, rtol=0, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factor", [0.0, 3.0])
 def test_a_shift_changes_nothing_where_rates_have_factors(factor):
     """Explicit passes, which want images of size 1 whatever their convention, and autodiff; shifts with factors."""
@@ -243,6 +245,7 @@ def test_a_shift_changes_nothing_where_rates_have_factors(factor):
     nfd.limit_dynamics(task, model, parametrization=row, particles=128)  # powers of n that cancel to rounding
 
 
+@pytest.mark.slow
 def test_eps_has_to_move():
     """So that the test above sees a shift that forgets it; likewise the rate."""
     row = resolve("depth_mup")
@@ -274,7 +277,7 @@ LAWS = {
 }
 
 
-@pytest.mark.parametrize("name", LAWS)
+@pytest.mark.parametrize("name", quick(LAWS, "pre_inner, ntp"))
 def test_both_engines_have_one_law(name):
     """Means and standard deviations of outputs after three steps, over 400 networks of width 24 each; false alarm
     5e-5."""
@@ -296,6 +299,7 @@ def test_first_step_of_a_deep_linear_mlp(closure, expected):
     assert run.outputs[1, 0, 0] == pytest.approx(0.1 * expected, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_deep_mlp_to_a_tolerance():
     run = nfd.solve_limit(nfd.datasets.digits(2), nfd.MLP(3, "tanh"), steps=2, tolerance=0.02)
     assert run.tolerance_met
@@ -394,12 +398,12 @@ def first_updates(name, optimizer, width, depth):
 @pytest.mark.parametrize(
     ("name", "optimizer"),
     [
-        ("sp", "sgd"),
-        ("ntp", "adam"),
-        ("depth_mup", "sgd"),
-        ("depth_mup_corrected", "sgd"),
+        slow("sp", "sgd"),
+        slow("ntp", "adam"),
+        slow("depth_mup", "sgd"),
+        slow("depth_mup_corrected", "sgd"),
         ("depth_mup_corrected", "adam"),
-        ("complete_p", "adam"),
+        slow("complete_p", "adam"),
     ],
 )
 def test_first_updates_have_the_stated_exponents(name, optimizer):

@@ -108,6 +108,7 @@ def expected_parts():
     return np.tril(found, -1), np.array(expected)
 
 
+@pytest.mark.slow
 def test_parts_of_linear_networks():
     """Networks of width n and 2n, extrapolated in 1/n, against the exact sensitivities of the limit."""
     expected, totals = expected_parts()

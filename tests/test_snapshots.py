@@ -3,6 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import quick
 
 import nfd_jax as nfd
 from nfd_jax import observables
@@ -23,7 +24,7 @@ def observe(sweep):
     return {"f": sweep.outputs, "h": (sweep.features**2).mean(-1), "updates": sweep.step}
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", quick(SOLVERS, "limit", "dense"))
 def test_all_states_are_seen(task, solver):
     """Full batches: what is observed has the outputs of every step, the last one too, and does not change the run, even
     with the fewest particles that matched noise takes."""
@@ -47,7 +48,7 @@ def test_the_last_batch_is_that_of_a_longer_schedule(task, replacement):
     assert run.batch_loss.shape == (2, STEPS)
 
 
-@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("solver", quick(SOLVERS, "limit", "dense"))
 def test_a_longer_run_has_the_same_snapshots(task, solver):
     task = task.minibatches(2, seed=1)
     options = {"observe": observe} | ({"noise": "plain"} if solver == "limit" else {})

@@ -11,6 +11,7 @@ from threading import Barrier
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import slow
 
 import nfd_jax as nfd
 from nfd_jax.runtime import claims, loop, memory, store
@@ -114,7 +115,7 @@ def test_a_checkpoint_writes_what_is_new(kind, tmp_path, monkeypatch):
         assert [len(array) for array in losses] == 2 * STEPS * [1]  # outputs and loss
 
 
-@pytest.mark.parametrize("resolution", [0.0, 0.1])
+@pytest.mark.parametrize("resolution", [0.0, slow(0.1)])
 def test_resumed_estimates_end_with_the_same_bits(tmp_path, monkeypatch, resolution):
     monkeypatch.setattr(multilevel, "PILOT", 3)
     monkeypatch.setattr(multilevel, "PILOT_DIFFERENCES", 3)
@@ -213,6 +214,7 @@ def test_functions_of_one_name_are_told_apart(tmp_path, monkeypatch):
             run(2.0, 4)
 
 
+@pytest.mark.slow
 def test_processes_do_not_share_a_half_written_file(tmp_path):
     """Two that write one archive: each replaces it by a whole one."""
     program = (

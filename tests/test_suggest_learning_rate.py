@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from cases import slow
 from helpers import sampling_bound
 from scipy.special import softmax
 
@@ -62,11 +63,11 @@ def dense_sharpness(task, model, row, width, seed, trained, richness):
     ("model", "row", "loss", "options"),
     [
         (nfd.ResNet(3, "tanh"), "depth_mup", "mse", {}),
-        (nfd.ResNet(3, "tanh"), "mup", "one output", {"train_input": True, "train_readout": True}),
-        (nfd.ResNet(2, "gelu", block="post", centred=True), "complete_p", "cross_entropy", {"train_readout": True}),
+        slow(nfd.ResNet(3, "tanh"), "mup", "one output", {"train_input": True, "train_readout": True}),
+        slow(nfd.ResNet(2, "gelu", block="post", centred=True), "complete_p", "cross_entropy", {"train_readout": True}),
         (nfd.ResNet(2, "relu", block="inner"), "depth_mup_corrected", "mse", {"richness": 0.5}),
         (nfd.ResNet(2, "tanh", block="inner_post"), "sp", "cross_entropy", {"train_input": True, "richness": 2.0}),
-        (nfd.MLP(3, "relu"), "ntp", "cross_entropy", {"train_input": True, "train_readout": True}),
+        slow(nfd.MLP(3, "relu"), "ntp", "cross_entropy", {"train_input": True, "train_readout": True}),
     ],
 )
 def test_sharpness_of_the_dense_kernel(model, row, loss, options):
