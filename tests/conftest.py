@@ -4,7 +4,7 @@ Most tests run programs of a few milliseconds that take seconds to compile, so t
 are not optimised, but in tests marked `optimised`, which take longer to run or are about programs themselves, and a
 program is compiled once for all workers, child processes and later runs, which find it in `.programs`. `OPTIMISED=1
 pytest` compiles everything as users do, as `.ci/wheel` does. `CHECKED=1 pytest` checks the type and the shape of every
-argument and result of the package, for a tenth more time, as `.ci/newest` and `.ci/oldest` do.
+argument and result of the package, for a fifth more time, as `.ci/newest` and `.ci/oldest` do.
 """
 
 import contextlib
@@ -22,7 +22,8 @@ if not OPTIMISED:  # read when jax starts
     # moving what is invariant out of loops runs some fifteen times, a sixth of compilation; tests of memory, which that
     # decides on, have it
     flags = ["--xla_cpu_parallel_codegen_split_count=1", "--xla_disable_hlo_passes=while-loop-invariant-code-motion"]
-    if version("jaxlib").startswith("0.10."):  # later ones end at once, as they do not know it
+    # later ones end at once, as they do not know it, and take three times as long for a step
+    if version("jaxlib").startswith("0.10."):
         flags.append("--xla_cpu_use_fusion_emitters=false")
     os.environ |= {"XLA_FLAGS": " ".join(flags), "JAX_DISABLE_MOST_OPTIMIZATIONS": "true"}
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # set by the first process; the others inherit it
