@@ -14,6 +14,7 @@ import sys
 
 import numpy as np
 import pytest
+from cases import slow
 from strict import STRICT
 
 from nfd_jax.io import records
@@ -102,7 +103,7 @@ def rounding(scale, depth=DEPTH, steps=STEPS, width=WIDEST):
     return 16 * 2 * depth * (steps + 1) * width * np.finfo(np.float64).eps * scale
 
 
-@pytest.fixture(scope="module", params=["quick", pytest.param("slow", marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=["quick", slow("slow")])
 def solved(request, tmp_path_factory):
     """Several solvers, on one device and on eight."""
     folder = tmp_path_factory.mktemp("solved")

@@ -12,7 +12,7 @@ import laws
 import numpy as np
 import pytest
 import xarray as xr
-from cases import slow
+from cases import quick
 
 from nfd_jax import statistics, studies
 from nfd_jax.io import cli, records
@@ -307,28 +307,8 @@ def as_users():
         yield
 
 
-LONG = (  # over eight seconds, of several limits each
-    "width",
-    "depth",
-    "independence",
-    "degeneracy",
-    "reuse",
-    "scaling",
-    "collapse",
-    "transfer",
-    "identity",
-    "isometry",
-    "control",
-    "regimes",
-    "persistence",
-    "nonlinearity",
-    "plane",
-    "diversity",
-    "stability",
-)
-
-
-@pytest.mark.parametrize("name", [slow(name) if name in LONG else name for name in studies.STUDIES])
+# the others take over eight seconds, of several limits each
+@pytest.mark.parametrize("name", quick(studies.STUDIES, "updates", "alignment", "interaction"))
 def test_every_study_runs_and_resumes(name, tmp_path):
     """From nothing to a written report; a second run measures nothing, and finds the same."""
     study = studies.STUDIES[name]
